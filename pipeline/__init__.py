@@ -1,0 +1,1 @@
+"""Raw request logs in, published daily and monthly rollups out."""

@@ -1,0 +1,94 @@
+"""Where everything lies below the data root: the only place that spells a path.
+
+A month is its first day, as a `date`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one data root."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """What the gateway wrote. Only ever read."""
+        return self.root / "raw"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
+
+    @property
+    def rejected(self) -> Path:
+        return self.root / "rejected"
+
+    @property
+    def daily(self) -> Path:
+        return self.root / "daily"
+
+    @property
+    def rollups(self) -> Path:
+        """The published Delta table."""
+        return self.root / "rollups"
+
+    @property
+    def scratch(self) -> Path:
+        """One folder a run, for what is not finished yet."""
+        return self.root / "scratch"
+
+    @property
+    def last_run(self) -> Path:
+        """The newest run's report, for `keytally status`. Advice, not truth: the ledger is."""
+        return self.root / "last_run.json"
+
+    def events_of(self, day: date) -> Path:
+        return self.events / f"day={day}"
+
+    def daily_of(self, day: date) -> Path:
+        return self.daily / f"day={day}"
+
+
+def rollup_folder(rollup: str, month: date | None) -> str:
+    """Folder of a published partition, relative to the Delta table."""
+    return f"rollup={rollup}" if month is None else f"rollup={rollup}/month={month_name(month)}"
+
+
+def month_of(day: date) -> date:
+    """The month of `day`: its first day."""
+    return day.replace(day=1)
+
+
+def month_name(month: date) -> str:
+    """`2025-11`."""
+    return f"{month:%Y-%m}"
+
+
+def last_day_of(month: date) -> date:
+    """The last day of the month of which `month` is the first."""
+    return (month + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+
+
+def days_between(first_day: date, last_day: date) -> Iterator[date]:
+    """Every day from `first_day` to `last_day`, both included."""
+    for offset in range((last_day - first_day).days + 1):
+        yield first_day + timedelta(days=offset)
+
+
+def checksum_of(path: Path) -> str:
+    """The checksum that stands in the names of our files: 32 hex digits of the SHA-256 of their bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def stated_checksum(path: Path | str) -> str:
+    """The checksum a file's name promises: the part of its stem behind the last dash."""
+    return Path(path).stem.rpartition("-")[2]

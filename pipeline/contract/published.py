@@ -1,0 +1,68 @@
+"""What the current version publishes: which file holds which rollup of which month."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+APPLICATION = "keytally"  # names our transactions in the Delta log
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One published Parquet file. Its name ends in its checksum, and its bytes never change."""
+
+    rollup: str
+    month: date | None
+    path: str  # relative to the Delta table
+    size: int  # bytes
+    published_at: datetime  # UTC; when the publication that brought it was committed
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One version of everything published. Version 0 is a table in which nothing has been published yet."""
+
+    version: int
+    generation: int  # counts our commits; two commits cannot both follow one generation
+    files: Mapping[tuple[str, date | None], PublishedFile]
+
+
+NOTHING_PUBLISHED = Publication(version=0, generation=0, files={})
+
+
+def open_published(rollups: Path) -> DeltaTable | None:
+    """A handle on the published table at its newest version; None where nothing was ever published.
+
+    Raises deltalake.exceptions.DeltaError when there is a table but it cannot be read.
+    """
+    log = rollups / "_delta_log"
+    if not log.is_dir() or not any(log.glob("*.json")):
+        return None
+    return DeltaTable(rollups)
+
+
+def publication_of(table: DeltaTable) -> Publication:
+    """What the handle's version publishes.
+
+    Raises ValueError when a rollup's month would be held by two files: no reader may sum them.
+    """
+    files: dict[tuple[str, date | None], PublishedFile] = {}
+    for added in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+        month = added.get("partition.month")
+        file = PublishedFile(
+            rollup=added["partition.rollup"],
+            month=date.fromisoformat(f"{month}-01") if month else None,
+            path=added["path"],
+            size=added["size_bytes"],
+            published_at=datetime.fromtimestamp(added["modification_time"] / 1000, UTC),
+        )
+        if (file.rollup, file.month) in files:
+            raise ValueError(f"two published files hold {file.rollup} of {month}")
+        files[file.rollup, file.month] = file
+    return Publication(table.version(), table.transaction_version(APPLICATION) or 0, files)

@@ -1,0 +1,154 @@
+"""Settings: read once from the environment, checked, then passed in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. `str()` of it names the variable and what it may be, in one line."""
+
+    def __init__(self, variable: str, value: str, expected: str) -> None:
+        super().__init__(f"{variable} is {value!r}, but must be {expected}")
+        self.variable = variable
+        self.value = value
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """At most `amount` requests in every `seconds` seconds."""
+
+    amount: int
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a deployment can choose.
+
+    data: the data root, a folder. keys: the registry of reading keys. schedule: cron line of the nightly flow, UTC.
+    rate_limit: None when switched off. refresh_seconds: a server sees a publication within this time.
+    memory_limit: bytes the rollup engine may use.
+    """
+
+    data: Path
+    keys: Path
+    currency: str
+    schedule: str
+    rate_limit: RateLimit | None
+    rate_limit_store: str | None
+    refresh_seconds: float
+    memory_limit: int
+    threads: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """The settings in `environment` (default: the process's own); an empty variable counts as unset.
+
+        Raises SettingsError for the first value that cannot be used.
+        """
+        given = os.environ if environment is None else environment
+
+        def read(variable: str, default: str, parse: Callable[[str], _T | None], expected: str) -> _T:
+            value = given.get(variable) or default
+            parsed = parse(value)
+            if parsed is None:
+                raise SettingsError(variable, value, expected)
+            return parsed
+
+        data = read("KEYTALLY_DATA", "data", _folder, "the path of a folder (s3:// data roots are not supported yet)")
+        return cls(
+            data=data,
+            keys=read("KEYTALLY_KEYS", str(data / "keys.sqlite"), _folder, "the path of a file on this machine"),
+            currency=read("KEYTALLY_CURRENCY", "CHF", _currency, "a currency code of three capital letters, as CHF"),
+            schedule=read(
+                "KEYTALLY_SCHEDULE", "30 0 * * *", _cron, "a cron line of five fields (UTC), as '30 0 * * *'"
+            ),
+            rate_limit=read(
+                "KEYTALLY_RATE_LIMIT",
+                "100/minute",
+                _rate_limit,
+                "a count per second, minute, hour or day, as '100/minute', or 'off'",
+            )[0],
+            rate_limit_store=read(
+                "KEYTALLY_RATE_LIMIT_STORE", " ", _redis_url, "a Redis URL, as redis://localhost:6379/0"
+            )[0],
+            refresh_seconds=read("KEYTALLY_REFRESH_SECONDS", "1", _seconds, "a number of seconds from 0.1 to 3600"),
+            memory_limit=read(
+                "KEYTALLY_MEMORY_LIMIT",
+                f"{_machine_memory() // 2}B",
+                _size,
+                "a size of at least 64MB, as 4GB or 512MiB",
+            ),
+            threads=read("KEYTALLY_THREADS", str(_cores()), _threads, "a whole number from 1 to 1024"),
+        )
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+
+
+def _folder(value: str) -> Path | None:
+    # "s3://bucket" would otherwise become a folder "s3:" in the working directory, without a word.
+    return None if "://" in value or "\0" in value else Path(value)
+
+
+def _currency(value: str) -> str | None:
+    return value if re.fullmatch(r"[A-Z]{3}", value) else None
+
+
+def _cron(value: str) -> str | None:
+    fields = value.split()
+    return " ".join(fields) if len(fields) == 5 and all(re.fullmatch(r"[\w*,/#-]+", f) for f in fields) else None
+
+
+def _rate_limit(value: str) -> tuple[RateLimit | None] | None:
+    if value == "off":
+        return (None,)
+    match = re.fullmatch(r"([1-9][0-9]{0,8})/(second|minute|hour|day)", value)
+    return (RateLimit(int(match[1]), _SECONDS[match[2]]),) if match else None
+
+
+def _redis_url(value: str) -> tuple[str | None] | None:
+    if not value.strip():
+        return (None,)
+    return (value,) if re.match(r"rediss?://.", value) else None
+
+
+def _seconds(value: str) -> float | None:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value):
+        return None
+    seconds = float(value)
+    return seconds if 0.1 <= seconds <= 3600 else None
+
+
+def _size(value: str) -> int | None:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([KMGT]?i?B)", value, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+    return size if size >= 64 * 10**6 else None
+
+
+def _threads(value: str) -> int | None:
+    return int(value) if re.fullmatch(r"[0-9]{1,4}", value) and 1 <= int(value) <= 1024 else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its control group's where that is less."""
+    memory: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return memory
+    return min(memory, int(limit)) if limit.isdigit() else memory

@@ -1,0 +1,175 @@
+"""Every table keytally writes, declared once.
+
+The Arrow schema, the schema check before a commit, the unique-grain check and the README's column table all come
+from here. A measure says how it merges; what has no honest merge (an average, a percentile) is not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+DAY = pa.date32()
+INSTANT = pa.timestamp("us", tz="UTC")
+COST = pa.decimal128(18, 12)  # one request: below 1,000,000, at most 12 decimals
+UNITS = pa.decimal128(18, 6)  # one request's synapses or neurons: below 10^12, at most 6 decimals
+COST_SUM = pa.decimal128(38, 12)
+UNITS_SUM = pa.decimal128(38, 6)
+TOKENS_SUM = pa.decimal128(38, 0)  # two requests of 2^63 - 1 tokens no longer fit an int64
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its Arrow type, its unit, how values of many rows become one, and what it means."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+    unit: str = ""
+    merge: str = ""  # "sum" for a measure; "" for an identifier, a date, or what is stated per row
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its name, the columns that identify a row (unique together), and all its columns in order."""
+
+    name: str
+    doc: str
+    grain: tuple[str, ...]
+    columns: tuple[Column, ...]
+    monthly: bool = True  # one partition a month; otherwise one in all
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The columns as stored. Everything is nullable in Parquet: engines disagree on how to say it isn't."""
+        return pa.schema([pa.field(column.name, column.type) for column in self.columns])
+
+
+_ORGANIZATION = Column("organization_id", pa.string(), "the customer")
+_API_KEY = Column("api_key_id", pa.string(), "the customer's gateway key that made the requests")
+_MODEL = Column("model", pa.string(), "the model asked for; null where the log names none", nullable=True)
+_DAY = Column("day", DAY, "UTC day of the requests")
+_MEASURES = (
+    Column("requests", pa.int64(), "requests made with an API key, failed ones too", "requests", "sum"),
+    Column("failed_requests", pa.int64(), "those with a status of 400 or more", "requests", "sum"),
+    Column("cost", COST_SUM, "what they cost, exactly", "currency", "sum"),
+    Column("synapses", UNITS_SUM, "synapses used, exactly", "synapses", "sum"),
+    Column("neurons", UNITS_SUM, "neurons used, exactly", "neurons", "sum"),
+    Column("input_tokens", TOKENS_SUM, "tokens sent to the model", "tokens", "sum"),
+    Column("output_tokens", TOKENS_SUM, "tokens the model answered with", "tokens", "sum"),
+)
+
+EVENT = Table(
+    "event",
+    "An accepted request, typed. One file for each taken-in content and UTC day; copies are still in it.",
+    (),
+    (
+        Column("request_id", pa.string(), "the request's name, unique within its organization and UTC day"),
+        Column("timestamp", INSTANT, "start of the request"),
+        _ORGANIZATION,
+        Column("api_key_id", pa.string(), "the gateway key; null for an interactive session", nullable=True),
+        Column("cost", COST, "cost of the request; null where a price book is to give it", "currency", nullable=True),
+        Column("synapses", UNITS, "synapses used", "synapses"),
+        Column("neurons", UNITS, "neurons used", "neurons"),
+        Column("model", pa.string(), "the model asked for", nullable=True),
+        Column("endpoint", pa.string(), "the path called", nullable=True),
+        Column("status", pa.int16(), "HTTP status of the answer", nullable=True),
+        Column("input_tokens", pa.int64(), "tokens sent to the model", "tokens"),
+        Column("output_tokens", pa.int64(), "tokens the model answered with", "tokens"),
+    ),
+)
+
+REJECTED = Table(
+    "rejected",
+    "A line that was not accepted: where it stands and why. Its text stays in the raw file.",
+    ("line",),
+    (
+        Column("line", pa.int64(), "line number in the raw file, from 1"),
+        Column("reason", pa.string(), "the first rule it breaks"),
+    ),
+)
+
+API_KEY_DAY = Table(
+    "api_key_day",
+    "What each API key used of each model on each day.",
+    ("organization_id", "day", "api_key_id", "model"),
+    (_ORGANIZATION, _DAY, _API_KEY, _MODEL, *_MEASURES),
+)
+API_KEY_MONTH = Table(
+    "api_key_month",
+    "What each API key used of each model in the month.",
+    ("organization_id", "api_key_id", "model"),
+    (_ORGANIZATION, _API_KEY, _MODEL, *_MEASURES),
+)
+ORGANIZATION_DAY = Table(
+    "organization_day",
+    "What each organization's API keys used on each day. The endpoint reads this one.",
+    ("organization_id", "day"),
+    (_ORGANIZATION, _DAY, *_MEASURES),
+)
+ORGANIZATION_MONTH = Table(
+    "organization_month",
+    "What each organization's API keys used in the month.",
+    ("organization_id",),
+    (_ORGANIZATION, *_MEASURES),
+)
+DAY_LEDGER = Table(
+    "day",
+    "The ledger of days: what each published day was made from and how its accepted lines were counted.",
+    ("day",),
+    (
+        _DAY,
+        Column("fingerprint", pa.string(), "hash of the taken-in contents and the rule the day was rolled up from"),
+        Column("artifact", pa.string(), "the day's file below daily/"),
+        Column("accepted", pa.int64(), "accepted lines dated on this day", "lines", "sum"),
+        Column("counted", pa.int64(), "requests with an API key, each once", "requests", "sum"),
+        Column("duplicate", pa.int64(), "further copies of a request", "lines", "sum"),
+        Column("conflicting", pa.int64(), "copies that differ from the one that counts", "lines", "sum"),
+        Column("session", pa.int64(), "interactive requests, each once: kept, not counted as usage", "requests", "sum"),
+    ),
+)
+FILE_LEDGER = Table(
+    "file",
+    "The ledger of files: which raw contents this version counts.",
+    ("file",),
+    (
+        Column("file", pa.string(), "path below raw/"),
+        Column("format", pa.string(), "the format it was read as"),
+        Column("rule", pa.string(), "hash of that format and of the rules a line must pass"),
+        Column(
+            "signature", pa.string(), "size, times and inode when it was read; while they stay, it stays shut"
+        ),
+        Column("content", pa.string(), "SHA-256 of the file's bytes"),
+        Column("take_in", pa.string(), "name of what this content was made into"),
+        Column("lines", pa.int64(), "lines in this content, blank ones left out", "lines"),
+        Column("accepted", pa.int64(), "those that are requests; counted only where same_as is null", "lines"),
+        Column("quarantined", pa.int64(), "those that are not", "lines"),
+        Column("same_as", pa.string(), "another file with this very content, which counts it", nullable=True),
+        Column("heals_at", INSTANT, "when its earliest line from the future may be taken in", nullable=True),
+        Column("rejected", pa.string(), "its quarantined lines' file below rejected/", nullable=True),
+        Column(
+            "events",
+            pa.list_(
+                pa.struct([pa.field("day", DAY), pa.field("accepted", pa.int64()), pa.field("artifact", pa.string())])
+            ),
+            "for each UTC day: accepted lines, and their file below events/",
+        ),
+    ),
+    monthly=False,
+)
+
+USAGE = (ORGANIZATION_DAY, ORGANIZATION_MONTH, API_KEY_DAY, API_KEY_MONTH)
+LEDGER = (FILE_LEDGER, DAY_LEDGER)
+PUBLISHED = {table.name: table for table in (*USAGE, *LEDGER)}
+
+
+def published_schema() -> pa.Schema:
+    """The Delta table's schema: every published column once, after the two partition columns `rollup` and `month`."""
+    fields = {"rollup": pa.field("rollup", pa.string()), "month": pa.field("month", pa.string())}
+    for table in PUBLISHED.values():
+        for field in table.arrow_schema:
+            if fields.setdefault(field.name, field).type != field.type:
+                raise TypeError(f"column {field.name} of {table.name} has another type than in an earlier table")
+    return pa.schema(list(fields.values()))

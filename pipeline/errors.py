@@ -1,0 +1,46 @@
+"""One family of exceptions; each is a sentence and carries its data."""
+
+from __future__ import annotations
+
+
+class KeytallyError(Exception):
+    """Something a user can act on. `str()` of it is one line: what is wrong and what to do next."""
+
+
+class HeldBack(KeytallyError):
+    """A raw file that cannot be read whole and right, so nothing of its present content counts."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file} is held back: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+class ArtifactDamaged(KeytallyError):
+    """A file of ours that is gone, or whose bytes are not those its name was given for."""
+
+    def __init__(self, artifact: str, what: str) -> None:
+        super().__init__(f"{artifact} {what}; run 'keytally backfill' over its days to rebuild it from the raw logs")
+        self.artifact = artifact
+        self.what = what
+
+
+class CheckFailed(KeytallyError):
+    """A conservation law that does not hold. Nothing of the run is published."""
+
+    def __init__(self, check: str, partition: str, expected: object, got: object) -> None:
+        super().__init__(
+            f"check '{check}' failed for {partition}: expected {expected}, got {got}; nothing was published"
+        )
+        self.check = check
+        self.partition = partition
+        self.expected = expected
+        self.got = got
+
+
+class CommitRefused(KeytallyError):
+    """Another writer published first. Reload, recompute, try again."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"another run published after version {version}; run the command again")
+        self.version = version
