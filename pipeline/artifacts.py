@@ -1,0 +1,51 @@
+"""Files of ours that never change: each is named by what it was made from and by the checksum of its bytes.
+
+A name that exists is work that is done; a name that does not is work to do. Whoever holds the name can tell a file
+that was damaged from one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.contract.layout import checksum_of, stated_checksum
+from pipeline.errors import ArtifactDamaged
+
+
+def keep(finished: Path, folder: Path, made_from: str) -> str:
+    """Move a finished file from the scratch folder to where it stays; its name there.
+
+    The bytes reach the disk before the name does: after a power cut there is the whole file or none.
+    """
+    name = f"{made_from}-{checksum_of(finished)}{finished.suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    sync(finished)
+    finished.replace(folder / name)
+    sync(folder)
+    return name
+
+
+def verify(artifact: Path) -> None:
+    """Raise ArtifactDamaged unless the file is there and holds the bytes its name was given for."""
+    try:
+        whole = checksum_of(artifact) == stated_checksum(artifact)
+    except FileNotFoundError:
+        raise ArtifactDamaged(_below_the_root(artifact), "is missing") from None
+    except OSError as error:
+        raise ArtifactDamaged(_below_the_root(artifact), f"cannot be read ({error.strerror})") from error
+    if not whole:
+        raise ArtifactDamaged(_below_the_root(artifact), "is damaged: its bytes are not those that were written")
+
+
+def _below_the_root(artifact: Path) -> str:
+    return "/".join(artifact.parts[-3:])
+
+
+def sync(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,82 @@
+"""Which contents count: every content once, whatever files hold it.
+
+Pure decisions over the ledger; no file is opened.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date, datetime
+
+from pipeline.intake import EventFile, TakeIn, rule_of
+from pipeline.ledger import FileEntry
+from pipeline.raw import RawFile
+
+
+def needs_reading(raw_file: RawFile, files: Mapping[str, FileEntry], now: datetime) -> bool:
+    """Whether a raw file is new, changed, read by rules that changed since, or has a line whose moment has come."""
+    entry = files.get(raw_file.file)
+    if entry is None or entry.signature != raw_file.signature or entry.take_in.rule != rule_of(raw_file.format):
+        return True
+    return entry.take_in.heals_at is not None and entry.take_in.heals_at <= now
+
+
+def size_of(entry: FileEntry) -> int:
+    """Size in bytes of the file that an entry was taken in from."""
+    return int(entry.signature.partition(":")[0])
+
+
+def count_each_content_once(files: Mapping[str, FileEntry], before: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """The files, with `same_as` set for all but one file of each content.
+
+    The one is the file that counted it before, while it still holds it, else the first in order of path. All files of
+    a content share its newest take-in.
+    """
+    holders: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for file in sorted(files):
+        holders[content_of(files[file].take_in)].append(file)
+    counted: dict[str, FileEntry] = {}
+    for content, names in holders.items():
+        kept = [name for name in names if _counted(before.get(name), content)]
+        holder = (kept or names)[0]
+        changed = [
+            files[name].take_in for name in names if name not in before or files[name].take_in != before[name].take_in
+        ]
+        newest = (changed or [files[holder].take_in])[-1]
+        for name in names:
+            counted[name] = replace(files[name], same_as=None if name == holder else holder, take_in=newest)
+    return counted
+
+
+def content_of(take_in: TakeIn) -> tuple[str, str]:
+    """What two files have in common that hold the same: their bytes and their format."""
+    return take_in.content, take_in.format
+
+
+def _counted(entry: FileEntry | None, content: tuple[str, str]) -> bool:
+    return entry is not None and entry.same_as is None and content_of(entry.take_in) == content
+
+
+def counted_contents(files: Mapping[str, FileEntry]) -> set[tuple[str, str]]:
+    """Every content that some file holds, with its format."""
+    return {content_of(entry.take_in) for entry in files.values()}
+
+
+def with_take_in(files: Mapping[str, FileEntry], take_in: TakeIn) -> dict[str, FileEntry]:
+    """The files, with `take_in` for all that hold its content."""
+    return {
+        file: replace(entry, take_in=take_in) if content_of(entry.take_in) == content_of(take_in) else entry
+        for file, entry in files.items()
+    }
+
+
+def events_by_day(files: Mapping[str, FileEntry]) -> dict[date, dict[str, EventFile]]:
+    """For each day, the event files that count on it, by the name of their take-in."""
+    days: dict[date, dict[str, EventFile]] = defaultdict(dict)
+    for entry in files.values():
+        if entry.same_as is None:
+            for event in entry.take_in.events:
+                days[event.day][entry.take_in.name] = event
+    return dict(days)

@@ -1,0 +1,84 @@
+"""A DuckDB session: bounded by the settings, running statements from .sql files over named tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.contract.settings import Settings
+from pipeline.contract.tables import Table
+
+_PACKAGE = Path(__file__).parent
+
+# Row groups of published files are what a reader decodes for one organization; those of our own files are scanned.
+POINT_READ_ROWS = 16_384
+SCAN_ROWS = 122_880
+
+
+@cache
+def statement(name: str) -> str:
+    """The text of `name`.sql, below sql/ unless the name says otherwise, as "formats/native"."""
+    folder = _PACKAGE if "/" in name else _PACKAGE / "sql"
+    return (folder / f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Engine:
+    """One in-memory database, used by one thread. What it cannot hold in memory it keeps below `scratch`."""
+
+    def __init__(self, settings: Settings, scratch: Path) -> None:
+        self._connection = duckdb.connect(
+            config={
+                "memory_limit": f"{settings.memory_limit}B",
+                "threads": settings.threads,
+                "temp_directory": str(scratch / "spilled"),
+                "preserve_insertion_order": False,  # every file we write says its own order
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            }
+        )
+        self._connection.execute("set timezone = 'UTC'")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def run(self, name: str, **parameters: object) -> None:
+        """Run a statement for what it makes."""
+        self._connection.execute(statement(name), parameters or None)
+
+    def query(self, name: str, **parameters: object) -> list[tuple[Any, ...]]:
+        """The rows of a statement."""
+        return self._connection.execute(statement(name), parameters or None).fetchall()
+
+    def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
+        """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
+        return self._connection.cursor().sql(statement(name)).to_arrow_reader(rows)
+
+    def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
+        """Write the rows of a statement, in its order, as one Parquet file."""
+        self._connection.execute(
+            f"copy ({statement(name)}) to $path "
+            f"(format parquet, compression zstd, parquet_version v2, row_group_size {row_group_size})",
+            {**parameters, "path": str(path)},
+        )
+
+    def name_arrow(self, table: str, rows: pa.Table | pa.RecordBatchReader) -> None:
+        """Let statements read `rows` as `table`, until the name is given anew."""
+        self._connection.register(table, rows)
+
+    def name_statement(self, table: str, name: str) -> None:
+        """Let statements read the rows of another statement as `table`."""
+        self._connection.execute(f"create or replace temp view {table} as {statement(name)}")
+
+    def name_files(self, table: str, files: Sequence[Path], schema: Table) -> None:
+        """Let statements read Parquet files of one schema as `table`; no files are an empty table."""
+        if files:
+            # The folders are named day=…: without the switch their names would stand in for the column.
+            rows = self._connection.read_parquet([str(file) for file in files], hive_partitioning=False)
+            rows.create_view(table, replace=True)
+        else:
+            self._connection.register(table, schema.arrow_schema.empty_table())

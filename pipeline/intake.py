@@ -1,0 +1,155 @@
+"""Taking in: one raw file becomes accepted events, split by their UTC day, and rejected lines."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cache
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipeline import artifacts
+from pipeline.contract.tables import EVENT
+from pipeline.engine import SCAN_ROWS, Engine, statement
+from pipeline.errors import CheckFailed
+from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line
+from pipeline.raw import RawFile, RawPass
+from pipeline.rows import without_line_end
+from pipeline.run import Run
+
+TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
+SUSPECTS_AT_ONCE = 2_048
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """The events of one content on one day: `accepted` lines, in a file below events/day=`day`/."""
+
+    day: date
+    accepted: int
+    artifact: str
+
+
+@dataclass(frozen=True)
+class TakeIn:
+    """What a content was made into.
+
+    name: hash of the content, the rule, and of the moment where a line was from the future.
+    heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
+    """
+
+    name: str
+    content: str
+    format: str
+    rule: str
+    lines: int
+    accepted: int
+    quarantined: int
+    heals_at: datetime | None
+    rejected: str | None
+    events: tuple[EventFile, ...]
+
+
+@cache
+def rule_of(format_name: str) -> str:
+    """Names the rules a file of this format is read by: when they change, its files are taken in anew."""
+    texts = (statement(f"formats/{format_name}"), statement(f"formats/{format_name}_parquet"), statement("accept"))
+    return hashlib.sha256("\0".join((format_name, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
+
+
+def take_in(run: Run, raw_file: RawFile) -> TakeIn:
+    """Read a raw file once, and keep its events by day and its rejected lines.
+
+    Raises HeldBack when the file cannot be read whole and right; then nothing of it is kept.
+    """
+    latest = run.started + FUTURE_TOLERANCE
+    engine = run.engine
+    with RawPass(raw_file) as opened:
+        _judge_in_bulk(engine, opened, latest)
+        content = opened.content()
+        numbered = opened.numbered
+    blank, heals_at = _look_again(engine, latest)
+
+    rule = rule_of(raw_file.format)
+    made_from = (content, rule, str(latest) if heals_at else "")
+    name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
+    events = tuple(
+        EventFile(day, accepted, _keep_events(run, name, day)) for day, accepted in engine.query("accepted_days")
+    )
+    ((quarantined,),) = engine.query("count_rejected")
+    accepted = sum(event_file.accepted for event_file in events)
+    if numbered - blank != accepted + quarantined:
+        raise CheckFailed("lines = accepted + quarantined", raw_file.file, numbered - blank, accepted + quarantined)
+    return TakeIn(
+        name=name,
+        content=content,
+        format=raw_file.format,
+        rule=rule,
+        lines=numbered - blank,
+        accepted=accepted,
+        quarantined=quarantined,
+        heals_at=heals_at,
+        rejected=_keep_rejected(run, name) if quarantined else None,
+        events=events,
+    )
+
+
+def _judge_in_bulk(engine: Engine, opened: RawPass, latest: datetime) -> None:
+    engine.run("create_judged")
+    engine.name_arrow("lines", opened.batches())
+    engine.name_statement("candidates", f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}")
+    try:
+        engine.run("accept", latest=latest.replace(tzinfo=None))
+    except duckdb.Error:
+        if opened.failure:  # raised while DuckDB pulled the lines
+            raise opened.failure from None
+        raise
+
+
+def _look_again(engine: Engine, latest: datetime) -> tuple[int, datetime | None]:
+    """Judge what the bulk read could not take; how many of it were blank lines, and when the first of it heals."""
+    blank = 0
+    heals_at: datetime | None = None
+    for batch in engine.stream("suspects", SUSPECTS_AT_ONCE):
+        judged: list[tuple[Any, ...]] = []
+        for number, text in zip(*batch.to_pydict().values(), strict=True):
+            line = without_line_end(text.encode())
+            if is_blank(line):
+                blank += 1
+                continue
+            verdict = read_line(line, latest)
+            if isinstance(verdict, Rejected):
+                judged.append((number, verdict.reason.value, *(None,) * len(EVENT.columns)))
+                if verdict.heals_at and (heals_at is None or verdict.heals_at < heals_at):
+                    heals_at = verdict.heals_at
+            else:
+                judged.append((number, None, *verdict))
+        engine.name_arrow("second_look", _as_arrow(judged))
+        engine.run("add_second_look")
+    return blank, heals_at
+
+
+_SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])
+
+
+def _as_arrow(judged: list[tuple[Any, ...]]) -> pa.Table:
+    columns = zip(*judged, strict=True) if judged else ((),) * len(_SECOND_LOOK)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, _SECOND_LOOK, strict=True)],
+        schema=_SECOND_LOOK,
+    )
+
+
+def _keep_events(run: Run, name: str, day: date) -> str:
+    path = run.scratch / "events.parquet"
+    run.engine.copy("event", path, SCAN_ROWS, day=day)
+    return artifacts.keep(path, run.layout.events_of(day), name)
+
+
+def _keep_rejected(run: Run, name: str) -> str:
+    path = run.scratch / "rejected.parquet"
+    run.engine.copy("rejected", path, SCAN_ROWS)
+    return artifacts.keep(path, run.layout.rejected, name)

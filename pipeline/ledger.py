@@ -1,0 +1,136 @@
+"""The ledger: which raw contents a version counts, and how each day's accepted lines were counted.
+
+It is published together with the rollups, in the same commit, so a version says of itself what it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
+
+from pipeline import artifacts
+from pipeline.contract.layout import Layout, month_of
+from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
+from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
+from pipeline.errors import KeytallyError
+from pipeline.intake import EventFile, TakeIn
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A raw file as it was last taken in. same_as: the file that counts the same content in its stead."""
+
+    file: str
+    signature: str
+    same_as: str | None
+    take_in: TakeIn
+
+    @property
+    def counted_lines(self) -> int:
+        """Accepted lines that this file, and not another of the same content, contributes."""
+        return 0 if self.same_as else self.take_in.accepted
+
+
+@dataclass(frozen=True)
+class DayEntry:
+    """A published day: what it was made from and how its accepted lines were counted."""
+
+    day: date
+    fingerprint: str
+    artifact: str
+    accepted: int
+    counted: int
+    duplicate: int
+    conflicting: int
+    session: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a version was made from, and the version."""
+
+    publication: Publication
+    files: Mapping[str, FileEntry]
+    days: Mapping[date, DayEntry]
+
+
+def read_ledger(layout: Layout) -> Ledger:
+    """The ledger of the newest version; an empty one where nothing was published.
+
+    Raises KeytallyError when there is a published version that cannot be read.
+    """
+    try:
+        table = open_published(layout.rollups)
+        publication = publication_of(table) if table else NOTHING_PUBLISHED
+    except (DeltaError, ValueError, OSError) as error:
+        raise KeytallyError(
+            f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a copy,"
+            " or move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+        ) from error
+    files = [_file_entry(row) for row in _rows(layout, publication, FILE_LEDGER)]
+    days = [DayEntry(**row) for row in _rows(layout, publication, DAY_LEDGER)]
+    return Ledger(publication, {entry.file: entry for entry in files}, {entry.day: entry for entry in days})
+
+
+def _rows(layout: Layout, publication: Publication, table: Table) -> Iterable[dict[str, Any]]:
+    for (rollup, _), published in sorted(publication.files.items(), key=lambda item: item[1].path):
+        if rollup == table.name:
+            path = layout.rollups / published.path
+            artifacts.verify(path)
+            yield from pq.read_table(path, schema=table.arrow_schema, partitioning=None).to_pylist()
+
+
+def _file_entry(row: dict[str, Any]) -> FileEntry:
+    take_in = TakeIn(
+        name=row["take_in"],
+        content=row["content"],
+        format=row["format"],
+        rule=row["rule"],
+        lines=row["lines"],
+        accepted=row["accepted"],
+        quarantined=row["quarantined"],
+        heals_at=row["heals_at"],
+        rejected=row["rejected"],
+        events=tuple(EventFile(**event) for event in row["events"]),
+    )
+    return FileEntry(row["file"], row["signature"], row["same_as"], take_in)
+
+
+def write_file_ledger(files: Iterable[FileEntry], path: Path) -> None:
+    """Write the ledger of files as one Parquet file, in order of path."""
+    rows = [
+        {
+            "file": entry.file,
+            "format": entry.take_in.format,
+            "rule": entry.take_in.rule,
+            "signature": entry.signature,
+            "content": entry.take_in.content,
+            "take_in": entry.take_in.name,
+            "lines": entry.take_in.lines,
+            "accepted": entry.take_in.accepted,
+            "quarantined": entry.take_in.quarantined,
+            "same_as": entry.same_as,
+            "heals_at": entry.take_in.heals_at,
+            "rejected": entry.take_in.rejected,
+            "events": [vars(event) for event in entry.take_in.events],
+        }
+        for entry in sorted(files, key=lambda entry: entry.file)
+    ]
+    _write(rows, FILE_LEDGER, path)
+
+
+def write_day_ledger(days: Iterable[DayEntry], month: date, path: Path) -> None:
+    """Write the ledger of a month's days as one Parquet file, in order of day."""
+    rows = [vars(entry) for entry in sorted(days, key=lambda entry: entry.day) if month_of(entry.day) == month]
+    _write(rows, DAY_LEDGER, path)
+
+
+def _write(rows: list[dict[str, Any]], table: Table, path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.arrow_schema), path, compression="zstd")

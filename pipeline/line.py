@@ -1,0 +1,276 @@
+"""One line of the raw log: a request, or the reason why not.
+
+This is the rule book in plain Python, and the second look at every line that the bulk read (sql/accept.sql) could
+not take. The two must agree: what the bulk read accepts, this accepts with the same values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+MAX_LINE_BYTES = 1_048_576
+FUTURE_TOLERANCE = timedelta(minutes=5)
+FIRST_INSTANT = datetime(2020, 1, 1, tzinfo=UTC)
+END_INSTANT = datetime(2031, 1, 1, tzinfo=UTC)
+COST_DIGITS, COST_DECIMALS = 6, 12
+UNITS_DIGITS, UNITS_DECIMALS = 12, 6
+NUMBER_DIGITS = 15  # what every decimal of that length survives in a double
+MAX_TOKENS = 2**63 - 1
+
+
+class Reason(StrEnum):
+    """Why a line is quarantined, in the order the rules are asked."""
+
+    LINE_TOO_LONG = "line_too_long"
+    INVALID_UTF8 = "invalid_utf8"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_FIELD = "missing_field"
+    BAD_TYPE = "bad_type"
+    BAD_ID = "bad_id"
+    BAD_TIMESTAMP = "bad_timestamp"
+    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    FUTURE_TIMESTAMP = "future_timestamp"
+    NEGATIVE_AMOUNT = "negative_amount"
+    AMOUNT_OUT_OF_RANGE = "amount_out_of_range"
+    AMOUNT_PRECISION = "amount_precision"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A line that is no request. `heals_at`: when a line from the future may be taken in."""
+
+    reason: Reason
+    heals_at: datetime | None = None
+
+
+Request = tuple[Any, ...]  # the values of tables.EVENT, in its order
+
+
+class Number(str):
+    """A JSON number as it was written. A `str` that is no JSON string: tell them apart by `type(value) is str`."""
+
+    __slots__ = ()
+
+
+class _RuleBrokenError(Exception):
+    def __init__(self, reason: Reason, heals_at: datetime | None = None) -> None:
+        self.rejected = Rejected(reason, heals_at)
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line (its line end cut off) is no line at all: nothing but spaces and tabs."""
+    return not line.strip(b" \t")
+
+
+def read_line(line: bytes, latest: datetime) -> Request | Rejected:
+    """The request that a line (its line end cut off) of the native format holds, or why it holds none.
+
+    A request dated after `latest` is from the future.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        return Rejected(Reason.LINE_TOO_LONG)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Rejected(Reason.INVALID_UTF8)
+    try:
+        record = json.loads(
+            text,
+            object_pairs_hook=_first_of_each_name,
+            parse_int=Number,
+            parse_float=Number,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError):
+        return Rejected(Reason.NOT_JSON)
+    return read_record(record, latest) if isinstance(record, dict) else Rejected(Reason.NOT_AN_OBJECT)
+
+
+def read_record(record: Mapping[str, Any], latest: datetime) -> Request | Rejected:
+    """The request in a parsed record (numbers as `Number`), or the first rule it breaks, field by field."""
+    try:
+        return tuple(read(record, latest) for read in _FIELDS)
+    except _RuleBrokenError as broken:
+        return broken.rejected
+
+
+def _first_of_each_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(pairs))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _required(record: Mapping[str, Any], name: str) -> Any:
+    if (value := record.get(name)) is None:
+        raise _RuleBrokenError(Reason.MISSING_FIELD)
+    return value
+
+
+def _string(value: object) -> str:
+    if type(value) is not str:
+        raise _RuleBrokenError(Reason.BAD_TYPE)
+    return value
+
+
+def _matching(value: object, pattern: re.Pattern[str]) -> str:
+    text = _string(value)
+    if not pattern.fullmatch(text):
+        raise _RuleBrokenError(Reason.BAD_ID)
+    return text
+
+
+# A lone surrogate is half a character: JSON can write it, text cannot hold it.
+_REQUEST_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_ORGANIZATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_API_KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_TEXT = re.compile(r"[^\ud800-\udfff]{0,256}", re.DOTALL)
+
+
+def _request_id(record: Mapping[str, Any], _: datetime) -> str:
+    return _matching(_required(record, "request_id"), _REQUEST_ID)
+
+
+def _organization_id(record: Mapping[str, Any], _: datetime) -> str:
+    return _matching(_required(record, "organization_id"), _ORGANIZATION_ID)
+
+
+def _api_key_id(record: Mapping[str, Any], _: datetime) -> str | None:
+    if "api_key_id" not in record:
+        raise _RuleBrokenError(Reason.MISSING_FIELD)
+    value = record["api_key_id"]
+    return None if value is None else _matching(value, _API_KEY_ID)
+
+
+_TIMESTAMP = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?"
+    r"(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
+)
+
+
+def _timestamp(record: Mapping[str, Any], latest: datetime) -> datetime:
+    match = _TIMESTAMP.fullmatch(_string(_required(record, "timestamp")))
+    if not match:
+        raise _RuleBrokenError(Reason.BAD_TIMESTAMP)
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    fraction, sign, offset_hours, offset_minutes = match.groups()[6:]
+    try:
+        # The year 0 exists in the grammar but not in Python; 2000 has the same calendar.
+        microsecond = int((fraction or "0").ljust(6, "0")[:6])
+        local = datetime(year or 2000, month, day, hour, minute, second, microsecond, UTC)
+    except ValueError:
+        raise _RuleBrokenError(Reason.BAD_TIMESTAMP) from None
+    if not FIRST_INSTANT.year - 1 <= year <= END_INSTANT.year:  # beyond any offset; and no overflow below
+        raise _RuleBrokenError(Reason.TIMESTAMP_OUT_OF_RANGE)
+    offset = timedelta(hours=int(offset_hours or 0), minutes=int(offset_minutes or 0))
+    instant = local - (-offset if sign == "-" else offset)
+    if not FIRST_INSTANT <= instant < END_INSTANT:
+        raise _RuleBrokenError(Reason.TIMESTAMP_OUT_OF_RANGE)
+    if instant > latest:
+        raise _RuleBrokenError(Reason.FUTURE_TIMESTAMP, heals_at=instant - FUTURE_TOLERANCE)
+    return instant
+
+
+_AMOUNT = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
+
+
+def _amount(value: object, max_digits: int, max_decimals: int) -> Decimal:
+    """The exact decimal of an amount below 10^max_digits with at most max_decimals decimals.
+
+    Works on the digits as text: the grammar allows a million of them, and an exponent as long.
+    """
+    if type(value) is Number:
+        text = repr(float(value))  # the shortest decimal of the double
+        if text in ("inf", "-inf"):
+            raise _RuleBrokenError(Reason.NEGATIVE_AMOUNT if text[0] == "-" else Reason.AMOUNT_OUT_OF_RANGE)
+    else:
+        text = _string(value)
+    match = _AMOUNT.fullmatch(text)
+    if not match:
+        raise _RuleBrokenError(Reason.BAD_TYPE)
+    sign, whole, fraction, exponent_sign, exponent_digits = (part or "" for part in match.groups())
+    digits = (whole + fraction).lstrip("0")
+    significant = digits.rstrip("0")
+    if not significant:
+        return Decimal(0)
+    if sign:
+        raise _RuleBrokenError(Reason.NEGATIVE_AMOUNT)
+    # Ten million is past every line's digits: a longer exponent cannot change what is out of range.
+    exponent = min(int(exponent_digits.lstrip("0")[:9] or "0"), 10_000_000) * (-1 if exponent_sign == "-" else 1)
+    exponent += len(digits) - len(significant) - len(fraction)
+    if len(significant) + exponent > max_digits:
+        raise _RuleBrokenError(Reason.AMOUNT_OUT_OF_RANGE)
+    if -exponent > max_decimals or (type(value) is Number and len(significant) > NUMBER_DIGITS):
+        raise _RuleBrokenError(Reason.AMOUNT_PRECISION)
+    return Decimal(significant).scaleb(exponent)
+
+
+def _cost(record: Mapping[str, Any], _: datetime) -> Decimal:
+    return _amount(_required(record, "cost"), COST_DIGITS, COST_DECIMALS)
+
+
+def _units(name: str) -> Callable[[Mapping[str, Any], datetime], Decimal]:
+    def read(record: Mapping[str, Any], _: datetime) -> Decimal:
+        value = record.get(name)
+        return Decimal(0) if value is None else _amount(value, UNITS_DIGITS, UNITS_DECIMALS)
+
+    return read
+
+
+def _text(name: str) -> Callable[[Mapping[str, Any], datetime], str | None]:
+    def read(record: Mapping[str, Any], _: datetime) -> str | None:
+        value = record.get(name)
+        return None if value is None else _matching(value, _TEXT)
+
+    return read
+
+
+_INTEGER = re.compile(r"(-?)([0-9]+)")
+
+
+def _integer(value: object, low: int, high: int) -> int:
+    match = _INTEGER.fullmatch(value) if type(value) is Number else None
+    if not match:
+        raise _RuleBrokenError(Reason.BAD_TYPE)
+    digits = match[2].lstrip("0") or "0"
+    if len(digits) > 19 or not low <= (number := int(match[1] + digits)) <= high:
+        raise _RuleBrokenError(Reason.AMOUNT_OUT_OF_RANGE)
+    return number
+
+
+def _status(record: Mapping[str, Any], _: datetime) -> int | None:
+    value = record.get("status")
+    return None if value is None else _integer(value, 100, 599)
+
+
+def _tokens(name: str) -> Callable[[Mapping[str, Any], datetime], int]:
+    def read(record: Mapping[str, Any], _: datetime) -> int:
+        value = record.get(name)
+        return 0 if value is None else _integer(value, 0, MAX_TOKENS)
+
+    return read
+
+
+_FIELDS: tuple[Callable[[Mapping[str, Any], datetime], Any], ...] = (
+    _request_id,
+    _timestamp,
+    _organization_id,
+    _api_key_id,
+    _cost,
+    _units("synapses"),
+    _units("neurons"),
+    _text("model"),
+    _text("endpoint"),
+    _status,
+    _tokens("input_tokens"),
+    _tokens("output_tokens"),
+)

@@ -1,0 +1,164 @@
+"""Publishing: the only writer of rollups/. One commit for everything a run changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
+
+from pipeline import artifacts
+from pipeline.checks import check_schema
+from pipeline.contract.layout import month_name, rollup_folder
+from pipeline.contract.published import APPLICATION, Publication, PublishedFile, open_published
+from pipeline.contract.tables import Table, published_schema
+from pipeline.errors import CommitRefused
+from pipeline.run import Run
+
+PARTITIONS = ["rollup", "month"]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition's new file: what takes the place of what this rollup published for this month."""
+
+    table: Table
+    month: date | None
+    path: Path
+
+
+def publish(run: Run, before: Publication, partitions: Sequence[Partition], notes: Mapping[str, str]) -> int:
+    """Put all the partitions in the place of those of version `before`, in one commit; the new version.
+
+    Raises CheckFailed when a file has not its table's columns, CommitRefused when another run published since.
+    """
+    for partition in partitions:
+        check_schema(partition.path, partition.table)
+    table = _open_or_create(run.layout.rollups, before)
+    # Delta keeps milliseconds. The files carry the moment too: it outlives the log, and answers are dated by it.
+    committed_at = int(run.clock().timestamp() * 1000)
+    superseded = [before.files.get((partition.table.name, partition.month)) for partition in partitions]
+    removed = [_remove(file, committed_at) for file in superseded if file]
+    added = [_add(run.layout.rollups, partition, committed_at) for partition in partitions]
+    commit_name = run.scratch.name
+    try:
+        table.create_write_transaction(
+            [*removed, *added],
+            mode="append",
+            schema=published_schema(),
+            partition_by=PARTITIONS,
+            commit_properties=CommitProperties(
+                custom_metadata={
+                    "keytally.commit": commit_name,
+                    "keytally.run_started": run.started.isoformat(),
+                    **notes,
+                },
+                # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
+                # first publish a month would both be taken, and every request of it count twice. A transaction of
+                # one application and one number is taken once; without retries the loser is told.
+                max_commit_retries=0,
+                app_transactions=[Transaction(APPLICATION, before.generation + 1)],
+            ),
+            post_commithook_properties=PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=True),
+        )
+    except DeltaError as error:
+        # The commit may stand although a checkpoint behind it failed.
+        if not _is_ours(run.layout.rollups, before.version + 1, commit_name):
+            if isinstance(error, CommitFailedError):
+                raise CommitRefused(before.version) from error
+            raise
+    _make_durable(run.layout.rollups, before.version + 1)
+    return before.version + 1
+
+
+def sweep_rollups(rollups: Path, grace: timedelta) -> None:
+    """Delete files that no version of the last `grace` names: superseded ones, and those of refused commits."""
+    table = open_published(rollups)
+    if table:
+        table.vacuum(
+            retention_hours=int(grace.total_seconds() // 3600),
+            dry_run=False,
+            enforce_retention_duration=False,
+            full=True,
+        )
+
+
+def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
+    """A handle at the version `before`: what others commit from now on collides with what it commits."""
+    if open_published(rollups) is None:
+        try:
+            DeltaTable.create(
+                rollups,
+                published_schema(),
+                partition_by=PARTITIONS,
+                name=APPLICATION,
+                description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
+                "always sum within one value of the column rollup.",
+            )
+        except DeltaError as error:
+            if open_published(rollups) is None:
+                raise
+            raise CommitRefused(before.version) from error  # another run created it at this moment
+    return DeltaTable(rollups, version=before.version)
+
+
+def _add(rollups: Path, partition: Partition, committed_at: int) -> AddAction:
+    name = artifacts.keep(partition.path, rollups / rollup_folder(partition.table.name, partition.month), "part")
+    path = f"{rollup_folder(partition.table.name, partition.month)}/{name}"
+    return AddAction(
+        path=path,
+        size=(rollups / path).stat().st_size,
+        partition_values={
+            "rollup": partition.table.name,
+            "month": None if partition.month is None else month_name(partition.month),
+        },
+        modification_time=committed_at,
+        data_change=True,
+        stats=_statistics(rollups / path),
+    )
+
+
+def _statistics(path: Path) -> str:
+    """Delta's statistics of a file, by which other engines skip it: its rows, and its first and last organization."""
+    metadata = pq.read_metadata(path)
+    statistics: dict[str, object] = {"numRecords": metadata.num_rows}
+    names = metadata.schema.to_arrow_schema().names
+    if "organization_id" in names and metadata.num_rows:
+        position = names.index("organization_id")
+        chunks = [metadata.row_group(group).column(position).statistics for group in range(metadata.num_row_groups)]
+        statistics["minValues"] = {"organization_id": min(chunk.min for chunk in chunks)}
+        statistics["maxValues"] = {"organization_id": max(chunk.max for chunk in chunks)}
+    return json.dumps(statistics)
+
+
+def _remove(file: PublishedFile, committed_at: int) -> RemoveAction:
+    return RemoveAction(
+        path=file.path,
+        data_change=True,
+        deletion_timestamp=committed_at,
+        size=file.size,
+        partition_values={"rollup": file.rollup, "month": None if file.month is None else month_name(file.month)},
+    )
+
+
+def _log_entry(rollups: Path, version: int) -> Path:
+    return rollups / "_delta_log" / f"{version:020d}.json"
+
+
+def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
+    try:
+        return f'"keytally.commit":"{commit_name}"' in _log_entry(rollups, version).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
+def _make_durable(rollups: Path, version: int) -> None:
+    """Bring the commit to the disk; its files are there already. deltalake leaves that to the operating system."""
+    artifacts.sync(_log_entry(rollups, version))
+    artifacts.sync(rollups / "_delta_log")

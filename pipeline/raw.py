@@ -1,0 +1,241 @@
+"""Raw files: which are there, and one streaming pass over each.
+
+The pass hashes the bytes as they lie on the disk, inflates them with their checksum checked, and hands them over in
+Arrow batches of bounded size. The bytes hashed are the bytes parsed: a file that was written to meanwhile is held back.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from isal import igzip, igzip_lib
+
+from pipeline import rows
+from pipeline.errors import HeldBack
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+PARQUET_ENDING = ".parquet"
+NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file below raw/ at the moment it was listed. While its signature stays the same it is not opened again."""
+
+    file: str  # path below raw/, with forward slashes
+    path: Path
+    format: str
+    size: int  # bytes
+    signature: str  # size, times and inode
+
+
+@dataclass(frozen=True)
+class RawListing:
+    """Everything below raw/: what is read, and what no format reads, in order of path."""
+
+    files: tuple[RawFile, ...]
+    ignored: tuple[str, ...]
+    held_back: tuple[HeldBack, ...]  # folders that cannot be listed
+
+
+def list_raw(raw: Path) -> RawListing:
+    """What lies below `raw`, names beginning with a dot or an underscore left out. No file is opened.
+
+    A link to a folder is followed, once.
+    """
+    files: list[RawFile] = []
+    ignored: list[str] = []
+    held_back: list[HeldBack] = []
+    for file, path in _walk(raw, "", frozenset(), held_back):
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # gone since it was listed
+        if not stat.S_ISREG(found.st_mode) or not file.endswith((*LINE_ENDINGS, PARQUET_ENDING)) or not _is_text(file):
+            ignored.append(file.encode("utf-8", "replace").decode())
+            continue
+        files.append(RawFile(file, path, NATIVE, found.st_size, _signature(found)))
+    files.sort(key=lambda raw_file: raw_file.file)
+    return RawListing(tuple(files), tuple(sorted(ignored)), tuple(held_back))
+
+
+def _walk(
+    folder: Path, prefix: str, above: frozenset[tuple[int, int]], held_back: list[HeldBack]
+) -> Iterator[tuple[str, Path]]:
+    try:
+        here = folder.stat()
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        held_back.append(HeldBack(prefix or ".", f"unreadable: the folder cannot be listed ({error.strerror})"))
+        return
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:  # a link back to a folder that we are in
+        return
+    for entry in entries:
+        if entry.name.startswith((".", "_")):
+            continue
+        name = prefix + entry.name
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), name + "/", above | {identity}, held_back)
+        else:
+            yield name, Path(entry.path)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that are no UTF-8 cannot be written into the ledger
+        return False
+    return True
+
+
+def _signature(found: os.stat_result) -> str:
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}"
+
+
+class RawPass:
+    """One pass over a raw file: first `batches()` to the end, then `content()`.
+
+    A context manager. Raises HeldBack for a file that is truncated, corrupt, unreadable, or written to meanwhile.
+    """
+
+    def __init__(self, raw_file: RawFile) -> None:
+        self.raw_file = raw_file
+        self.numbered = 0  # lines handed over so far, blank ones too
+        self.failure: HeldBack | None = None  # what stopped the batches; whoever pulls them may wrap it
+        self._hash = hashlib.sha256()
+        with self._errors_as_held_back():
+            # Unbuffered: what has been read is what has been hashed.
+            self._source = raw_file.path.open("rb", buffering=0)
+
+    def __enter__(self) -> RawPass:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.raw_file.file.endswith(PARQUET_ENDING)
+
+    def batches(self) -> pa.RecordBatchReader:
+        """The file's lines (schema rows.LINES), or the rows of a Parquet file (schema rows.native_rows of it)."""
+        with self._errors_as_held_back():
+            if not self.is_parquet:
+                return self._reader(rows.LINES, rows.line_batches(self._plain()))
+            if self.raw_file.size == 0:
+                return self._reader(rows.LINES, iter(()))
+            # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
+            self._drain()
+            parquet = rows.ParquetRows(self.raw_file.path)
+            return self._reader(parquet.schema, parquet.batches())
+
+    def content(self) -> str:
+        """SHA-256 (hex) of the whole file, which is the one that was listed and was at rest while it was read.
+
+        Raises HeldBack otherwise.
+        """
+        with self._errors_as_held_back():
+            self._drain()
+        try:
+            now = _signature(self.raw_file.path.stat())
+        except OSError:
+            now = ""
+        # The handle too: of two files that changed places, only the path has the signature.
+        if not now == _signature(os.fstat(self._source.fileno())) == self.raw_file.signature:
+            raise self._held_back("changing: it was written to while it was read; the next run tries again")
+        return self._hash.hexdigest()
+
+    def _reader(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
+        def checked() -> Iterator[pa.RecordBatch]:
+            with self._errors_as_held_back():
+                for batch in batches:
+                    self.numbered += batch.num_rows
+                    yield batch
+
+        return pa.RecordBatchReader.from_batches(schema, checked())
+
+    def _plain(self) -> rows.Plain:
+        hashed = io.BufferedReader(_Hashed(self._source, self._hash), 256 * 2**10)
+        if self.raw_file.size == 0:
+            return hashed  # an empty file has no lines, whatever its name says
+        if self.raw_file.file.endswith(".gz"):
+            gzipped: rows.Plain = igzip.GzipFile(fileobj=hashed)  # type: ignore[no-untyped-call]
+            return gzipped
+        if self.raw_file.file.endswith(".zst"):
+            return zstd.ZstdFile(hashed)
+        return hashed
+
+    def _drain(self) -> None:
+        hashed = _Hashed(self._source, self._hash)
+        while hashed.read(rows.BLOCK_BYTES):
+            pass
+
+    def _held_back(self, reason: str) -> HeldBack:
+        return HeldBack(self.raw_file.file, reason)
+
+    @contextmanager
+    def _errors_as_held_back(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = _reason_to_hold_back(error)
+            if reason is None:
+                raise
+            self.failure = self._held_back(reason)
+            raise self.failure from error
+
+
+def hash_raw(raw_file: RawFile) -> str:
+    """SHA-256 (hex) of a file's bytes, read but neither inflated nor parsed. Raises HeldBack."""
+    with RawPass(raw_file) as opened:
+        return opened.content()
+
+
+class _Hashed(io.RawIOBase):
+    """A file of which every byte that is read is hashed."""
+
+    def __init__(self, source: io.FileIO, digest: Any) -> None:
+        self._source = source
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._source.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _reason_to_hold_back(error: Exception) -> str | None:
+    # Arrow's messages can run over lines and name the path; the first line says it.
+    first_line = str(error).split("\n", 1)[0][:200]
+    if isinstance(error, rows.UnusableParquet):
+        return str(error)
+    if isinstance(error, EOFError):
+        return "truncated: the compressed data ends early, or has something behind it"
+    if isinstance(error, (gzip.BadGzipFile, igzip_lib.IsalError, zlib.error, zstd.ZstdError)):
+        return f"corrupt: {first_line}"
+    if isinstance(error, (OSError, pa.ArrowException)):
+        return f"unreadable: {getattr(error, 'strerror', None) or first_line}"
+    return None

@@ -1,0 +1,255 @@
+"""Plain bytes or a Parquet file, as Arrow batches of numbered lines or rows.
+
+Memory depends on the sizes below, not on the size of a file, a line or a row group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.contract.tables import EVENT
+from pipeline.line import MAX_LINE_BYTES, Reason, is_blank
+
+BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
+BATCH_ROWS = 16_384  # of Parquet
+
+# `reason`: rejected already, so there is no text. Not `sound`: only the second look may judge the line.
+LINES = pa.schema([("line", pa.int64()), ("text", pa.string()), ("sound", pa.bool_()), ("reason", pa.string())])
+
+
+class Plain(Protocol):
+    """What plain bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes; fewer at the end only, none behind it."""
+
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class _AnyObject(msgspec.Struct):
+    """A JSON object whose fields nobody looks at."""
+
+
+# DuckDB's JSON reader takes NaN, Infinity and trailing commas; this one takes strict JSON only, at 2 GB/s.
+_STRICT_JSON = msgspec.json.Decoder(_AnyObject)
+
+
+def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
+    """The lines of a text (schema LINES), numbered from 1, line ends and a byte-order mark cut off.
+
+    Blank lines and lines that are not UTF-8, too long, or not strict JSON are marked or left to the second look.
+    """
+    number = 0  # of lines before the rest
+    rest = b""
+    overlong = False  # inside a line whose beginning was let go
+    blank = False  # and nothing but white space so far
+    first = True
+    while block := plain.read(BLOCK_BYTES):
+        if first:
+            block = block.removeprefix(_BYTE_ORDER_MARK)
+            first = False
+        if overlong:
+            end = block.find(b"\n")
+            blank = blank and not block[: end if end >= 0 else None].strip(b" \t\r")
+            if end < 0:
+                continue
+            overlong = False
+            number += 1
+            if not blank:
+                yield _rejected(number, Reason.LINE_TOO_LONG)
+            block = block[end + 1 :]
+        block = rest + block
+        end = block.rfind(b"\n") + 1
+        rest = block[end:]
+        if end:
+            batch = _batch(block[:end], number)
+            number += block.count(b"\n", 0, end)
+            yield batch
+        if len(rest) > MAX_LINE_BYTES + 1:  # one more than a line: a carriage return may be its last byte
+            overlong, blank, rest = True, not rest.strip(b" \t\r"), b""
+    if overlong and not blank:
+        yield _rejected(number + 1, Reason.LINE_TOO_LONG)
+    elif rest:
+        yield _batch(rest, number)
+
+
+def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"line": number, "reason": reason.value}], schema=LINES)
+
+
+def _batch(block: bytes, before: int) -> pa.RecordBatch:
+    """The lines of `block`, which ends with a line; `before` lines came before them."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(block))
+    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
+    offsets = np.zeros(len(ends) + 1, np.int32)
+    offsets[1:] = np.minimum(ends + 1, len(block))
+    numbers = pa.array(np.arange(before + 1, before + len(ends) + 1))
+    if np.diff(offsets).max() <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block):
+        texts = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
+        sound = pa.repeat(pa.scalar(True), len(ends))
+        return pa.RecordBatch.from_arrays([numbers, texts, sound, pa.nulls(len(ends), pa.string())], schema=LINES)
+    judged = [_judge(block[start:end]) for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+    columns = [
+        pa.array(column, field.type) for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
+    ]
+    return pa.RecordBatch.from_arrays([numbers, *columns], schema=LINES)
+
+
+def _judge(line: bytes) -> tuple[str | None, bool, str | None]:
+    """Text, soundness and reason of one line."""
+    bare = without_line_end(line)
+    if is_blank(bare):
+        return "", False, None
+    if len(bare) > MAX_LINE_BYTES:
+        return None, False, Reason.LINE_TOO_LONG
+    if not _is_utf8(bare):
+        return None, False, Reason.INVALID_UTF8
+    return bare.decode(), _is_strict_json(bare), None
+
+
+def without_line_end(line: bytes) -> bytes:
+    """A line without the `\\n` or `\\r\\n` it ends with."""
+    return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+
+
+def _is_utf8(block: bytes) -> bool:
+    try:
+        block.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_strict_json(block: bytes) -> bool:
+    """Whether `block` is nothing but JSON objects. Which lines they stand on, the bulk read finds out."""
+    try:
+        _STRICT_JSON.decode_lines(block)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+class UnusableParquet(Exception):
+    """A Parquet file whose columns cannot be read as requests. `str()` of it says which and why."""
+
+
+class ParquetRows:
+    """The rows of a Parquet file in the native format, `line` counted from 1.
+
+    Amounts and identifiers come as strings, integers, doubles or booleans: what JSON can say. A DECIMAL becomes a
+    string, which is exact; a TIMESTAMP becomes the text of its UTC instant; what JSON cannot say becomes `true`, which
+    every rule refuses by its type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Buffered: pages are read as they are needed, not whole column chunks.
+        self._file = pq.ParquetFile(
+            path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True, memory_map=False
+        )
+        given = self._file.schema_arrow
+        self._positions = {name: index for index, name in reversed(list(enumerate(given.names)))}
+        self._check(given)
+        columns = [pa.field(column.name, _plain_type(given, self._positions, column.name)) for column in EVENT.columns]
+        self.schema = pa.schema([pa.field("line", pa.int64()), pa.field("reason", pa.string()), *columns])
+
+    def _check(self, given: pa.Schema) -> None:
+        for name in ("request_id", "timestamp", "organization_id", "api_key_id", "cost"):
+            if name not in self._positions:
+                raise UnusableParquet(f"unreadable: it has no column {name}; add it and put the file in place anew")
+        timestamp = given.field(self._positions["timestamp"]).type
+        if pa.types.is_timestamp(timestamp) and timestamp.tz is None:
+            raise UnusableParquet("unreadable: column timestamp carries no time zone; write it as a UTC timestamp")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        number = 0
+        wanted = [self._positions[c.name] for c in EVENT.columns if c.name in self._positions]
+        top_level = [self._file.schema_arrow.names[index] for index in wanted]
+        for batch in self._file.iter_batches(batch_size=BATCH_ROWS, columns=top_level):
+            count = batch.num_rows
+            columns = []
+            undecodable = pa.repeat(pa.scalar(False), count)
+            for field in list(self.schema)[2:]:
+                if field.name not in batch.schema.names:
+                    columns.append(pa.nulls(count, field.type))
+                    continue
+                column, broken = _plain(batch.column(batch.schema.names.index(field.name)), field.name)
+                columns.append(column)
+                undecodable = undecodable if broken is None else pc.or_(undecodable, broken)
+            reason = pc.if_else(undecodable, pa.scalar(Reason.INVALID_UTF8.value), pa.scalar(None, pa.string()))
+            numbers = pa.array(np.arange(number + 1, number + count + 1))
+            number += count
+            yield pa.RecordBatch.from_arrays([numbers, reason, *columns], schema=self.schema)
+
+
+def _plain_type(given: pa.Schema, positions: dict[str, int], name: str) -> pa.DataType:
+    if name not in positions:
+        return pa.string()
+    empty = pa.nulls(0, given.field(positions[name]).type)
+    return _plain(empty, name)[0].type
+
+
+def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
+    """A column as strings, integers, doubles or booleans; and which of its rows hold text that is not UTF-8."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.dictionary_decode(), name)
+    if any(is_kind(kind) for is_kind in _TEXT_KINDS):
+        return _text(column)
+    plain: pa.Array
+    if pa.types.is_null(kind):
+        plain = pa.nulls(len(column), pa.string())
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        plain = column
+    elif pa.types.is_floating(kind):
+        plain = column.cast(pa.float64())
+    elif pa.types.is_decimal(kind):
+        plain = _without_zeros(column)
+    elif pa.types.is_timestamp(kind) and name == "timestamp":
+        # Cutting to microseconds is the format's own rule, so an unsafe cast is the right one.
+        plain = pc.strftime(column.cast(pa.timestamp("us", "UTC"), safe=False), format="%Y-%m-%dT%H:%M:%SZ")
+    else:
+        plain = pc.if_else(column.is_null(), pa.scalar(None, pa.bool_()), pa.scalar(True))
+    return plain, None
+
+
+# Writers that do not mark their strings as such leave binary columns.
+_TEXT_KINDS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
+
+
+def _without_zeros(column: pa.Array) -> pa.Array:
+    """Decimals as text, without the zeros of a scale that is larger than the amounts need."""
+    text = column.cast(pa.string())
+    for pattern, shorter in ((r"^0E[+-]?[0-9]+$", "0"), (r"^(-?[0-9]+\.[0-9]*?)0+$", r"\1"), (r"\.$", "")):
+        text = pc.replace_substring_regex(text, pattern, shorter)
+    return text
+
+
+def _text(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    raw = column.cast(pa.binary())
+    try:
+        text = raw.cast(pa.string())
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        values = raw.to_pylist()
+        broken = [value is not None and not _is_utf8(value) for value in values]
+        texts = [None if bad or value is None else value.decode() for value, bad in zip(values, broken, strict=True)]
+        return pa.array(texts, pa.string()), pa.array(broken)
+    return text, None

@@ -1,0 +1,67 @@
+"""One run: its moment, its settings, its engine, and a scratch folder that does not outlive it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.contract.layout import Layout
+from pipeline.contract.settings import Settings
+from pipeline.engine import Engine
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a run is given. started: the one moment that counts as now, UTC."""
+
+    settings: Settings
+    layout: Layout
+    clock: Callable[[], datetime]
+    started: datetime
+    scratch: Path
+    engine: Engine
+
+
+@contextmanager
+def start_run(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Run]:
+    """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed."""
+    layout = Layout(settings.data)
+    layout.scratch.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(layout.scratch)
+    scratch = layout.scratch / uuid.uuid4().hex
+    scratch.mkdir()
+    # The lock says that this run lives; the kernel lets go of it when the process ends, however it ends.
+    lock = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine = Engine(settings, scratch)
+        try:
+            yield Run(settings, layout, clock, clock(), scratch, engine)
+        finally:
+            engine.close()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for scratch in folder.iterdir():
+        try:
+            lock = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # its run is alive
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            os.close(lock)

@@ -1,0 +1,385 @@
+"""Bringing the published rollups up to date with the raw logs: what the nightly run and a backfill do.
+
+Everything is derived anew from what lies in raw/ and in the ledger of the newest version. A crash, a missed night, a
+late file and a changed rule all look the same from here: something is named that does not exist yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.artifacts import keep, verify
+from pipeline.contents import (
+    content_of,
+    count_each_content_once,
+    counted_contents,
+    events_by_day,
+    needs_reading,
+    size_of,
+    with_take_in,
+)
+from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
+from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
+from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
+from pipeline.intake import EventFile, TakeIn, rule_of, take_in
+from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
+from pipeline.publish import Partition, publish
+from pipeline.raw import RawFile, hash_raw, list_raw
+from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
+from pipeline.run import Run
+from pipeline.sweep import sweep
+
+log = logging.getLogger(__name__)
+
+COMMIT_ATTEMPTS = 8
+
+Watch = Callable[[str, int, int], None]  # stage, done, total (bytes while taking in, else days or months)
+
+
+class Steps(NamedTuple):
+    """The steps of a run, each a plain function. Whoever wants them retried, named or sent elsewhere wraps them."""
+
+    take_in: Callable[[Run, RawFile], TakeIn] = take_in
+    roll_up_day: Callable[[Run, date, str, list[Path], int], DayEntry] = roll_up_day
+    roll_up_month: Callable[[Run, date, list[DayEntry]], RolledMonth] = roll_up_month
+    publish: Callable[[Run, Any, list[Partition], Mapping[str, str]], int] = publish
+
+
+PLAIN_STEPS = Steps()
+
+
+def _watch_nothing(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class Report:
+    """What a run did. `as_json` is the document a machine gets."""
+
+    ingested: list[FileEntry] = field(default_factory=list)
+    replaced: list[tuple[str, int, int]] = field(default_factory=list)  # file, accepted before, accepted after
+    held_back: list[HeldBack] = field(default_factory=list)
+    days: list[DayEntry] = field(default_factory=list)
+    months: list[date] = field(default_factory=list)
+    version: int = 0
+    seconds: float = 0.0
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether somebody should look: a file was held back, or a new content has fewer requests than the old."""
+        return bool(self.held_back) or any(after < before for _, before, after in self.replaced)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ingested": [_ingested(entry) for entry in self.ingested],
+            "replaced": [
+                {"file": file, "accepted_before": before, "accepted_after": after}
+                for file, before, after in self.replaced
+            ],
+            "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
+            "days": [
+                {
+                    "day": str(entry.day),
+                    "accepted": entry.accepted,
+                    "counted": entry.counted,
+                    "duplicate": entry.duplicate,
+                    "conflicting": entry.conflicting,
+                    "session": entry.session,
+                }
+                for entry in self.days
+            ],
+            "months": [month_name(month) for month in self.months],
+            "version": self.version,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _ingested(entry: FileEntry) -> dict[str, Any]:
+    lines = {"file": entry.file, "lines": entry.take_in.lines}
+    if entry.same_as:
+        return {**lines, "accepted": 0, "quarantined": 0, "same_as": entry.same_as}
+    return {**lines, "accepted": entry.take_in.accepted, "quarantined": entry.take_in.quarantined}
+
+
+def roll_up(run: Run, steps: Steps = PLAIN_STEPS, watch: Watch = _watch_nothing) -> Report:
+    """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
+
+    With nothing new, nothing is published. Raises KeytallyError when nothing could be published.
+    """
+    return _until_committed(_Update(run, steps, watch, frozenset()))
+
+
+def backfill(
+    run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STEPS, watch: Watch = _watch_nothing
+) -> Report:
+    """As `roll_up`; and check everything that the days from `first_day` to `last_day` (both included) are made from,
+    rebuild from raw/ what is missing or damaged, and roll these days and their months up anew.
+
+    Equal results publish nothing.
+    """
+    return _until_committed(_Update(run, steps, watch, frozenset(days_between(first_day, last_day))))
+
+
+def _until_committed(update: _Update) -> Report:
+    """Try until no other run publishes meanwhile. What was taken in and rolled up is kept between the attempts."""
+    begun = time.monotonic()
+    for attempt in range(1, COMMIT_ATTEMPTS + 1):
+        try:
+            report = update.attempt()
+            report.seconds = time.monotonic() - begun
+            return report
+        except CommitRefused:
+            if attempt == COMMIT_ATTEMPTS:
+                raise
+            log.info("another run published first; recomputing from what it published (attempt %d)", attempt + 1)
+            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class _Update:
+    """One update under way, over as many attempts as it takes."""
+
+    run: Run
+    steps: Steps
+    watch: Watch
+    redo: frozenset[date]  # days to roll up even if nothing about them changed
+    taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
+    rolled: dict[tuple[date, str], DayEntry] = field(default_factory=dict)  # by day and fingerprint
+    sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
+    beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
+
+    def attempt(self) -> Report:
+        """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
+        ledger = read_ledger(self.run.layout)
+        report = Report(version=ledger.publication.version)
+        listing = list_raw(self.run.layout.raw)
+        report.held_back.extend(listing.held_back)
+        files = self._take_in(ledger, listing.files, report)
+        files, days = self._roll_up_days(ledger, listing.files, files, report)
+        partitions = self._roll_up_months(ledger, days, report)
+        partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
+        if partitions:
+            notes = {"keytally.days": str(len(report.days)), "keytally.files": str(len(report.ingested))}
+            report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
+            sweep(self.run, ledger, files, days)
+        return report
+
+    def _take_in(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
+        """The ledger's files with what is new or changed in raw/ taken in; what cannot be is reported and left."""
+        files = dict(ledger.files)
+        known = {(entry.take_in.content, entry.take_in.rule): entry.take_in for entry in files.values()}
+        sizes = {size_of(entry) for entry in files.values()}
+        waiting = [raw_file for raw_file in raw_files if needs_reading(raw_file, files, self.run.started)]
+        total, done = sum(raw_file.size for raw_file in waiting), 0
+        read: list[str] = []
+        for raw_file in waiting:
+            self.watch("taking in", done, total)
+            done += raw_file.size
+            try:
+                taken = self._taken(raw_file, known if raw_file.size in sizes else {})
+            except HeldBack as held_back:
+                report.held_back.append(held_back)
+                continue
+            known[taken.content, taken.rule] = taken
+            sizes.add(raw_file.size)
+            before = ledger.files.get(raw_file.file)
+            if before and before.take_in.lines and not taken.lines:
+                # Emptied: as good as deleted, and a deleted file takes nothing back.
+                files[raw_file.file] = replace(before, signature=raw_file.signature)
+                continue
+            files[raw_file.file] = FileEntry(raw_file.file, raw_file.signature, None, taken)
+            read.append(raw_file.file)
+        self.watch("taking in", total, total)
+
+        files = count_each_content_once(files, ledger.files)
+        contents = counted_contents(files)
+        for file in read:
+            self._report_file(files[file], ledger.files.get(file), contents, report)
+        return files
+
+    def _taken(self, raw_file: RawFile, same_size: Mapping[tuple[str, str], TakeIn]) -> TakeIn:
+        """What a file's content is made into; known contents, of which some have its size, are not parsed again."""
+        key = (raw_file.file, raw_file.signature)
+        if key not in self.taken:
+            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.format))) if same_size else None
+            heals = known and known.heals_at and known.heals_at <= self.run.started
+            self.taken[key] = known if known and not heals else self.steps.take_in(self.run, raw_file)
+        return self.taken[key]
+
+    def _report_file(
+        self, entry: FileEntry, before: FileEntry | None, contents: set[tuple[str, str]], report: Report
+    ) -> None:
+        if before is None or before.take_in.name != entry.take_in.name:
+            report.ingested.append(entry)
+        if before is None:
+            return
+        if before.take_in.content == entry.take_in.content:
+            replaced = entry.counted_lines < before.counted_lines  # by a changed rule
+        else:
+            # A log rotated by rename counts under its new name: nothing was replaced.
+            replaced = content_of(before.take_in) not in contents
+        if replaced:
+            report.replaced.append((entry.file, before.counted_lines, entry.counted_lines))
+
+    def _roll_up_days(
+        self, ledger: Ledger, raw_files: Sequence[RawFile], files: dict[str, FileEntry], report: Report
+    ) -> tuple[dict[str, FileEntry], dict[date, DayEntry]]:
+        """The ledger's days, those rolled up anew whose inputs changed; and the files, healed where a day needed it."""
+        while True:
+            inputs = events_by_day(files)
+            fingerprints = {day: fingerprint_of(inputs.get(day, {})) for day in {*inputs, *ledger.days}}
+            dirty = self._dirty(ledger, fingerprints)
+            healed = self._heal(dirty, ledger, fingerprints, raw_files, files, report)
+            if healed is files:
+                break
+            files = healed  # a file taken in anew may have another name, and with it other days are dirty
+
+        days = dict(ledger.days)
+        for done, day in enumerate(sorted(dirty)):
+            self.watch("rolling up days", done, len(dirty))
+            days[day] = self._rolled_day(day, fingerprints[day], inputs.get(day, {}), ledger.days.get(day))
+            report.days.append(days[day])
+        self.watch("rolling up days", len(dirty), len(dirty))
+        return files, days
+
+    def _dirty(self, ledger: Ledger, fingerprints: Mapping[date, str]) -> set[date]:
+        """The days to roll up: changed ones, those asked for, and those of their months whose file is damaged."""
+        dirty = {
+            day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
+        }
+        dirty |= self.redo & fingerprints.keys()
+        months = {month_of(day) for day in dirty}
+        for day, entry in ledger.days.items():
+            if day not in dirty and month_of(day) in months and not self._is_sound(self._daily_path(entry)):
+                dirty.add(day)
+        return dirty - self.beyond_repair
+
+    def _heal(
+        self,
+        dirty: set[date],
+        ledger: Ledger,
+        fingerprints: Mapping[date, str],
+        raw_files: Sequence[RawFile],
+        files: dict[str, FileEntry],
+        report: Report,
+    ) -> dict[str, FileEntry]:
+        """The files, those taken in anew from raw/ whose events are missing or damaged on a dirty day."""
+        present = {raw_file.file: raw_file for raw_file in raw_files}
+        for entry in list(files.values()):
+            damaged = [
+                event
+                for event in entry.take_in.events
+                if entry.same_as is None and event.day in dirty and not self._is_sound(self._event_path(event))
+            ]
+            if not damaged:
+                continue
+            source = next(
+                (
+                    present[other.file]
+                    for other in files.values()
+                    if content_of(other.take_in) == content_of(entry.take_in)
+                    and other.file in present
+                    and present[other.file].signature == other.signature
+                ),
+                None,
+            )
+            if source:
+                taken = self.steps.take_in(self.run, source)
+                return with_take_in(files, taken)
+            for event in damaged:
+                if event.day not in ledger.days or ledger.days[event.day].fingerprint != fingerprints[event.day]:
+                    verify(self._event_path(event))  # raises: without these events the changed day cannot be right
+                dirty.discard(event.day)
+                self.beyond_repair.add(event.day)
+                report.held_back.append(
+                    HeldBack(
+                        entry.file,
+                        f"damaged: its events of {event.day} cannot be rebuilt, because this content is no longer in "
+                        "raw/; the published day stays as it is",
+                    )
+                )
+        return files
+
+    def _rolled_day(
+        self, day: date, fingerprint: str, events: Mapping[str, EventFile], before: DayEntry | None
+    ) -> DayEntry:
+        key = (day, fingerprint)
+        if key not in self.rolled:
+            paths = [self._event_path(events[name]) for name in sorted(events)]
+            accepted = sum(event.accepted for event in events.values())
+            self.rolled[key] = self.steps.roll_up_day(self.run, day, fingerprint, paths, accepted)
+        entry = self.rolled[key]
+        # The same counts from the same inputs in other bytes, as another DuckDB may write them, are no change.
+        unchanged = before is not None and replace(entry, artifact=before.artifact) == before
+        return before if before and unchanged and self._is_sound(self._daily_path(before)) else entry
+
+    def _roll_up_months(self, ledger: Ledger, days: Mapping[date, DayEntry], report: Report) -> list[Partition]:
+        """The new files of every month of which a day was rolled up; only those whose rows are not published yet."""
+        report.months = sorted({month_of(entry.day) for entry in report.days})
+        partitions = []
+        for done, month in enumerate(report.months):
+            self.watch("rolling up months", done, len(report.months))
+            entries = [days[day] for day in sorted(days) if month_of(day) == month]
+            rolled = self.steps.roll_up_month(self.run, month, entries)
+            for table, path in rolled.files.items():
+                published = ledger.publication.files.get((table.name, month))
+                if published is None or not self._is_published(self.run.layout.rollups / published.path, table, path):
+                    partitions.append(Partition(table, month, path))
+        self.watch("rolling up months", len(report.months), len(report.months))
+        return partitions
+
+    def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
+        """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""
+        same_bytes = checksum_of(rolled) == stated_checksum(published)
+        if not self._is_sound(published):
+            if same_bytes:
+                keep(rolled, published.parent, "part")
+            return same_bytes
+        return same_bytes or same_rows(self.run, table, published, rolled)
+
+    def _ledger_partitions(
+        self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], *, alone: bool
+    ) -> list[Partition]:
+        """The ledger's new files. A file touched but not changed is no reason to publish; its entry goes along."""
+        scratch = self.run.scratch
+        partitions = []
+        for month in sorted({month_of(day) for day, entry in days.items() if ledger.days.get(day) != entry}):
+            path = scratch / f"{DAY_LEDGER.name}-{month_name(month)}.parquet"
+            write_day_ledger(days.values(), month, path)
+            partitions.append(Partition(DAY_LEDGER, month, path))
+        differing = [entry for file, entry in files.items() if ledger.files.get(file) != entry]
+        material = [entry for entry in differing if not _differs_in_signature_only(entry, ledger.files.get(entry.file))]
+        if material or (differing and (partitions or not alone)):
+            path = scratch / f"{FILE_LEDGER.name}.parquet"
+            write_file_ledger(files.values(), path)
+            partitions.append(Partition(FILE_LEDGER, None, path))
+        return partitions
+
+    def _event_path(self, event: EventFile) -> Path:
+        return self.run.layout.events_of(event.day) / event.artifact
+
+    def _daily_path(self, entry: DayEntry) -> Path:
+        return self.run.layout.daily_of(entry.day) / entry.artifact
+
+    def _is_sound(self, artifact: Path) -> bool:
+        """Whether an artifact holds the bytes its name was given for; read once a run."""
+        if artifact not in self.sound:
+            try:
+                verify(artifact)
+            except ArtifactDamaged as damage:
+                log.warning("%s", damage)
+                return False
+            self.sound.add(artifact)
+        return True
+
+
+def _differs_in_signature_only(entry: FileEntry, before: FileEntry | None) -> bool:
+    return before is not None and replace(entry, signature=before.signature) == before
