@@ -71,8 +71,8 @@ def read_ledger(layout: Layout) -> Ledger:
         publication = publication_of(table) if table else NOTHING_PUBLISHED
     except (DeltaError, ValueError, OSError) as error:
         raise KeytallyError(
-            f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a copy,"
-            " or move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+            f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a"
+            " copy, or move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
         ) from error
     files = [_file_entry(row) for row in _rows(layout, publication, FILE_LEDGER)]
     days = [DayEntry(**row) for row in _rows(layout, publication, DAY_LEDGER)]

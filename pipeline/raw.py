@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from isal import igzip, igzip_lib
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from pipeline import rows
 from pipeline.errors import HeldBack
@@ -234,7 +235,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, EOFError):
         return "truncated: the compressed data ends early, or has something behind it"
-    if isinstance(error, (gzip.BadGzipFile, igzip_lib.IsalError, zlib.error, zstd.ZstdError)):
+    if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):
         return f"corrupt: {first_line}"
     if isinstance(error, (OSError, pa.ArrowException)):
         return f"unreadable: {getattr(error, 'strerror', None) or first_line}"

@@ -32,6 +32,7 @@ from pipeline.intake import EventFile, TakeIn, rule_of, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
 from pipeline.publish import Partition, publish
 from pipeline.raw import RawFile, hash_raw, list_raw
+from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.sweep import sweep
@@ -57,55 +58,6 @@ PLAIN_STEPS = Steps()
 
 def _watch_nothing(stage: str, done: int, total: int) -> None:
     pass
-
-
-@dataclass
-class Report:
-    """What a run did. `as_json` is the document a machine gets."""
-
-    ingested: list[FileEntry] = field(default_factory=list)
-    replaced: list[tuple[str, int, int]] = field(default_factory=list)  # file, accepted before, accepted after
-    held_back: list[HeldBack] = field(default_factory=list)
-    days: list[DayEntry] = field(default_factory=list)
-    months: list[date] = field(default_factory=list)
-    version: int = 0
-    seconds: float = 0.0
-
-    @property
-    def has_findings(self) -> bool:
-        """Whether somebody should look: a file was held back, or a new content has fewer requests than the old."""
-        return bool(self.held_back) or any(after < before for _, before, after in self.replaced)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "ingested": [_ingested(entry) for entry in self.ingested],
-            "replaced": [
-                {"file": file, "accepted_before": before, "accepted_after": after}
-                for file, before, after in self.replaced
-            ],
-            "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
-            "days": [
-                {
-                    "day": str(entry.day),
-                    "accepted": entry.accepted,
-                    "counted": entry.counted,
-                    "duplicate": entry.duplicate,
-                    "conflicting": entry.conflicting,
-                    "session": entry.session,
-                }
-                for entry in self.days
-            ],
-            "months": [month_name(month) for month in self.months],
-            "version": self.version,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def _ingested(entry: FileEntry) -> dict[str, Any]:
-    lines = {"file": entry.file, "lines": entry.take_in.lines}
-    if entry.same_as:
-        return {**lines, "accepted": 0, "quarantined": 0, "same_as": entry.same_as}
-    return {**lines, "accepted": entry.take_in.accepted, "quarantined": entry.take_in.quarantined}
 
 
 def roll_up(run: Run, steps: Steps = PLAIN_STEPS, watch: Watch = _watch_nothing) -> Report:

@@ -1,0 +1,60 @@
+"""What a run did, for people and machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from pipeline.contract.layout import month_name
+from pipeline.errors import HeldBack
+from pipeline.ledger import DayEntry, FileEntry
+
+
+@dataclass
+class Report:
+    """What a run did. `as_json` is the document a machine gets."""
+
+    ingested: list[FileEntry] = field(default_factory=list)
+    replaced: list[tuple[str, int, int]] = field(default_factory=list)  # file, accepted before, accepted after
+    held_back: list[HeldBack] = field(default_factory=list)
+    days: list[DayEntry] = field(default_factory=list)
+    months: list[date] = field(default_factory=list)
+    version: int = 0
+    seconds: float = 0.0
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether somebody should look: a file was held back, or a new content has fewer requests than the old."""
+        return bool(self.held_back) or any(after < before for _, before, after in self.replaced)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ingested": [_ingested(entry) for entry in self.ingested],
+            "replaced": [
+                {"file": file, "accepted_before": before, "accepted_after": after}
+                for file, before, after in self.replaced
+            ],
+            "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
+            "days": [
+                {
+                    "day": str(entry.day),
+                    "accepted": entry.accepted,
+                    "counted": entry.counted,
+                    "duplicate": entry.duplicate,
+                    "conflicting": entry.conflicting,
+                    "session": entry.session,
+                }
+                for entry in self.days
+            ],
+            "months": [month_name(month) for month in self.months],
+            "version": self.version,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _ingested(entry: FileEntry) -> dict[str, Any]:
+    lines = {"file": entry.file, "lines": entry.take_in.lines}
+    if entry.same_as:
+        return {**lines, "accepted": 0, "quarantined": 0, "same_as": entry.same_as}
+    return {**lines, "accepted": entry.take_in.accepted, "quarantined": entry.take_in.quarantined}
