@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar
 
-import msgspec
-
-from serving.models import ErrorAnswer
+from serving.models import ErrorAnswer, ErrorDetail, ErrorType
 
 
 class Refusal(Exception):
@@ -22,7 +20,7 @@ class Refusal(Exception):
 
     status: ClassVar[int]
     code: ClassVar[str]
-    type: ClassVar[str] = "client_error"
+    type: ClassVar[ErrorType] = "client_error"
     message: ClassVar[str]
     system_message: str
     headers: Mapping[str, str]
@@ -32,6 +30,15 @@ class Refusal(Exception):
         self.system_message = system_message or type(self).system_message
         self.headers = headers or {}
         super().__init__(self.system_message)
+
+
+class BadRequest(Refusal):
+    """Not HTTP as we understand it."""
+
+    status = 400
+    code = "BAD_REQUEST"
+    message = "Bad request"
+    system_message = "The request is not valid HTTP, or is too long"
 
 
 class NotFound(Refusal):
@@ -119,7 +126,7 @@ class InvalidRequest(Refusal):
     code = "INVALID_REQUEST"
     type = "validation_error"
     message = "Invalid query parameters"
-    system_message = "The request is not valid HTTP"
+    system_message = "A query parameter cannot be used"
 
 
 class UsageUnavailable(Refusal):
@@ -146,16 +153,27 @@ class InternalError(Refusal):
     system_message = "The request could not be answered"
 
 
-def error_body(refusal: Refusal, trace_id: str, now: datetime) -> bytes:
-    """The answer's body, JSON."""
-    return msgspec.json.encode(
-        ErrorAnswer.of(
-            code=refusal.code,
-            message=refusal.message,
-            system_message=refusal.system_message,
-            type=refusal.type,
-            status=refusal.status,
-            trace_id=trace_id,
-            timestamp=now,
-        ).model_dump(by_alias=True)
+def error_answer(refusal: Refusal, trace_id: str, now: datetime) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The answer's headers, all but `X-Request-Id`, and its body, JSON."""
+    body = error_body(refusal, trace_id, now).json_bytes()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"cache-control", b"no-store"),
+        *((name.lower().encode("ascii"), value.encode("ascii")) for name, value in refusal.headers.items()),
+    ]
+    return headers, body
+
+
+def error_body(refusal: Refusal, trace_id: str, now: datetime) -> ErrorAnswer:
+    """The answer's body. now: UTC, cut to whole seconds."""
+    detail = ErrorDetail(
+        code=refusal.code,
+        message=refusal.message,
+        system_message=refusal.system_message,
+        type=refusal.type,
+        status=refusal.status,
+        trace_id=trace_id,
+        timestamp=now.replace(microsecond=0),
     )
+    return ErrorAnswer(success=False, error=detail)

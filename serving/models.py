@@ -26,6 +26,8 @@ def _raw(amount: Decimal) -> msgspec.Raw:
     return msgspec.Raw(amount_text(amount).encode("ascii"))
 
 
+ErrorType = Literal["client_error", "authorization_error", "validation_error", "server_error"]
+
 Amount = Annotated[Decimal, PlainSerializer(_raw, return_type=Any), WithJsonSchema({"type": "number", "minimum": 0})]
 """An exact decimal. A float would lose its digits, and a JSON library's own way with decimals may write 1E-12."""
 
@@ -167,9 +169,7 @@ class ErrorDetail(_Body):
     code: str = Field(description="the error, for programs", examples=["AUTHENTICATION_REQUIRED"])
     message: str = Field(description="the error, for people", examples=["Authentication required"])
     system_message: str = Field(description="what exactly is wrong", examples=["No API key provided"])
-    type: Literal["client_error", "authorization_error", "validation_error", "server_error"] = Field(
-        description="whose turn it is: the client's, whoever grants access, or the server's"
-    )
+    type: ErrorType = Field(description="whose turn it is: the client's, whoever grants access, or the server's")
     status: int = Field(description="HTTP status", examples=[401])
     trace_id: str = Field(description="the request's id, also in X-Request-Id and in the server's log")
     timestamp: datetime = Field(description="time of the answer, UTC, whole seconds", examples=["2025-11-15T10:30:00Z"])
@@ -180,8 +180,3 @@ class ErrorAnswer(_Body):
 
     success: Literal[False] = Field(description="always false")
     error: ErrorDetail
-
-    @classmethod
-    def of(cls, *, timestamp: datetime, **detail: Any) -> Self:
-        """The body for these details. timestamp: UTC, cut to whole seconds."""
-        return cls(success=False, error=ErrorDetail(timestamp=timestamp.replace(microsecond=0), **detail))
