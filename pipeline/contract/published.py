@@ -53,7 +53,8 @@ def publication_of(table: DeltaTable) -> Publication:
     Raises ValueError when a rollup's month would be held by two files: no reader may sum them.
     """
     files: dict[tuple[str, date | None], PublishedFile] = {}
-    for added in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+    # Not pa.table(): it imports pandas, only to rule out that it was given a data frame.
+    for added in pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all().to_pylist():
         month = added.get("partition.month")
         file = PublishedFile(
             rollup=added["partition.rollup"],

@@ -1,0 +1,115 @@
+"""The application: the endpoint, its document, and what keeps both up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from pipeline.contract.layout import Layout
+from pipeline.contract.settings import Settings
+from serving.answers import Answers
+from serving.auth import Clock, Gate
+from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
+from serving.keys import KeyRegistry
+from serving.limiter import Limiter
+from serving.reader import Reader
+from serving.reference import openapi_document
+from serving.routes import DAILY, Daily, TracedRoute
+from serving.tracing import Tracing
+
+_LOG = logging.getLogger("keytally.app")
+REGISTRY_SECONDS = 0.25  # how often the key registry is looked at
+
+
+def utc_now() -> datetime:
+    """The time, UTC: the one clock of the server."""
+    return datetime.now(UTC)
+
+
+def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) -> FastAPI:
+    """The application for one process of `workers`.
+
+    Its lifespan opens the key registry, which it makes where there is none, and raises RegistryUnavailable when that
+    cannot be done.
+    """
+    registry = KeyRegistry(settings.keys)
+    reader = Reader(Layout(settings.data))
+    answers = Answers(reader)
+    gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(registry.open)
+        await asyncio.to_thread(reader.refresh)
+        watches = [
+            asyncio.create_task(_repeat(registry.poll, REGISTRY_SECONDS)),
+            asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
+        ]
+        yield
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+        answers.close()
+        registry.close()
+
+    app = FastAPIOffline(
+        title="keytally",
+        version=_version(),
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _refuse},
+    )
+    document = openapi_document(app.title, app.version, settings.currency)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
+    app.add_middleware(Tracing, clock=clock)
+    return app
+
+
+def create_app_from_environment() -> FastAPI:
+    """The application with the settings of the environment, alone in its process: for `uvicorn --factory`.
+
+    Raises SettingsError.
+    """
+    return create_app(Settings.from_environment())
+
+
+async def _refuse(_: Request, error: Exception) -> None:
+    """What the router and the files of the documentation refuse, in our words. Always raises."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "GET, HEAD")
+        raise MethodNotAllowed(headers={"Allow": ", ".join(sorted(allowed.split(", ")))})
+    if error.status_code == 404:
+        raise NotFound
+    raise BadRequest if error.status_code < 500 else InternalError
+
+
+async def _repeat(look: Callable[[], None], seconds: float) -> None:
+    """Calls `look` in a thread, again and again. What it raises is logged when it is news."""
+    failure = ""
+    while True:
+        try:
+            await asyncio.to_thread(look)
+            failure = ""
+        except Exception as error:
+            if str(error) != failure:
+                failure = str(error)
+                _LOG.error("%s", failure)
+        await asyncio.sleep(seconds)
+
+
+def _version() -> str:
+    try:
+        return version("keytally")
+    except PackageNotFoundError:  # run from a source folder
+        return "0"

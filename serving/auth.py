@@ -1,0 +1,63 @@
+"""Who is asking, and may they: the 401s and the 429."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from serving.errors import (
+    ApiKeyDeactivated,
+    ApiKeyExpired,
+    AuthenticationRequired,
+    InvalidApiKey,
+    RateLimitExceeded,
+)
+from serving.keys import KeyRegistry, ReadingKey
+from serving.limiter import Limiter
+
+Clock = Callable[[], datetime]
+
+
+class Gate:
+    """Lets a request in with a good key, as often as its organization may."""
+
+    def __init__(self, registry: KeyRegistry, limiter: Limiter, clock: Clock) -> None:
+        self._registry = registry
+        self._limiter = limiter
+        self._clock = clock
+
+    async def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> ReadingKey:
+        """The key that the request came with. Raises Unauthenticated.
+
+        headers: as ASGI gives them, names in lower case.
+        """
+        sent = sent_key(headers)
+        if not sent:
+            raise AuthenticationRequired
+        # Seldom not remembered; then SQLite is asked in a thread, since a disk may take its time.
+        key = self._registry.remembered(sent) or await asyncio.to_thread(self._registry.find, sent)
+        if key is None:
+            raise InvalidApiKey
+        if key.revoked_at is not None:
+            raise ApiKeyDeactivated
+        if key.expires_at is not None and key.expires_at <= self._clock():
+            raise ApiKeyExpired
+        return key
+
+    async def limit(self, organization_id: str) -> None:
+        """Counts a request of the organization. Raises RateLimitExceeded."""
+        seconds = await self._limiter.take(organization_id)
+        if seconds:
+            raise RateLimitExceeded(seconds)
+
+
+def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The key in `X-API-Key`, or where there is no such header in `Api-Key`; empty when there is none."""
+    fallback = b""
+    for name, value in headers:
+        if name == b"x-api-key":
+            return value.decode("latin-1").strip()
+        if name == b"api-key" and not fallback:
+            fallback = value
+    return fallback.decode("latin-1").strip()

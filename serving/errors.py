@@ -1,0 +1,179 @@
+"""Every error this application answers with, and the one shape they have.
+
+A `Refusal` ends a request wherever it is raised; the middleware in `tracing` turns it into the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import ClassVar
+
+from serving.models import ErrorAnswer, ErrorDetail, ErrorType
+
+
+class Refusal(Exception):
+    """An answer that is not what was asked for. What a client is told stands in the class, but for `system_message`.
+
+    reason: for the log line only, what an operator needs to know and a client must not.
+    """
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    type: ClassVar[ErrorType] = "client_error"
+    message: ClassVar[str]
+    system_message: str
+    headers: Mapping[str, str]
+    reason: str | None = None
+
+    def __init__(self, system_message: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        self.system_message = system_message or type(self).system_message
+        self.headers = headers or {}
+        super().__init__(self.system_message)
+
+
+class BadRequest(Refusal):
+    """Not HTTP as we understand it."""
+
+    status = 400
+    code = "BAD_REQUEST"
+    message = "Bad request"
+    system_message = "The request is not valid HTTP, or is too long"
+
+
+class NotFound(Refusal):
+    """No endpoint has this path."""
+
+    status = 404
+    code = "NOT_FOUND"
+    message = "Not found"
+    system_message = "No endpoint has this path"
+
+
+class MethodNotAllowed(Refusal):
+    """The endpoint exists, and does not know this method."""
+
+    status = 405
+    code = "METHOD_NOT_ALLOWED"
+    message = "Method not allowed"
+    system_message = "This endpoint does not know this method; see the Allow header"
+
+
+class Unauthenticated(Refusal):
+    """Nobody we know. What exactly is wrong is in the code."""
+
+    status = 401
+    message = "Authentication required"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": 'ApiKey header="X-API-Key"'})
+
+
+class AuthenticationRequired(Unauthenticated):
+    """No key, or an empty one."""
+
+    code = "AUTHENTICATION_REQUIRED"
+    system_message = "No API key provided"
+
+
+class InvalidApiKey(Unauthenticated):
+    """A key that is unknown or malformed; one is not told from the other."""
+
+    code = "INVALID_API_KEY"
+    system_message = "API key is not valid"
+
+
+class ApiKeyDeactivated(Unauthenticated):
+    """A real key that was revoked."""
+
+    code = "API_KEY_DEACTIVATED"
+    system_message = "API key has been deactivated"
+
+
+class ApiKeyExpired(Unauthenticated):
+    """A real key past its expiry."""
+
+    code = "API_KEY_EXPIRED"
+    system_message = "API key has expired"
+
+
+class RateLimitExceeded(Refusal):
+    """More requests than the organization is granted."""
+
+    status = 429
+    code = "RATE_LIMIT_EXCEEDED"
+    message = "Too many requests"
+    system_message = "Too many requests for this organization; try again after the seconds in Retry-After"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(headers={"Retry-After": str(retry_after)})
+
+
+class OrganizationAccessDenied(Refusal):
+    """Not the key's organization. Never says whether it exists."""
+
+    status = 403
+    code = "ORGANIZATION_ACCESS_DENIED"
+    type = "authorization_error"
+    message = "Access denied to organization"
+    system_message = "API key doesn't belong to organization"
+
+
+class InvalidRequest(Refusal):
+    """A query parameter that cannot be used; `system_message` names it and what it may be."""
+
+    status = 400
+    code = "INVALID_REQUEST"
+    type = "validation_error"
+    message = "Invalid query parameters"
+    system_message = "A query parameter cannot be used"
+
+
+class UsageUnavailable(Refusal):
+    """The published data cannot be read, or is not what was published."""
+
+    status = 503
+    code = "SERVICE_UNAVAILABLE"
+    type = "server_error"
+    message = "Usage data is temporarily unavailable"
+    system_message = "Published usage data cannot be read"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class InternalError(Refusal):
+    """Anything unforeseen."""
+
+    status = 500
+    code = "INTERNAL_ERROR"
+    type = "server_error"
+    message = "An unexpected error occurred"
+    system_message = "The request could not be answered"
+
+
+def error_answer(refusal: Refusal, trace_id: str, now: datetime) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The answer's headers, all but `X-Request-Id`, and its body, JSON."""
+    body = error_body(refusal, trace_id, now).json_bytes()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"cache-control", b"no-store"),
+        *((name.lower().encode("ascii"), value.encode("ascii")) for name, value in refusal.headers.items()),
+    ]
+    return headers, body
+
+
+def error_body(refusal: Refusal, trace_id: str, now: datetime) -> ErrorAnswer:
+    """The answer's body. now: UTC, cut to whole seconds."""
+    detail = ErrorDetail(
+        code=refusal.code,
+        message=refusal.message,
+        system_message=refusal.system_message,
+        type=refusal.type,
+        status=refusal.status,
+        trace_id=trace_id,
+        timestamp=now.replace(microsecond=0),
+    )
+    return ErrorAnswer(success=False, error=detail)

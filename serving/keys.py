@@ -1,0 +1,276 @@
+"""The registry of reading keys: which key may read which organization.
+
+A SQLite file that holds the SHA-256 of each key, never a key. The command writes it while servers read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+_KEY = re.compile(r"kt_[A-Za-z0-9_-]{43}")
+_ORGANIZATION = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+# Found by hash alone, so the hash is the primary key; `id` is the name by which people and log lines call a key.
+_SCHEMA = """
+create table if not exists reading_key (
+    sha256 blob not null primary key,
+    id text not null unique,
+    organization_id text not null,
+    name text,
+    created_at text not null,
+    expires_at text,
+    revoked_at text
+) without rowid, strict
+"""
+_COLUMNS = "id, organization_id, name, created_at, expires_at, revoked_at"
+
+
+class RegistryError(Exception):
+    """Something about the registry that an operator can act on. `str()` of it is one line."""
+
+
+class InvalidOrganization(RegistryError):
+    """A name that no organization can have."""
+
+    def __init__(self, organization_id: str) -> None:
+        super().__init__(f"{organization_id!r} is no organization id: it must be 1 to 128 letters, digits, '_' or '-'")
+        self.organization_id = organization_id
+
+
+class UnknownKey(RegistryError):
+    """No key has this id."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no key has the id {id!r}; 'keytally keys list' shows them")
+        self.id = id
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry's file cannot be opened, read or written."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"the key registry {path} cannot be used: {reason}")
+        self.path = path
+
+
+@dataclass(frozen=True)
+class ReadingKey:
+    """A key as the registry knows it, without the key itself. Instants are UTC."""
+
+    id: str
+    organization_id: str
+    name: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class CreatedKey:
+    """A new key. `key` is nowhere else: show it once, then forget it."""
+
+    id: str
+    key: str
+    organization_id: str
+    name: str | None
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class KeyRegistry:
+    """The registry in the file `path`, which is made, empty and readable by its owner only, when it is first needed.
+
+    Safe to share between threads. Every method raises RegistryUnavailable when the file cannot be used.
+    """
+
+    REMEMBERED = 16_384  # keys whose row is kept in memory, some 600 bytes each
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._reader: sqlite3.Connection | None = None
+        self._seen: tuple[int, ...] = ()  # device, inode and data version of the file that `_remembered` was read from
+        self._remembered: dict[bytes, ReadingKey] = {}
+
+    def create(
+        self, organization_id: str, name: str | None = None, expires_at: datetime | None = None, *, now: datetime
+    ) -> CreatedKey:
+        """A new key that reads `organization_id` until `expires_at`. Raises InvalidOrganization."""
+        return self.create_many([organization_id], name, expires_at, now=now)[0]
+
+    def create_many(
+        self,
+        organization_ids: Iterable[str],
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        *,
+        now: datetime,
+    ) -> tuple[CreatedKey, ...]:
+        """A new key for each of `organization_ids`, in that order; all are stored, or none.
+
+        Raises InvalidOrganization.
+        """
+        created = []
+        for organization_id in organization_ids:
+            if not _ORGANIZATION.fullmatch(organization_id):
+                raise InvalidOrganization(organization_id)
+            key = f"kt_{secrets.token_urlsafe(32)}"
+            created.append(CreatedKey(f"key_{secrets.token_hex(8)}", key, organization_id, name, now, expires_at))
+        with self._writing() as connection:
+            connection.executemany(
+                "insert into reading_key values (?, ?, ?, ?, ?, ?, null)",
+                ((_hash(k.key), k.id, k.organization_id, name, _text(now), _text(expires_at)) for k in created),
+            )
+        return tuple(created)
+
+    def list(self, organization_id: str | None = None) -> tuple[ReadingKey, ...]:
+        """The keys of `organization_id`, or all; oldest first, revoked and expired ones too."""
+        with self._writing() as connection:
+            rows = connection.execute(
+                f"select {_COLUMNS} from reading_key where ?1 is null or organization_id = ?1 order by created_at, id",  # noqa: S608
+                (organization_id,),
+            ).fetchall()
+        return tuple(_reading_key(row) for row in rows)
+
+    def revoke(self, id: str, *, now: datetime) -> bool:
+        """Revokes the key, for good; False when it was revoked before. Raises UnknownKey."""
+        with self._writing() as connection:
+            revoked = connection.execute(
+                "update reading_key set revoked_at = ? where id = ? and revoked_at is null", (_text(now), id)
+            ).rowcount
+            if not revoked and not connection.execute("select 1 from reading_key where id = ?", (id,)).fetchone():
+                raise UnknownKey(id)
+        return bool(revoked)
+
+    def open(self) -> None:
+        """Makes the file if there is none. For a server at its start: later a missing file is an error, not empty."""
+        with self._writing():
+            pass
+
+    def remembered(self, key: str) -> ReadingKey | None:
+        """What `find` last said of `key`, from memory alone; None when it must be asked."""
+        return self._remembered.get(_hash(key))
+
+    def find(self, key: str) -> ReadingKey | None:
+        """The row of `key`, at the cost of one look-up by primary key; None when it is unknown or malformed.
+
+        Says nothing of expiry and revocation: both are in the row.
+        """
+        if not _KEY.fullmatch(key):
+            return None
+        digest = _hash(key)
+        # Under the lock from reading to remembering: else poll() could forget in between, and a revoked row would stay.
+        with self._lock, self._told():
+            row = (
+                self._connected()
+                .execute(
+                    f"select {_COLUMNS} from reading_key where sha256 = ?",  # noqa: S608
+                    (digest,),
+                )
+                .fetchone()
+            )
+            if row is None:
+                return None
+            found = _reading_key(row)
+            if len(self._remembered) >= self.REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+            self._remembered[digest] = found
+            return found
+
+    def poll(self) -> None:
+        """Forgets what is remembered when the file was written to or replaced. A few microseconds."""
+        with self._lock:
+            try:
+                with self._told():
+                    seen = self._look()
+                    if self._seen[:2] != seen[:2]:
+                        self._disconnect()  # another file stands at the path, a restored backup perhaps
+                        seen = self._look()
+            except RegistryUnavailable:
+                self._disconnect()
+                raise
+            if seen != self._seen:
+                self._remembered.clear()
+                self._seen = seen
+
+    def close(self) -> None:
+        """Lets go of the file. The registry can be used again."""
+        with self._lock:
+            self._disconnect()
+
+    def _look(self) -> tuple[int, ...]:
+        status = self.path.stat()
+        version: tuple[int] = self._connected().execute("pragma data_version").fetchone()
+        return (status.st_dev, status.st_ino, *version)
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._reader is None:
+            self._reader = self._connect()
+        return self._reader
+
+    def _disconnect(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+        self._seen = ()
+        self._remembered.clear()
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: SQLite itself must never make the file, with the rights that happen to be the default.
+        # A reader has no need to wait for a writer in WAL mode; the timeout is for recovery after a crash.
+        address = f"{self.path.absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(address, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on a connection of its own, so that the reading one sees the file change."""
+        with self._told():
+            # The -wal and -shm files get the rights of this one.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with closing(self._connect()) as connection:
+                connection.execute("pragma journal_mode = wal")
+                connection.execute("pragma synchronous = full")  # a key shown once must not be lost to a power cut
+                connection.execute("begin immediate")
+                connection.execute(_SCHEMA)
+                yield connection
+                connection.execute("commit")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises RegistryUnavailable for what goes wrong with the file."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RegistryUnavailable(self.path, reason) from error
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _text(instant: datetime | None) -> str | None:
+    # One width for all, so that text sorts as time does.
+    return instant.astimezone(UTC).isoformat(timespec="microseconds") if instant else None
+
+
+def _reading_key(row: tuple[str, str, str | None, str, str | None, str | None]) -> ReadingKey:
+    id, organization_id, name, created_at, expires_at, revoked_at = row
+    return ReadingKey(
+        id=id,
+        organization_id=organization_id,
+        name=name,
+        created_at=datetime.fromisoformat(created_at),
+        expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
+        revoked_at=datetime.fromisoformat(revoked_at) if revoked_at else None,
+    )
