@@ -166,6 +166,13 @@ class RawPass:
             raise self._held_back("changing: it was written to while it was read; the next run tries again")
         return self._hash.hexdigest()
 
+    def texts(self, lines: frozenset[int], characters: int) -> dict[int, str]:
+        """The texts of some lines, each cut at `characters`. Instead of `batches()`."""
+        with self._errors_as_held_back():
+            if self.is_parquet:
+                return rows.row_texts(self.raw_file.path, lines, characters)
+            return rows.line_texts(self._plain(), lines, characters)
+
     def _reader(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
         def checked() -> Iterator[pa.RecordBatch]:
             with self._errors_as_held_back():
@@ -212,6 +219,15 @@ def hash_raw(raw_file: RawFile) -> str:
         return opened.content()
 
 
+def read_texts(raw_file: RawFile, lines: frozenset[int], characters: int) -> dict[int, str]:
+    """The texts of some of a file's lines by their number, each cut at `characters`; a Parquet row as JSON.
+
+    Bytes that are no UTF-8 are shown as U+FFFD. Raises HeldBack.
+    """
+    with RawPass(raw_file) as opened:
+        return opened.texts(lines, characters)
+
+
 class _Hashed(io.RawIOBase):
     """A file of which every byte that is read is hashed."""
 
@@ -235,7 +251,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, EOFError):
         return "truncated: the compressed data ends early, or has something behind it"
-    if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):
+    if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):  # type: ignore[arg-type]
         return f"corrupt: {first_line}"
     if isinstance(error, (OSError, pa.ArrowException)):
         return f"unreadable: {getattr(error, 'strerror', None) or first_line}"

@@ -5,6 +5,7 @@ Memory depends on the sizes below, not on the size of a file, a line or a row gr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,9 @@ class Plain(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """The next `size` bytes; fewer at the end only, none behind it."""
+
+    def readline(self, size: int, /) -> bytes:
+        """The next bytes to the end of the line, `size` at most; none at the end."""
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -138,6 +142,31 @@ def _is_strict_json(block: bytes) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
+
+
+def line_texts(plain: Plain, lines: frozenset[int], characters: int) -> dict[int, str]:
+    """The texts of some lines by their number, each cut at `characters`; U+FFFD stands for what is no UTF-8."""
+    texts: dict[int, str] = {}
+    number = 0
+    at_start = True
+    while piece := plain.readline(64 * 2**10):  # a longer line comes in pieces; its first is more than is shown
+        number += at_start
+        if at_start and number in lines:
+            bare = without_line_end(piece.removeprefix(_BYTE_ORDER_MARK) if number == 1 else piece)
+            texts[number] = bare.decode("utf-8", "replace")[:characters]
+        at_start = piece.endswith(b"\n")
+    return texts
+
+
+def row_texts(path: Path, lines: frozenset[int], characters: int) -> dict[int, str]:
+    """The rows of a Parquet file by their number, as JSON cut at `characters`."""
+    texts: dict[int, str] = {}
+    for batch in ParquetRows(path).batches():
+        first = batch.column("line")[0].as_py()
+        for number in lines.intersection(range(first, first + batch.num_rows)):
+            row = batch.slice(number - first, 1).drop_columns(["line", "reason"]).to_pylist()[0]
+            texts[number] = json.dumps(row, ensure_ascii=False)[:characters]
+    return texts
 
 
 class UnusableParquet(Exception):

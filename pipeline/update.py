@@ -35,6 +35,7 @@ from pipeline.raw import RawFile, hash_raw, list_raw
 from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
+from pipeline.status import write_last_run
 from pipeline.sweep import sweep
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def _until_committed(update: _Update) -> Report:
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         try:
             report = update.attempt()
+            write_last_run(update.run, update.held_back)
             report.seconds = time.monotonic() - begun
             return report
         except CommitRefused:
@@ -105,6 +107,7 @@ class _Update:
     redo: frozenset[date]  # days to roll up even if nothing about them changed
     taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
     rolled: dict[tuple[date, str], DayEntry] = field(default_factory=dict)  # by day and fingerprint
+    held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
     sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
     beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
 
@@ -139,6 +142,7 @@ class _Update:
                 taken = self._taken(raw_file, known if raw_file.size in sizes else {})
             except HeldBack as held_back:
                 report.held_back.append(held_back)
+                self.held_back[raw_file.file, raw_file.signature] = held_back.reason
                 continue
             known[taken.content, taken.rule] = taken
             sizes.add(raw_file.size)
