@@ -96,6 +96,8 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
                 code = _fail(str(error), as_json, FAILED)
             except OSError as error:
                 code = _fail(_os_sentence(error), as_json, FAILED)
+            except Exception as error:
+                code = _fail(_engine_sentence(error), as_json, FAILED)
             sys.exit(code or 0)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -114,6 +116,17 @@ def _fail(sentence: str, as_json: bool, code: int) -> int:
 def _os_sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}; nothing was published, and running the command again is safe"
+
+
+def _engine_sentence(error: Exception) -> str:
+    """What went wrong below us, in a line. Raises what is no engine's error: that is a bug, and shows where it is."""
+    import duckdb
+    from deltalake.exceptions import DeltaError
+
+    if not isinstance(error, (duckdb.Error, DeltaError)):
+        raise error
+    first_line = _visible(str(error).strip().split("\n", 1)[0])
+    return f"{first_line}; nothing was published, and running the command again is safe"
 
 
 def _print_json(document: Any) -> None:
@@ -191,14 +204,14 @@ def _tell(report: Report, settings: Settings, as_json: bool) -> int:
     return FINDINGS if report.has_findings else 0
 
 
-def _show(report: Report, settings: Settings) -> None:
+def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> None:
     taken = [entry.take_in for entry in report.ingested if not entry.same_as]
     if report.days:
         table = _table("day", "accepted", "counted", "duplicate", "conflicting", "session")
-        for day in report.days[-SHOWN_LINES:]:
+        for day in report.days[-most_days:]:
             _add(table, str(day.day), day.accepted, day.counted, day.duplicate, day.conflicting, day.session)
-        if len(report.days) > SHOWN_LINES:
-            click.echo(f"The last {SHOWN_LINES} of {len(report.days)} days (--json lists all):")
+        if len(report.days) > most_days:
+            click.echo(f"The last {most_days} of {len(report.days)} days:")
         _print_table(table)
     if report.ingested:
         lines, quarantined = sum(taken.lines for taken in taken), sum(taken.quarantined for taken in taken)
@@ -279,7 +292,7 @@ def demo(port: int, as_json: bool) -> int:
             with start_run(settings, utc_now) as run, _progress() as watch:
                 report = roll_up(run, watch=watch)
             if not as_json:
-                _show(report, settings)
+                _show(report, settings, most_days=5)
         key = KeyRegistry(settings.keys).create(traffic.organization, "demo", now=utc_now())
         month = traffic.months[0]
 
