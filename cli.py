@@ -509,7 +509,8 @@ def _table(*columns: str, numbers: bool = True) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if numbers and position else "left", overflow="fold")
+        # An identifier is for copying: only free text may be folded.
+        table.add_column(column, justify="right" if numbers and position else "left", no_wrap=column != "text")
     return table
 
 
@@ -522,9 +523,8 @@ def _add(table: Table, *cells: str | int) -> None:
 def _print_table(table: Table) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
-    # Piped into a file or a program, a table must not be folded to the width of a terminal that is not there.
-    console.print(table, width=None if console.is_terminal else 200)
+    # In a file or a pipe there is no width to fold a table to.
+    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
 
 def _count(number: int, noun: str) -> str:
