@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format lock docs clean
 
 demo: $(READY)
 	@$(BIN)/keytally demo
@@ -29,6 +29,10 @@ lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-emit-index-url --no-annotate --no-header --extra dev --extra redis pyproject.toml -o requirements.lock
+
+# Writes what is generated in the pages: the README's column tables.
+docs: $(READY)
+	KEYTALLY_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

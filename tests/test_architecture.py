@@ -1,0 +1,80 @@
+"""Who may import whom, and what stands where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [ROOT / "cli.py", ROOT / "flows.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "serving").rglob("*.py")]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def in_package(path: Path, *packages: str) -> bool:
+    return any((ROOT / package) in path.parents for package in packages)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_in_the_agreed_direction(path: Path) -> None:
+    for name in imports_of(path):
+        top = name.partition(".")[0]
+        assert not (top == "prefect" and path.name != "flows.py"), f"{name}: Prefect appears only in flows.py"
+        assert not (top in ("fastapi", "starlette") and not in_package(path, "serving")), f"{name}: only in serving/"
+        assert not (top in ("cli", "flows")), f"{name}: nobody imports the entry points"
+        assert not (top == "serving" and in_package(path, "pipeline")), f"{name}: the pipeline knows no server"
+        if top == "pipeline" and in_package(path, "serving"):
+            assert name.startswith("pipeline.contract"), f"{name}: serving imports the contract only"
+        if top == "pipeline" and in_package(path, "pipeline/contract"):
+            assert name.startswith("pipeline.contract"), f"{name}: the contract stands on its own"
+
+
+def test_only_the_layout_spells_a_partition_folder() -> None:
+    for path in SOURCES:
+        if path.name != "layout.py":
+            assert not re.search(r"[\"'f]\b(day|month|rollup)=", path.read_text(encoding="utf-8")), path
+
+
+def test_only_the_entry_points_and_the_server_s_clock_ask_what_time_it_is() -> None:
+    asking = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if re.search(r"datetime\.now\(|\.utcnow\(|\btime\.time\(|date\.today\(", path.read_text(encoding="utf-8"))
+    }
+    assert asking <= {"cli.py", "flows.py", "serving/app.py"}
+
+
+def test_sql_stands_in_sql_files() -> None:
+    for path in SOURCES:
+        if in_package(path, "pipeline") and path.name != "engine.py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert not re.match(r"\s*(select|insert|copy|create|with)\s", node.value), f"{path}: {node.value}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_the_server_imports_neither_prefect_nor_pandas_nor_dask_nor_duckdb() -> None:
+    assert not loaded_by("import serving.app") & {"prefect", "pandas", "dask", "duckdb"}
+
+
+def test_the_everyday_commands_import_neither_prefect_nor_pandas() -> None:
+    loaded = loaded_by("import cli, pipeline.update, pipeline.status, pipeline.quarantine, serving.server")
+    assert not loaded & {"prefect", "pandas", "dask"}
