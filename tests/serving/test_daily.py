@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -34,6 +35,15 @@ EXAMPLE_BODY = (
 )
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that publishes the example, for the tests that change nothing."""
+    folder = tmp_path_factory.mktemp("data")
+    publish_days(folder, NOVEMBER, EXAMPLE, published_at=COMMITTED)
+    with LiveServer(settings_for(folder)) as running:
+        yield running
+
+
 def zeros(organization: str, generated_at: str) -> dict[str, object]:
     return {
         "organization_id": organization,
@@ -60,19 +70,15 @@ def zeros(organization: str, generated_at: str) -> dict[str, object]:
     }
 
 
-def test_the_example_is_answered_to_the_byte(data: Path) -> None:
-    publish_days(data, NOVEMBER, EXAMPLE, published_at=COMMITTED)
-    with LiveServer(settings_for(data)) as server:
-        answer = server.daily(server.create_key("org_abc123"))
+def test_the_example_is_answered_to_the_byte(server: LiveServer) -> None:
+    answer = server.daily(server.create_key("org_abc123"))
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.content == EXAMPLE_BODY
 
 
-def test_head_has_the_headers_of_get_and_no_body(data: Path) -> None:
-    publish_days(data, NOVEMBER, EXAMPLE)
-    with LiveServer(settings_for(data)) as server:
-        key = server.create_key("org_abc123")
-        get, head = server.daily(key), server.daily(key, method="HEAD")
+def test_head_has_the_headers_of_get_and_no_body(server: LiveServer) -> None:
+    key = server.create_key("org_abc123")
+    get, head = server.daily(key), server.daily(key, method="HEAD")
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-length", "content-type", "etag", "cache-control", "vary"):
         assert head.headers[name] == get.headers[name]
@@ -112,14 +118,14 @@ def test_a_published_month_without_usage_is_zeros_of_that_publication(data: Path
     ],
 )
 def test_year_and_month_default_on_their_own_and_other_parameters_are_ignored(
-    live_server: LiveServer, query: str, year: int, month: int
+    server: LiveServer, query: str, year: int, month: int
 ) -> None:
-    period = live_server.daily(live_server.create_key("org_abc123"), query).json()["period"]
+    period = server.daily(server.create_key("org_abc123"), query).json()["period"]
     assert (period["year"], period["month"]) == (year, month)
 
 
-def test_a_leap_february_has_29_days(live_server: LiveServer) -> None:
-    period = live_server.daily(live_server.create_key("org_abc123"), "year=2024&month=2").json()["period"]
+def test_a_leap_february_has_29_days(server: LiveServer) -> None:
+    period = server.daily(server.create_key("org_abc123"), "year=2024&month=2").json()["period"]
     assert (period["startDate"], period["endDate"], period["daysInMonth"]) == ("2024-02-01", "2024-02-29", 29)
 
 
@@ -143,18 +149,16 @@ def test_amounts_keep_every_digit(data: Path) -> None:
 
 
 @pytest.mark.parametrize("condition", ["{}", "W/{}", '"other", {}', '"a" , W/{} ,"b"', "*"])
-def test_a_client_that_has_the_body_gets_304(data: Path, condition: str) -> None:
-    publish_days(data, NOVEMBER, EXAMPLE)
-    with LiveServer(settings_for(data)) as server:
-        key = server.create_key("org_abc123")
-        etag = server.daily(key).headers["etag"]
-        for method in ("GET", "HEAD"):
-            answer = server.daily(key, method=method, If_None_Match=condition.format(etag))
-            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
-            assert answer.headers["cache-control"] == "private, max-age=0, must-revalidate"
-            assert answer.headers["x-request-id"]
-        for other in ('"other"', etag.strip('"'), "", '"', etag[:-1]):
-            assert server.daily(key, If_None_Match=other).status_code == 200
+def test_a_client_that_has_the_body_gets_304(server: LiveServer, condition: str) -> None:
+    key = server.create_key("org_abc123")
+    etag = server.daily(key).headers["etag"]
+    for method in ("GET", "HEAD"):
+        answer = server.daily(key, method=method, If_None_Match=condition.format(etag))
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+        assert answer.headers["cache-control"] == "private, max-age=0, must-revalidate"
+        assert answer.headers["x-request-id"]
+    for other in ('"other"', etag.strip('"'), "", '"', etag[:-1]):
+        assert server.daily(key, If_None_Match=other).status_code == 200
 
 
 def test_a_new_publication_is_seen_in_time_and_changes_the_etag(data: Path, live_server: LiveServer) -> None:
