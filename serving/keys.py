@@ -244,6 +244,9 @@ class KeyRegistry:
                 connection.execute(_SCHEMA)
                 yield connection
                 connection.execute("commit")
+                # Empties the -wal file, so that the file alone is the registry: a copy of it is a backup, and a backup
+                # put in its place is not overlaid with what the old one's -wal still held.
+                connection.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -101,8 +101,10 @@ class Limiter:
             try:
                 return await self._take_shared(self._shared, organization_id)
             except StorageError as error:
-                self._ask_again = now + self.RETRY
-                _LOG.error("the rate limit store does not answer: %s", error.storage_error)
+                failed = time.monotonic()
+                if failed >= self._ask_again:  # else another request has just said so
+                    _LOG.error("the rate limit store does not answer: %s", error.storage_error)
+                self._ask_again = failed + self.RETRY
         return math.ceil(self._own.take(organization_id, now))
 
     async def _take_shared(self, shared: MovingWindowRateLimiter, organization_id: str) -> int:

@@ -164,6 +164,7 @@ class _SortedFile:
     """An open file of `organization_day`, and which organizations each of its row groups begins and ends with."""
 
     parquet: pq.ParquetFile
+    groups: Sequence[int]  # those with rows
     first: Sequence[str]
     last: Sequence[str]
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -177,21 +178,24 @@ class _SortedFile:
             index = parquet.schema_arrow.get_field_index(column.name)
             if index < 0 or parquet.schema_arrow.field(index).type != column.type:
                 raise ValueError(f"its column {column.name} is missing, or is not {column.type}")
-        first, last = [], []
         index = parquet.metadata.schema.names.index("organization_id")
+        groups, first, last = [], [], []
         for group in range(parquet.num_row_groups):
+            if not parquet.metadata.row_group(group).num_rows:
+                continue
             statistics = parquet.metadata.row_group(group).column(index).statistics
             if statistics is None or not statistics.has_min_max:
                 raise ValueError(f"its row group {group} does not say which organizations it holds")
+            groups.append(group)
             first.append(statistics.min)
             last.append(statistics.max)
         if any(end > start for end, start in zip(last, first[1:], strict=False)):
             raise ValueError("it is not sorted by organization")
-        return cls(parquet, first, last)
+        return cls(parquet, groups, first, last)
 
     def days_of(self, organization_id: str) -> list[Usage]:
         """The organization's rows, as they stand."""
-        groups = range(bisect_left(self.last, organization_id), bisect_right(self.first, organization_id))
+        groups = self.groups[bisect_left(self.last, organization_id) : bisect_right(self.first, organization_id)]
         if not groups:
             return []
         with self.lock:  # a ParquetFile is not made for several threads at once

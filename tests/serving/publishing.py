@@ -68,7 +68,7 @@ def publish_days(
     else:
         table = DeltaTable.create(rollups, schema=published_schema(), partition_by=["rollup", "month"])
     publication = publication_of(table)
-    partition = {"rollup": ORGANIZATION_DAY.name, "month": month_name(month)}
+    partition: dict[str, str | None] = {"rollup": ORGANIZATION_DAY.name, "month": month_name(month)}
     stats = json.dumps({"numRecords": content.num_rows})
     actions: list[AddAction | RemoveAction] = [
         AddAction(str(path.relative_to(rollups)), path.stat().st_size, partition, milliseconds, True, stats)

@@ -1,0 +1,75 @@
+"""How many requests an organization may make."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.contract.settings import RateLimit
+from serving.limiter import MovingWindow
+from tests.serving.conftest import LiveServer, settings_for
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 6)), max_size=60),
+)
+def test_no_window_ever_holds_more_than_the_amount_and_none_is_refused_in_vain(
+    amount: int, steps: list[tuple[str, int]]
+) -> None:
+    window = MovingWindow(RateLimit(amount, 10))
+    granted: dict[str, list[int]] = {"a": [], "b": []}
+    now = 1000
+    for organization, pause in steps:
+        now += pause
+        wait = window.take(organization, now)
+        in_window = [then for then in granted[organization] if then > now - 10]
+        if wait:
+            assert len(in_window) == amount
+            assert wait == in_window[0] + 10 - now
+        else:
+            assert len(in_window) < amount
+            granted[organization].append(now)
+
+
+def test_a_large_amount_is_counted_in_bounded_memory() -> None:
+    window = MovingWindow(RateLimit(100_000, 60))
+    granted = sum(not window.take("a", number * 60 / 1_000_000) for number in range(200_000))
+    assert granted == 100_000
+    assert len(window._windows["a"].slots) <= 1001
+    assert 0 < window.take("a", 12) <= 60.06
+    assert window.take("a", 60.07) == 0
+
+
+def test_idle_organizations_are_forgotten() -> None:
+    window = MovingWindow(RateLimit(2, 1))
+    for number in range(1000):
+        window.take(f"org_{number}", number / 100)
+    assert len(window._windows) <= 101
+
+
+def test_a_refused_client_that_waits_as_told_is_granted(data: Path) -> None:
+    with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT="3/second")) as server:
+        key = server.create_key("org_abc123")
+        answers = [server.daily(key) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[-1].headers["retry-after"] == "1"
+        time.sleep(1)
+        assert server.daily(key).status_code == 200
+
+
+def test_each_of_several_workers_grants_its_part_and_at_least_one(data: Path) -> None:
+    for limit, workers, part in (("7/hour", 2, 3), ("1/hour", 4, 1)):
+        with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT=limit), workers=workers) as server:
+            key = server.create_key("org_abc123")
+            assert [server.daily(key).status_code for _ in range(part + 1)] == [200] * part + [429]
+
+
+def test_while_the_shared_store_is_away_each_worker_grants_its_part(data: Path) -> None:
+    settings = settings_for(data, KEYTALLY_RATE_LIMIT="4/hour", KEYTALLY_RATE_LIMIT_STORE="redis://127.0.0.1:1/0")
+    with LiveServer(settings, workers=2) as server:
+        key = server.create_key("org_abc123")
+        assert [server.daily(key).status_code for _ in range(3)] == [200, 200, 429]

@@ -1,0 +1,161 @@
+"""Reading one organization's days from what is published: right rows, or an error."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.contract.layout import Layout
+from serving.errors import UsageUnavailable
+from serving.models import Usage
+from serving.reader import Reader
+from tests.serving.conftest import LiveServer, eventually, settings_for
+from tests.serving.publishing import Row, publish_days, rollup_rows
+
+NOVEMBER = date(2025, 11, 1)
+ROW: Row = ("org_b", date(2025, 11, 3), 5, "1.5", "2", "3")
+
+
+def usage(data: Path, organization: str, month: date = NOVEMBER) -> list[Usage]:
+    reader = Reader(Layout(data))
+    reader.refresh()
+    file = reader.file_of(month)
+    assert file is not None
+    return list(reader.usage_of(organization, file))
+
+
+@pytest.mark.parametrize("row_group_size", [1, 2, 3, 7, 30, 31, 16_384])
+def test_every_organization_gets_its_own_days_wherever_row_groups_end(data: Path, row_group_size: int) -> None:
+    rows: list[Row] = [
+        (f"org_{n:02d}", date(2025, 11, day), n * 100 + day, f"{n}.5", "0", "0")
+        for n in range(0, 20, 2)
+        for day in range(1, 1 + (n * 7) % 30 + 1)
+    ]
+    publish_days(data, NOVEMBER, rows, row_group_size=row_group_size)
+    reader = Reader(Layout(data))
+    reader.refresh()
+    file = reader.file_of(NOVEMBER)
+    assert file is not None
+    for organization in ("", "a", "z", *(f"org_{n:02d}" for n in range(20))):
+        assert [(organization, *day) for day in reader.usage_of(organization, file)] == [
+            (name, day, requests, Decimal(cost), Decimal(synapses), Decimal(neurons))
+            for name, day, requests, cost, synapses, neurons in rows
+            if name == organization
+        ]
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+def damage_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def damage_exchange(path: Path) -> None:
+    other = rollup_rows([("org_b", date(2025, 11, 3), 6, "1.5", "2", "3")])
+    pq.write_table(other, path)
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_truncate, damage_exchange, Path.unlink])
+def test_a_damaged_file_is_an_error_until_it_is_restored(data: Path, damage: object) -> None:
+    path = publish_days(data, NOVEMBER, [ROW])
+    shutil.copy2(path, data / "good")
+    assert callable(damage)
+    damage(path)
+    with LiveServer(settings_for(data)) as server:
+        key = server.create_key("org_b")
+        assert [server.daily(key).status_code for _ in range(3)] == [503, 503, 503]
+        assert server.daily(key, "year=2025&month=10").status_code == 200
+        shutil.copy2(data / "good", path)
+        assert server.daily(key).json()["summary"]["totalApiKeyRequests"] == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (rollup_rows([ROW]).drop(["neurons"]), "neurons is missing"),
+        (rollup_rows([ROW]).set_column(4, "cost", pa.array([1.5])), "cost is missing, or is not decimal128"),
+        (
+            pa.concat_tables([rollup_rows([("z", date(2025, 11, 1), 1, "1", "1", "1")]), rollup_rows([ROW])]),
+            "not sorted",
+        ),
+        (rollup_rows([ROW, ROW]), "listed twice"),
+        (rollup_rows([("org_b", date(2025, 12, 3), 5, "1.5", "2", "3")]), "not of this month"),
+        (rollup_rows([("org_b", date(2025, 11, 3), None, "1", "2", "3")]), "a value is missing"),  # type: ignore[list-item]
+    ],
+)
+def test_a_file_that_is_not_what_we_write_is_an_error(data: Path, content: pa.Table, why: str) -> None:
+    publish_days(data, NOVEMBER, content, row_group_size=1)
+    with pytest.raises(UsageUnavailable) as refusal:
+        usage(data, "org_b")
+    assert why in str(refusal.value.reason)
+    assert refusal.value.system_message == "Published usage data cannot be read"
+
+
+def test_a_table_that_cannot_be_read_at_the_start_is_an_error_and_never_zeros(data: Path) -> None:
+    publish_days(data, NOVEMBER, [ROW])
+    log = next((data / "rollups" / "_delta_log").glob("*1.json"))
+    good = log.read_bytes()
+    log.write_bytes(b"{rubbish")
+    with LiveServer(settings_for(data)) as server:
+        key = server.create_key("org_b")
+        assert server.daily(key).status_code == 503
+        assert server.daily(key, "year=2025&month=10").status_code == 503
+        log.write_bytes(good)
+        assert eventually(lambda: server.daily(key).status_code == 200) < 1
+
+
+def test_the_last_good_version_stays_when_the_table_goes_away(data: Path) -> None:
+    publish_days(data, NOVEMBER, [ROW])
+    reader = Reader(Layout(data))
+    reader.refresh()
+    before = reader.publication
+    (data / "rollups" / "_delta_log").rename(data / "aside")
+    reader.refresh()
+    reader.refresh()
+    assert reader.publication == before
+    assert reader.failure is not None
+    (data / "aside").rename(data / "rollups" / "_delta_log")
+    publish_days(data, NOVEMBER, [ROW, ("org_c", date(2025, 11, 3), 5, "1.5", "2", "3")])
+    reader.refresh()
+    assert reader.failure is None
+    assert reader.publication.version == before.version + 1
+
+
+def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> None:
+    for _ in range(3):
+        publish_days(data, NOVEMBER, [ROW])
+        publish_days(data, NOVEMBER, [])
+    reader = Reader(Layout(data))
+    reader.refresh()
+    assert reader.publication.version == 6
+    publish_days(tmp_path / "restored", NOVEMBER, [ROW])
+    shutil.rmtree(data / "rollups")
+    (tmp_path / "restored" / "rollups").rename(data / "rollups")
+    reader.refresh()
+    assert reader.publication.version == 1
+    file = reader.file_of(NOVEMBER)
+    assert file is not None
+    assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
+
+
+def test_files_that_are_no_longer_open_are_opened_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "OPEN_FILES", 2)
+    months = [date(2025, month, 1) for month in (1, 2, 3, 4)]
+    for month in months:
+        publish_days(data, month, [("org_b", month, month.month, "1", "1", "1")])
+    reader = Reader(Layout(data))
+    reader.refresh()
+    for month in months * 2:
+        file = reader.file_of(month)
+        assert file is not None
+        assert [day.requests for day in reader.usage_of("org_b", file)] == [month.month]

@@ -1,0 +1,64 @@
+"""The OpenAPI document and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tests.serving.conftest import LiveServer
+from tests.serving.test_daily import EXAMPLE_BODY
+
+DAILY = "/v1/analytics/api-keys/daily/{org_id}"
+
+
+def names_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
+    """The shape of a schema: the names of its fields, in order."""
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    if "properties" in schema:
+        return {name: names_of(field, document) for name, field in schema["properties"].items()}
+    if schema.get("type") == "array":
+        return [names_of(schema["items"], document)]
+    return None
+
+
+def shape_of(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: shape_of(item) for name, item in value.items()}
+    return [shape_of(value[0])] if isinstance(value, list) else None
+
+
+def test_the_document_declares_what_is_answered_and_nothing_else(live_server: LiveServer) -> None:
+    document = live_server.client.get("/openapi.json").json()
+    assert list(document["paths"]) == [DAILY]
+    operation = document["paths"][DAILY]["get"]
+    body = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert json.dumps(names_of(body, document)) == json.dumps(shape_of(json.loads(EXAMPLE_BODY)))
+    statuses = ["200", "304", "400", "401", "403", "404", "405", "429", "500", "503"]
+    assert list(operation["responses"]) == list(document["paths"][DAILY]["head"]["responses"]) == statuses
+    for status in statuses[2:]:
+        content = operation["responses"][status]["content"]["application/json"]
+        for code, example in content["examples"].items():
+            assert example["value"]["error"]["code"] == code
+            assert example["value"]["error"]["status"] == int(status)
+            assert json.dumps(names_of(content["schema"], document)) == json.dumps(shape_of(example["value"]))
+    for name, schema in document["components"]["schemas"].items():
+        for field, declared in schema["properties"].items():
+            assert "description" in declared or "$ref" in declared, f"{name}.{field}"
+
+
+def test_the_page_needs_nothing_from_elsewhere(live_server: LiveServer) -> None:
+    page = live_server.client.get("/docs")
+    assert page.status_code == 200
+    for address in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert address.startswith("/")
+        assert live_server.client.get(address).status_code == 200
+    assert "http:" not in page.text
+    assert "https:" not in page.text
+
+
+def test_no_file_beside_those_of_the_page_is_served(live_server: LiveServer) -> None:
+    for path in ("../core.py", "%2e%2e/core.py", "..%2fcore.py", "", "/etc/passwd"):
+        answer = live_server.client.get(f"{live_server.url}/static-offline-docs/{path}")
+        assert answer.status_code == 404, path
