@@ -136,15 +136,14 @@ class RawPass:
 
     @property
     def is_parquet(self) -> bool:
-        return self.raw_file.file.endswith(PARQUET_ENDING)
+        """Whether it is read as rows. An empty file has no lines, whatever its name says."""
+        return self.raw_file.size > 0 and self.raw_file.file.endswith(PARQUET_ENDING)
 
     def batches(self) -> pa.RecordBatchReader:
         """The file's lines (schema rows.LINES), or the rows of a Parquet file (schema rows.native_rows of it)."""
         with self._errors_as_held_back():
             if not self.is_parquet:
                 return self._reader(rows.LINES, rows.line_batches(self._plain()))
-            if self.raw_file.size == 0:
-                return self._reader(rows.LINES, iter(()))
             # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
             self._drain()
             parquet = rows.ParquetRows(self.raw_file.path)
