@@ -53,7 +53,7 @@ class RawListing:
 
     files: tuple[RawFile, ...]
     ignored: tuple[str, ...]
-    held_back: tuple[HeldBack, ...]  # folders that cannot be listed
+    held_back: tuple[HeldBack, ...]  # folders that cannot be listed, files that cannot be looked at
 
 
 def list_raw(raw: Path) -> RawListing:
@@ -67,8 +67,11 @@ def list_raw(raw: Path) -> RawListing:
     for file, path in _walk(raw, "", frozenset(), held_back):
         try:
             found = path.stat()
-        except OSError:
-            continue  # gone since it was listed
+        except FileNotFoundError:
+            continue  # gone since it was listed, or a link to nothing
+        except OSError as error:
+            held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
+            continue
         if not stat.S_ISREG(found.st_mode) or not file.endswith((*LINE_ENDINGS, PARQUET_ENDING)) or not _is_text(file):
             ignored.append(file.encode("utf-8", "replace").decode())
             continue
@@ -95,10 +98,17 @@ def _walk(
         if entry.name.startswith((".", "_")):
             continue
         name = prefix + entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(Path(entry.path), name + "/", above | {identity}, held_back)
         else:
             yield name, Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through a folder closed to us
+        return False
 
 
 def _is_text(name: str) -> bool:
