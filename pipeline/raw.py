@@ -262,6 +262,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
         return "truncated: the compressed data ends early, or has something behind it"
     if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):  # type: ignore[arg-type]
         return f"corrupt: {first_line}"
-    if isinstance(error, (OSError, pa.ArrowException)):
+    # A column's name that is no text: Arrow reads it, Python does not.
+    if isinstance(error, (OSError, pa.ArrowException, UnicodeDecodeError)):
         return f"unreadable: {getattr(error, 'strerror', None) or first_line}"
     return None
