@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
@@ -15,7 +16,7 @@ from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line
+from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_text
 from pipeline.raw import RawFile, RawPass
 from pipeline.rows import without_line_end
 from pipeline.run import Run
@@ -71,7 +72,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         _judge_in_bulk(engine, opened, latest)
         content = opened.content()
         numbered = opened.numbered
-    blank, heals_at = _look_again(engine, latest)
+    blank, heals_at = _look_again(engine, latest, _read_row if opened.is_parquet else _read_line)
 
     rule = rule_of(raw_file.format)
     made_from = (content, rule, str(latest) if heals_at else "")
@@ -109,18 +110,29 @@ def _judge_in_bulk(engine: Engine, opened: RawPass, latest: datetime) -> None:
         raise
 
 
-def _look_again(engine: Engine, latest: datetime) -> tuple[int, datetime | None]:
+def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
+    line = without_line_end(text.encode())
+    return None if is_blank(line) else read_line(line, latest)
+
+
+def _read_row(text: str, latest: datetime) -> Request | Rejected | None:
+    """A row of Parquet is never blank, and has no length in bytes: its JSON is ours."""
+    return read_text(text, latest)
+
+
+def _look_again(
+    engine: Engine, latest: datetime, read: Callable[[str, datetime], Request | Rejected | None]
+) -> tuple[int, datetime | None]:
     """Judge what the bulk read could not take; how many of it were blank lines, and when the first of it heals."""
     blank = 0
     heals_at: datetime | None = None
     for batch in engine.stream("suspects", SUSPECTS_AT_ONCE):
         judged: list[tuple[Any, ...]] = []
         for number, text in zip(*batch.to_pydict().values(), strict=True):
-            line = without_line_end(text.encode())
-            if is_blank(line):
+            verdict = read(text, latest)
+            if verdict is None:
                 blank += 1
                 continue
-            verdict = read_line(line, latest)
             if isinstance(verdict, Rejected):
                 judged.append((number, verdict.reason.value, *(None,) * len(EVENT.columns)))
                 if verdict.heals_at and (heals_at is None or verdict.heals_at < heals_at):
