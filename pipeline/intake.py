@@ -38,7 +38,7 @@ class EventFile:
 class TakeIn:
     """What a content was made into.
 
-    name: hash of the content, the rule, and of the moment where a line was from the future.
+    name: hash of the content, the rule, and of the moment where a line was from the future. format: RawFile.read_as.
     heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
     """
 
@@ -55,10 +55,11 @@ class TakeIn:
 
 
 @cache
-def rule_of(format_name: str) -> str:
-    """Names the rules a file of this format is read by: when they change, its files are taken in anew."""
-    texts = (statement(f"formats/{format_name}"), statement(f"formats/{format_name}_parquet"), statement("accept"))
-    return hashlib.sha256("\0".join((format_name, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
+def rule_of(read_as: str) -> str:
+    """Names the rules a file is read by (RawFile.read_as): when they change, its files are taken in anew."""
+    name = read_as.partition(".")[0]
+    texts = (statement(f"formats/{name}"), statement(f"formats/{name}_parquet"), statement("accept"))
+    return hashlib.sha256("\0".join((read_as, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
 
 
 def take_in(run: Run, raw_file: RawFile) -> TakeIn:
@@ -74,7 +75,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         numbered = opened.numbered
     blank, heals_at = _look_again(engine, latest, _read_row if opened.is_parquet else _read_line)
 
-    rule = rule_of(raw_file.format)
+    rule = rule_of(raw_file.read_as)
     made_from = (content, rule, str(latest) if heals_at else "")
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     events = tuple(
@@ -87,7 +88,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     return TakeIn(
         name=name,
         content=content,
-        format=raw_file.format,
+        format=raw_file.read_as,
         rule=rule,
         lines=numbered - blank,
         accepted=accepted,

@@ -33,6 +33,7 @@ else:
 
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_ENDING = ".parquet"
+ENDINGS = (*LINE_ENDINGS, PARQUET_ENDING)
 NATIVE = "native"
 
 
@@ -45,6 +46,11 @@ class RawFile:
     format: str
     size: int  # bytes
     signature: str  # size, times and inode
+
+    @property
+    def read_as(self) -> str:
+        """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
+        return self.format + next(ending for ending in ENDINGS if self.file.endswith(ending))
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def list_raw(raw: Path) -> RawListing:
         except OSError as error:
             held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
             continue
-        if not stat.S_ISREG(found.st_mode) or not file.endswith((*LINE_ENDINGS, PARQUET_ENDING)) or not _is_text(file):
+        if not stat.S_ISREG(found.st_mode) or not file.endswith(ENDINGS) or not _is_text(file):
             ignored.append(file.encode("utf-8", "replace").decode())
             continue
         files.append(RawFile(file, path, NATIVE, found.st_size, _signature(found)))

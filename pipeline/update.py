@@ -165,7 +165,7 @@ class _Update:
         """What a file's content is made into; known contents, of which some have its size, are not parsed again."""
         key = (raw_file.file, raw_file.signature)
         if key not in self.taken:
-            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.format))) if same_size else None
+            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
             heals = known and known.heals_at and known.heals_at <= self.run.started
             self.taken[key] = known if known and not heals else self.steps.take_in(self.run, raw_file)
         return self.taken[key]
