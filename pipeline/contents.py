@@ -18,7 +18,7 @@ from pipeline.raw import RawFile
 def needs_reading(raw_file: RawFile, files: Mapping[str, FileEntry], now: datetime) -> bool:
     """Whether a raw file is new, changed, read by rules that changed since, or has a line whose moment has come."""
     entry = files.get(raw_file.file)
-    if entry is None or entry.signature != raw_file.signature or entry.take_in.rule != rule_of(raw_file.format):
+    if entry is None or entry.signature != raw_file.signature or entry.take_in.rule != rule_of(raw_file.read_as):
         return True
     return entry.take_in.heals_at is not None and entry.take_in.heals_at <= now
 
@@ -51,7 +51,7 @@ def count_each_content_once(files: Mapping[str, FileEntry], before: Mapping[str,
 
 
 def content_of(take_in: TakeIn) -> tuple[str, str]:
-    """What two files have in common that hold the same: their bytes and their format."""
+    """What two files have in common that hold the same: their bytes, their format and their ending."""
     return take_in.content, take_in.format
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
@@ -15,7 +16,7 @@ from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line
+from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_text
 from pipeline.raw import RawFile, RawPass
 from pipeline.rows import without_line_end
 from pipeline.run import Run
@@ -37,7 +38,7 @@ class EventFile:
 class TakeIn:
     """What a content was made into.
 
-    name: hash of the content, the rule, and of the moment where a line was from the future.
+    name: hash of the content, the rule, and of the moment where a line was from the future. format: RawFile.read_as.
     heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
     """
 
@@ -54,10 +55,11 @@ class TakeIn:
 
 
 @cache
-def rule_of(format_name: str) -> str:
-    """Names the rules a file of this format is read by: when they change, its files are taken in anew."""
-    texts = (statement(f"formats/{format_name}"), statement(f"formats/{format_name}_parquet"), statement("accept"))
-    return hashlib.sha256("\0".join((format_name, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
+def rule_of(read_as: str) -> str:
+    """Names the rules a file is read by (RawFile.read_as): when they change, its files are taken in anew."""
+    name = read_as.partition(".")[0]
+    texts = (statement(f"formats/{name}"), statement(f"formats/{name}_parquet"), statement("accept"))
+    return hashlib.sha256("\0".join((read_as, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
 
 
 def take_in(run: Run, raw_file: RawFile) -> TakeIn:
@@ -71,9 +73,9 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         _judge_in_bulk(engine, opened, latest)
         content = opened.content()
         numbered = opened.numbered
-    blank, heals_at = _look_again(engine, latest)
+    blank, heals_at = _look_again(engine, latest, _read_row if opened.is_parquet else _read_line)
 
-    rule = rule_of(raw_file.format)
+    rule = rule_of(raw_file.read_as)
     made_from = (content, rule, str(latest) if heals_at else "")
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     events = tuple(
@@ -86,7 +88,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     return TakeIn(
         name=name,
         content=content,
-        format=raw_file.format,
+        format=raw_file.read_as,
         rule=rule,
         lines=numbered - blank,
         accepted=accepted,
@@ -109,18 +111,29 @@ def _judge_in_bulk(engine: Engine, opened: RawPass, latest: datetime) -> None:
         raise
 
 
-def _look_again(engine: Engine, latest: datetime) -> tuple[int, datetime | None]:
+def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
+    line = without_line_end(text.encode())
+    return None if is_blank(line) else read_line(line, latest)
+
+
+def _read_row(text: str, latest: datetime) -> Request | Rejected | None:
+    """A row of Parquet is never blank, and has no length in bytes: its JSON is ours."""
+    return read_text(text, latest)
+
+
+def _look_again(
+    engine: Engine, latest: datetime, read: Callable[[str, datetime], Request | Rejected | None]
+) -> tuple[int, datetime | None]:
     """Judge what the bulk read could not take; how many of it were blank lines, and when the first of it heals."""
     blank = 0
     heals_at: datetime | None = None
     for batch in engine.stream("suspects", SUSPECTS_AT_ONCE):
         judged: list[tuple[Any, ...]] = []
         for number, text in zip(*batch.to_pydict().values(), strict=True):
-            line = without_line_end(text.encode())
-            if is_blank(line):
+            verdict = read(text, latest)
+            if verdict is None:
                 blank += 1
                 continue
-            verdict = read_line(line, latest)
             if isinstance(verdict, Rejected):
                 judged.append((number, verdict.reason.value, *(None,) * len(EVENT.columns)))
                 if verdict.heals_at and (heals_at is None or verdict.heals_at < heals_at):

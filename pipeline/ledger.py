@@ -19,7 +19,7 @@ from pipeline import artifacts
 from pipeline.contract.layout import Layout, month_of
 from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
-from pipeline.errors import KeytallyError
+from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.intake import EventFile, TakeIn
 
 
@@ -83,7 +83,13 @@ def _rows(layout: Layout, publication: Publication, table: Table) -> Iterable[di
     for (rollup, _), published in sorted(publication.files.items(), key=lambda item: item[1].path):
         if rollup == table.name:
             path = layout.rollups / published.path
-            artifacts.verify(path)
+            try:
+                artifacts.verify(path)
+            except ArtifactDamaged as damage:
+                raise KeytallyError(
+                    f"the ledger cannot be read: {damage.artifact} {damage.what}; restore that file from a copy, or"
+                    " move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+                ) from damage
             yield from pq.read_table(path, schema=table.arrow_schema, partitioning=None).to_pylist()
 
 

@@ -80,13 +80,12 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
 def sweep_rollups(rollups: Path, grace: timedelta) -> None:
     """Delete files that no version of the last `grace` names: superseded ones, and those of refused commits."""
     table = open_published(rollups)
-    if table:
-        table.vacuum(
-            retention_hours=int(grace.total_seconds() // 3600),
-            dry_run=False,
-            enforce_retention_duration=False,
-            full=True,
-        )
+    if not table:
+        return
+    # Deleted by hand: Delta would write two more versions to say so, although they publish nothing.
+    hours = int(grace.total_seconds() // 3600)
+    for path in table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True):
+        (rollups / path).unlink(missing_ok=True)
 
 
 def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:

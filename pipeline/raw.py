@@ -33,6 +33,7 @@ else:
 
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_ENDING = ".parquet"
+ENDINGS = (*LINE_ENDINGS, PARQUET_ENDING)
 NATIVE = "native"
 
 
@@ -46,6 +47,11 @@ class RawFile:
     size: int  # bytes
     signature: str  # size, times and inode
 
+    @property
+    def read_as(self) -> str:
+        """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
+        return self.format + next(ending for ending in ENDINGS if self.file.endswith(ending))
+
 
 @dataclass(frozen=True)
 class RawListing:
@@ -53,7 +59,7 @@ class RawListing:
 
     files: tuple[RawFile, ...]
     ignored: tuple[str, ...]
-    held_back: tuple[HeldBack, ...]  # folders that cannot be listed
+    held_back: tuple[HeldBack, ...]  # folders that cannot be listed, files that cannot be looked at
 
 
 def list_raw(raw: Path) -> RawListing:
@@ -67,9 +73,12 @@ def list_raw(raw: Path) -> RawListing:
     for file, path in _walk(raw, "", frozenset(), held_back):
         try:
             found = path.stat()
-        except OSError:
-            continue  # gone since it was listed
-        if not stat.S_ISREG(found.st_mode) or not file.endswith((*LINE_ENDINGS, PARQUET_ENDING)) or not _is_text(file):
+        except FileNotFoundError:
+            continue  # gone since it was listed, or a link to nothing
+        except OSError as error:
+            held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
+            continue
+        if not stat.S_ISREG(found.st_mode) or not file.endswith(ENDINGS) or not _is_text(file):
             ignored.append(file.encode("utf-8", "replace").decode())
             continue
         files.append(RawFile(file, path, NATIVE, found.st_size, _signature(found)))
@@ -95,10 +104,17 @@ def _walk(
         if entry.name.startswith((".", "_")):
             continue
         name = prefix + entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(Path(entry.path), name + "/", above | {identity}, held_back)
         else:
             yield name, Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through a folder closed to us
+        return False
 
 
 def _is_text(name: str) -> bool:
@@ -136,15 +152,14 @@ class RawPass:
 
     @property
     def is_parquet(self) -> bool:
-        return self.raw_file.file.endswith(PARQUET_ENDING)
+        """Whether it is read as rows. An empty file has no lines, whatever its name says."""
+        return self.raw_file.size > 0 and self.raw_file.file.endswith(PARQUET_ENDING)
 
     def batches(self) -> pa.RecordBatchReader:
         """The file's lines (schema rows.LINES), or the rows of a Parquet file (schema rows.native_rows of it)."""
         with self._errors_as_held_back():
             if not self.is_parquet:
                 return self._reader(rows.LINES, rows.line_batches(self._plain()))
-            if self.raw_file.size == 0:
-                return self._reader(rows.LINES, iter(()))
             # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
             self._drain()
             parquet = rows.ParquetRows(self.raw_file.path)
@@ -253,6 +268,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
         return "truncated: the compressed data ends early, or has something behind it"
     if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):  # type: ignore[arg-type]
         return f"corrupt: {first_line}"
-    if isinstance(error, (OSError, pa.ArrowException)):
+    # A column's name that is no text: Arrow reads it, Python does not.
+    if isinstance(error, (OSError, pa.ArrowException, UnicodeDecodeError)):
         return f"unreadable: {getattr(error, 'strerror', None) or first_line}"
     return None

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import MAX_LINE_BYTES, Reason, is_blank
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, is_blank
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet
@@ -240,17 +240,18 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
         plain = pa.nulls(len(column), pa.string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         plain = column
-    elif pa.types.is_floating(kind):
+    elif pa.types.is_floating(kind) and name in _AMOUNTS:  # no other field may be a double, least of all NaN
         plain = column.cast(pa.float64())
     elif pa.types.is_decimal(kind):
         plain = _without_zeros(column)
     elif pa.types.is_timestamp(kind) and name == "timestamp":
-        # Cutting to microseconds is the format's own rule, so an unsafe cast is the right one.
-        plain = pc.strftime(column.cast(pa.timestamp("us", "UTC"), safe=False), format="%Y-%m-%dT%H:%M:%SZ")
+        plain = _instant(column)
     else:
         plain = pc.if_else(column.is_null(), pa.scalar(None, pa.bool_()), pa.scalar(True))
     return plain, None
 
+
+_AMOUNTS = frozenset(column.name for column in EVENT.columns if pa.types.is_decimal(column.type))
 
 # Writers that do not mark their strings as such leave binary columns.
 _TEXT_KINDS = (
@@ -261,6 +262,15 @@ _TEXT_KINDS = (
     pa.types.is_large_binary,
     pa.types.is_binary_view,
 )
+
+
+def _instant(column: pa.Array) -> pa.Array:
+    """Timestamps as text. One out of range becomes another that is: microseconds or four digits may not hold it."""
+    start, end = (pa.scalar(instant, column.type) for instant in (FIRST_INSTANT, END_INSTANT))
+    in_range = pc.and_(pc.greater_equal(column, start), pc.less(column, end))
+    held = pc.if_else(in_range, column, end)
+    # Cutting to microseconds is the format's own rule, so an unsafe cast is the right one.
+    return pc.strftime(held.cast(pa.timestamp("us", "UTC"), safe=False), format="%Y-%m-%dT%H:%M:%SZ")
 
 
 def _without_zeros(column: pa.Array) -> pa.Array:

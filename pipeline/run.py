@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,12 +35,8 @@ def start_run(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Run
     layout = Layout(settings.data)
     layout.scratch.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(layout.scratch)
-    scratch = layout.scratch / uuid.uuid4().hex
-    scratch.mkdir()
-    # The lock says that this run lives; the kernel lets go of it when the process ends, however it ends.
-    lock = os.open(scratch, os.O_RDONLY)
+    scratch, lock = _locked_scratch(layout.scratch)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         engine = Engine(settings, scratch)
         try:
             yield Run(settings, layout, clock, clock(), scratch, engine)
@@ -49,6 +45,23 @@ def start_run(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Run
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
+
+
+def _locked_scratch(folder: Path) -> tuple[Path, int]:
+    """A new folder, and the handle that locks it.
+
+    The lock says that this run lives; the kernel lets go of it when the process ends, however it ends.
+    """
+    while True:
+        scratch = folder / uuid.uuid4().hex
+        scratch.mkdir()
+        with suppress(FileNotFoundError):
+            lock = os.open(scratch, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if scratch.exists():
+                return scratch, lock
+            os.close(lock)
+        # Another run, starting now, took it for abandoned before it was locked.
 
 
 def _remove_abandoned(folder: Path) -> None:

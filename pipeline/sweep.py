@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
+from deltalake.exceptions import DeltaError
+
 from pipeline.contract.layout import Layout
 from pipeline.ledger import DayEntry, FileEntry, Ledger
 from pipeline.publish import sweep_rollups
 from pipeline.run import Run
+
+log = logging.getLogger(__name__)
 
 # A run or a reader would have to hold on to a version for a week to miss a file.
 GRACE = timedelta(days=7)
@@ -20,8 +25,16 @@ GRACE = timedelta(days=7)
 def sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
     """Delete superseded artifacts and published files whose grace is over; start the grace of those superseded now.
 
-    before: the ledger that the newest version, made of `files` and `days`, superseded.
+    before: the ledger that the newest version, made of `files` and `days`, superseded. That version is published:
+    what cannot be deleted now is no failure of its run.
     """
+    try:
+        _sweep(run, before, files, days)
+    except (OSError, DeltaError) as error:
+        log.warning("not everything superseded could be deleted: %s; the next run tries again", error)
+
+
+def _sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
     needed = set(_artifacts(run.layout, files.values(), days.values()))
     now = run.clock().timestamp()
     for superseded in set(_artifacts(run.layout, before.files.values(), before.days.values())) - needed:

@@ -165,7 +165,7 @@ class _Update:
         """What a file's content is made into; known contents, of which some have its size, are not parsed again."""
         key = (raw_file.file, raw_file.signature)
         if key not in self.taken:
-            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.format))) if same_size else None
+            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
             heals = known and known.heals_at and known.heals_at <= self.run.started
             self.taken[key] = known if known and not heals else self.steps.take_in(self.run, raw_file)
         return self.taken[key]
@@ -211,7 +211,7 @@ class _Update:
         dirty = {
             day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
         }
-        dirty |= self.redo & fingerprints.keys()
+        dirty |= {day for day in self.redo & ledger.days.keys() if ledger.days[day].accepted}
         months = {month_of(day) for day in dirty}
         for day, entry in ledger.days.items():
             if day not in dirty and month_of(day) in months and not self._is_sound(self._daily_path(entry)):
@@ -247,8 +247,8 @@ class _Update:
                 ),
                 None,
             )
-            if source:
-                taken = self.steps.take_in(self.run, source)
+            taken = source and self._taken_anew(source)
+            if taken and content_of(taken) == content_of(entry.take_in):
                 return with_take_in(files, taken)
             for event in damaged:
                 if event.day not in ledger.days or ledger.days[event.day].fingerprint != fingerprints[event.day]:
@@ -263,6 +263,14 @@ class _Update:
                     )
                 )
         return files
+
+    def _taken_anew(self, source: RawFile) -> TakeIn | None:
+        """What a raw file is made into now. A disk may have changed its bytes and not its times, or lost some."""
+        try:
+            return self.steps.take_in(self.run, source)
+        except HeldBack as held_back:
+            log.warning("%s", held_back)
+            return None
 
     def _rolled_day(
         self, day: date, fingerprint: str, events: Mapping[str, EventFile], before: DayEntry | None
@@ -284,6 +292,8 @@ class _Update:
         for done, month in enumerate(report.months):
             self.watch("rolling up months", done, len(report.months))
             entries = [days[day] for day in sorted(days) if month_of(day) == month]
+            for day in self.beyond_repair & {entry.day for entry in entries}:
+                verify(self._daily_path(days[day]))  # raises: without this day the month cannot be right
             rolled = self.steps.roll_up_month(self.run, month, entries)
             for table, path in rolled.files.items():
                 published = ledger.publication.files.get((table.name, month))

@@ -136,7 +136,7 @@ FILE_LEDGER = Table(
     ("file",),
     (
         Column("file", pa.string(), "path below raw/"),
-        Column("format", pa.string(), "the format it was read as"),
+        Column("format", pa.string(), "the format and the ending it was read as"),
         Column("rule", pa.string(), "hash of that format and of the rules a line must pass"),
         Column("signature", pa.string(), "size, times and inode when it was read; while they stay, it stays shut"),
         Column("content", pa.string(), "SHA-256 of the file's bytes"),
