@@ -23,7 +23,16 @@ BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are un
 BATCH_ROWS = 16_384  # of Parquet
 
 # `reason`: rejected already, so there is no text. Not `sound`: only the second look may judge the line.
-LINES = pa.schema([("line", pa.int64()), ("text", pa.string()), ("sound", pa.bool_()), ("reason", pa.string())])
+# `plain`: the text is ASCII without escapes and delete characters, so nobody need look at its characters.
+LINES = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("text", pa.string()),
+        ("sound", pa.bool_()),
+        ("plain", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 class Plain(Protocol):
@@ -101,8 +110,10 @@ def _batch(block: bytes, before: int) -> pa.RecordBatch:
     numbers = pa.array(np.arange(before + 1, before + len(ends) + 1))
     if np.diff(offsets).max() <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block):
         texts = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
-        sound = pa.repeat(pa.scalar(True), len(ends))
-        return pa.RecordBatch.from_arrays([numbers, texts, sound, pa.nulls(len(ends), pa.string())], schema=LINES)
+        sound, plain = (pa.repeat(pa.scalar(fact), len(ends)) for fact in (True, _is_plain(block)))
+        return pa.RecordBatch.from_arrays(
+            [numbers, texts, sound, plain, pa.nulls(len(ends), pa.string())], schema=LINES
+        )
     judged = [_judge(block[start:end]) for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
     columns = [
         pa.array(column, field.type) for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
@@ -110,16 +121,16 @@ def _batch(block: bytes, before: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([numbers, *columns], schema=LINES)
 
 
-def _judge(line: bytes) -> tuple[str | None, bool, str | None]:
-    """Text, soundness and reason of one line."""
+def _judge(line: bytes) -> tuple[str | None, bool, bool, str | None]:
+    """Text, soundness, plainness and reason of one line."""
     bare = without_line_end(line)
     if is_blank(bare):
-        return "", False, None
+        return "", False, True, None
     if len(bare) > MAX_LINE_BYTES:
-        return None, False, Reason.LINE_TOO_LONG
+        return None, False, False, Reason.LINE_TOO_LONG
     if not _is_utf8(bare):
-        return None, False, Reason.INVALID_UTF8
-    return bare.decode(), _is_strict_json(bare), None
+        return None, False, False, Reason.INVALID_UTF8
+    return bare.decode(), _is_strict_json(bare), _is_plain(bare), None
 
 
 def without_line_end(line: bytes) -> bytes:
@@ -133,6 +144,10 @@ def _is_utf8(block: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_plain(block: bytes) -> bool:
+    return block.isascii() and b"\\" not in block and b"\x7f" not in block
 
 
 def _is_strict_json(block: bytes) -> bool:

@@ -1,11 +1,12 @@
 -- The native format, as lines of JSON: its twelve fields as JSON values, null where the line has no such field.
--- Inputs: lines (line, text, sound, reason).
+-- Inputs: lines (line, text, sound, plain, reason).
 -- One parse for all fields; of a repeated name the first counts. A text that is no JSON yields nulls.
 with parsed as (
     select
         line,
         text,
         sound,
+        plain,
         reason,
         try(json_extract(text, [
             '$.request_id',
@@ -28,6 +29,7 @@ select
     line,
     text,
     sound,
+    plain,
     reason,
     cast(field[1] as varchar) as request_id,
     cast(field[2] as varchar) as timestamp,

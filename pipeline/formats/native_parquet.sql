@@ -52,6 +52,7 @@ select
     || ',"output_tokens":' || coalesce(output_tokens, 'null')
     || '}' as text,
     true as sound,
+    false as plain,
     reason,
     request_id,
     timestamp,
