@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.report import Report
-    from pipeline.update import Watch
+    from pipeline.run import Watch
     from serving.keys import CreatedKey, KeyRegistry, ReadingKey
 
 # Imports that take long stand in the commands that need them.
@@ -146,8 +146,8 @@ def rollup(as_json: bool) -> int:
     from pipeline.update import roll_up
 
     settings = Settings.from_environment()
-    with start_run(settings, utc_now) as run, _progress() as watch:
-        report = roll_up(run, watch=watch)
+    with _progress() as watch, start_run(settings, utc_now, watch) as run:
+        report = roll_up(run)
     return _tell(report, settings, as_json)
 
 
@@ -165,8 +165,8 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
     from pipeline.update import backfill as backfill_days
 
     settings = Settings.from_environment()
-    with start_run(settings, utc_now) as run, _progress() as watch:
-        report = backfill_days(run, first_day, last_day, watch=watch)
+    with _progress() as watch, start_run(settings, utc_now, watch) as run:
+        report = backfill_days(run, first_day, last_day)
     return _tell(report, settings, as_json)
 
 
@@ -174,7 +174,20 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
 def _progress() -> Iterator[Watch]:
     """Shows how far a run has come, when stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from pipeline.run import Watch
+
+    class Bars(Watch):
+        def begin(self, stage: str, total: int) -> None:
+            for task in bar.tasks:
+                bar.update(task.id, completed=task.total)
+            if total:
+                bar.add_task(stage, total=total)
+
+        def advance(self, amount: int) -> None:
+            if bar.tasks:
+                bar.advance(bar.tasks[-1].id, amount)
 
     console = Console(stderr=True)
     columns = (
@@ -185,15 +198,7 @@ def _progress() -> Iterator[Watch]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        stages: dict[str, TaskID] = {}
-
-        def watch(stage: str, done: int, total: int) -> None:
-            if total and stage not in stages:
-                stages[stage] = bar.add_task(stage, total=total)
-            if stage in stages:
-                bar.update(stages[stage], completed=done, total=total)
-
-        yield watch
+        yield Bars()
 
 
 def _tell(report: Report, settings: Settings, as_json: bool) -> int:
@@ -289,8 +294,8 @@ def demo(port: int, as_json: bool) -> int:
             if late:
                 say(f"\nA file arrives late ({traffic.late_file}). Only its day is rolled up again:")
                 traffic.deliver_late_file()
-            with start_run(settings, utc_now) as run, _progress() as watch:
-                report = roll_up(run, watch=watch)
+            with _progress() as watch, start_run(settings, utc_now, watch) as run:
+                report = roll_up(run)
             if not as_json:
                 _show(report, settings, most_days=5)
         key = KeyRegistry(settings.keys).create(traffic.organization, "demo", now=utc_now())

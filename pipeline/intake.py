@@ -69,7 +69,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     """
     latest = run.started + FUTURE_TOLERANCE
     engine = run.engine
-    with RawPass(raw_file) as opened:
+    with RawPass(raw_file, run.watch.advance) as opened:
         _judge_in_bulk(engine, opened, latest)
         content = opened.content()
         numbered = opened.numbered

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +135,10 @@ class RawPass:
     A context manager. Raises HeldBack for a file that is truncated, corrupt, unreadable, or written to meanwhile.
     """
 
-    def __init__(self, raw_file: RawFile) -> None:
+    def __init__(self, raw_file: RawFile, on_read: Callable[[int], None] = lambda _: None) -> None:
+        """on_read: is told of every so many bytes that are read."""
         self.raw_file = raw_file
+        self._on_read = on_read
         self.numbered = 0  # lines handed over so far, blank ones too
         self.failure: HeldBack | None = None  # what stopped the batches; whoever pulls them may wrap it
         self._hash = hashlib.sha256()
@@ -198,7 +200,7 @@ class RawPass:
         return pa.RecordBatchReader.from_batches(schema, checked())
 
     def _plain(self) -> rows.Plain:
-        hashed = io.BufferedReader(_Hashed(self._source, self._hash), 256 * 2**10)
+        hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)
         if self.raw_file.size == 0:
             return hashed  # an empty file has no lines, whatever its name says
         if self.raw_file.file.endswith(".gz"):
@@ -209,7 +211,7 @@ class RawPass:
         return hashed
 
     def _drain(self) -> None:
-        hashed = _Hashed(self._source, self._hash)
+        hashed = _Hashed(self._source, self._hash, self._on_read)
         while hashed.read(rows.BLOCK_BYTES):
             pass
 
@@ -246,9 +248,10 @@ def read_texts(raw_file: RawFile, lines: frozenset[int], characters: int) -> dic
 class _Hashed(io.RawIOBase):
     """A file of which every byte that is read is hashed."""
 
-    def __init__(self, source: io.FileIO, digest: Any) -> None:
+    def __init__(self, source: io.FileIO, digest: Any, on_read: Callable[[int], None]) -> None:
         self._source = source
         self._digest = digest
+        self._on_read = on_read
 
     def readable(self) -> bool:
         return True
@@ -256,6 +259,7 @@ class _Hashed(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         count = self._source.readinto(buffer) or 0
         self._digest.update(memoryview(buffer)[:count])
+        self._on_read(count)
         return count
 
 

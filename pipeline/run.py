@@ -17,6 +17,16 @@ from pipeline.contract.settings import Settings
 from pipeline.engine import Engine
 
 
+class Watch:
+    """Is told how far a run has come. This one does nothing with it."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage begins: `total` bytes to take in, or days or months to roll up."""
+
+    def advance(self, amount: int) -> None:
+        """So much more of the stage is done."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What every step of a run is given. started: the one moment that counts as now, UTC."""
@@ -27,10 +37,11 @@ class Run:
     started: datetime
     scratch: Path
     engine: Engine
+    watch: Watch
 
 
 @contextmanager
-def start_run(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Run]:
+def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None) -> Iterator[Run]:
     """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed."""
     layout = Layout(settings.data)
     layout.scratch.mkdir(parents=True, exist_ok=True)
@@ -39,7 +50,7 @@ def start_run(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Run
     try:
         engine = Engine(settings, scratch)
         try:
-            yield Run(settings, layout, clock, clock(), scratch, engine)
+            yield Run(settings, layout, clock, clock(), scratch, engine, watch or Watch())
         finally:
             engine.close()
     finally:

@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 COMMIT_ATTEMPTS = 8
 
-Watch = Callable[[str, int, int], None]  # stage, done, total (bytes while taking in, else days or months)
-
 
 class Steps(NamedTuple):
     """The steps of a run, each a plain function. Whoever wants them retried, named or sent elsewhere wraps them."""
@@ -57,27 +55,21 @@ class Steps(NamedTuple):
 PLAIN_STEPS = Steps()
 
 
-def _watch_nothing(stage: str, done: int, total: int) -> None:
-    pass
-
-
-def roll_up(run: Run, steps: Steps = PLAIN_STEPS, watch: Watch = _watch_nothing) -> Report:
+def roll_up(run: Run, steps: Steps = PLAIN_STEPS) -> Report:
     """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
 
     With nothing new, nothing is published. Raises KeytallyError when nothing could be published.
     """
-    return _until_committed(_Update(run, steps, watch, frozenset()))
+    return _until_committed(_Update(run, steps, frozenset()))
 
 
-def backfill(
-    run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STEPS, watch: Watch = _watch_nothing
-) -> Report:
+def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STEPS) -> Report:
     """As `roll_up`; and check everything that the days from `first_day` to `last_day` (both included) are made from,
     rebuild from raw/ what is missing or damaged, and roll these days and their months up anew.
 
     Equal results publish nothing.
     """
-    return _until_committed(_Update(run, steps, watch, frozenset(days_between(first_day, last_day))))
+    return _until_committed(_Update(run, steps, frozenset(days_between(first_day, last_day))))
 
 
 def _until_committed(update: _Update) -> Report:
@@ -103,7 +95,6 @@ class _Update:
 
     run: Run
     steps: Steps
-    watch: Watch
     redo: frozenset[date]  # days to roll up even if nothing about them changed
     taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
     rolled: dict[tuple[date, str], DayEntry] = field(default_factory=dict)  # by day and fingerprint
@@ -133,11 +124,9 @@ class _Update:
         known = {(entry.take_in.content, entry.take_in.rule): entry.take_in for entry in files.values()}
         sizes = {size_of(entry) for entry in files.values()}
         waiting = [raw_file for raw_file in raw_files if needs_reading(raw_file, files, self.run.started)]
-        total, done = sum(raw_file.size for raw_file in waiting), 0
+        self.run.watch.begin("taking in", sum(raw_file.size for raw_file in waiting))
         read: list[str] = []
         for raw_file in waiting:
-            self.watch("taking in", done, total)
-            done += raw_file.size
             try:
                 taken = self._taken(raw_file, known if raw_file.size in sizes else {})
             except HeldBack as held_back:
@@ -153,7 +142,6 @@ class _Update:
                 continue
             files[raw_file.file] = FileEntry(raw_file.file, raw_file.signature, None, taken)
             read.append(raw_file.file)
-        self.watch("taking in", total, total)
 
         files = count_each_content_once(files, ledger.files)
         contents = counted_contents(files)
@@ -199,11 +187,11 @@ class _Update:
             files = healed  # a file taken in anew may have another name, and with it other days are dirty
 
         days = dict(ledger.days)
-        for done, day in enumerate(sorted(dirty)):
-            self.watch("rolling up days", done, len(dirty))
+        self.run.watch.begin("rolling up days", len(dirty))
+        for day in sorted(dirty):
             days[day] = self._rolled_day(day, fingerprints[day], inputs.get(day, {}), ledger.days.get(day))
             report.days.append(days[day])
-        self.watch("rolling up days", len(dirty), len(dirty))
+            self.run.watch.advance(1)
         return files, days
 
     def _dirty(self, ledger: Ledger, fingerprints: Mapping[date, str]) -> set[date]:
@@ -289,8 +277,8 @@ class _Update:
         """The new files of every month of which a day was rolled up; only those whose rows are not published yet."""
         report.months = sorted({month_of(entry.day) for entry in report.days})
         partitions = []
-        for done, month in enumerate(report.months):
-            self.watch("rolling up months", done, len(report.months))
+        self.run.watch.begin("rolling up months", len(report.months))
+        for month in report.months:
             entries = [days[day] for day in sorted(days) if month_of(day) == month]
             for day in self.beyond_repair & {entry.day for entry in entries}:
                 verify(self._daily_path(days[day]))  # raises: without this day the month cannot be right
@@ -299,7 +287,7 @@ class _Update:
                 published = ledger.publication.files.get((table.name, month))
                 if published is None or not self._is_published(self.run.layout.rollups / published.path, table, path):
                     partitions.append(Partition(table, month, path))
-        self.watch("rolling up months", len(report.months), len(report.months))
+            self.run.watch.advance(1)
         return partitions
 
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
