@@ -39,13 +39,14 @@ class TakeIn:
     """What a content was made into.
 
     name: hash of the content, the rule, and of the moment where a line was from the future. format: RawFile.read_as.
-    heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
+    taken_at: start of the run that took it in. heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
     """
 
     name: str
     content: str
     format: str
     rule: str
+    taken_at: datetime
     lines: int
     accepted: int
     quarantined: int
@@ -90,6 +91,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         content=content,
         format=raw_file.read_as,
         rule=rule,
+        taken_at=run.started,
         lines=numbered - blank,
         accepted=accepted,
         quarantined=quarantined,

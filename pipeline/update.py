@@ -237,6 +237,8 @@ class _Update:
             )
             taken = source and self._taken_anew(source)
             if taken and content_of(taken) == content_of(entry.take_in):
+                if taken.name == entry.take_in.name:  # the same again: rebuilt, not taken in anew
+                    taken = replace(taken, taken_at=entry.take_in.taken_at)
                 return with_take_in(files, taken)
             for event in damaged:
                 if event.day not in ledger.days or ledger.days[event.day].fingerprint != fingerprints[event.day]:

@@ -141,6 +141,7 @@ FILE_LEDGER = Table(
         Column("signature", pa.string(), "size, times and inode when it was read; while they stay, it stays shut"),
         Column("content", pa.string(), "SHA-256 of the file's bytes"),
         Column("take_in", pa.string(), "name of what this content was made into"),
+        Column("taken_at", INSTANT, "start of the run that took it in: later lines were from the future"),
         Column("lines", pa.int64(), "lines in this content, blank ones left out", "lines"),
         Column("accepted", pa.int64(), "those that are requests; counted only where same_as is null", "lines"),
         Column("quarantined", pa.int64(), "those that are not", "lines"),
