@@ -80,25 +80,31 @@ def backfill(first_day: Day, last_day: Annotated[Day, AfterValidator(_not_before
     return _carry_out(partial(_backfill, first_day=first_day, last_day=last_day))
 
 
+def deployments(schedule: Schedule | None = None) -> list[RunnerDeployment]:
+    """`nightly` by KEYTALLY_SCHEDULE unless another `schedule` is given, and `backfill` on request.
+
+    Raises SettingsError for a setting that cannot be used.
+    """
+    schedule = schedule or _cron(Settings.from_environment().schedule)
+    return [
+        RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=[NAME]),
+        RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=[NAME]),
+    ]
+
+
 def serve_flows(schedule: Schedule | None = None) -> None:
-    """Serve both flows until stopped: `nightly` by KEYTALLY_SCHEDULE unless a `schedule` is given, `backfill` on
-    request.
+    """Serve both deployments until stopped.
 
     Raises SettingsError for a setting that cannot be used, KeytallyError where no Prefect server would schedule.
     """
-    settings = Settings.from_environment()
-    schedule = schedule or _cron(settings.schedule)
+    served = deployments(schedule)
     if not PREFECT_API_URL.value():
         raise KeytallyError(
             "no Prefect server is set, and without one no run would ever be scheduled; start one with 'prefect server "
             "start' and set PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    serve(
-        RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=[NAME]),
-        RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=[NAME]),
-        # A stopped service must not leave a paused schedule behind, that nobody starts again.
-        pause_on_shutdown=False,
-    )
+    # A service that was stopped must not leave a paused schedule behind, which nobody would start again.
+    serve(*served, pause_on_shutdown=False)
 
 
 def _cron(line: str) -> Schedule:
@@ -157,7 +163,7 @@ def _finished(report: Report) -> State[None]:
     """Completed either way: everything that could be published is. Findings show in the state's name, which is also
     the name of its event, so that an automation can tell somebody; a failed state would say that the night is lost.
     """
-    findings = [f"{finding['file']}: {finding['finding']}" for finding in _findings(report)]
+    findings = [f"{finding['file']} is {finding['finding']}" for finding in _findings(report)]
     if not findings:
         return Completed(message=_summary(report))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
