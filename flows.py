@@ -149,12 +149,13 @@ def _backfill(run: Run, steps: Steps, *, first_day: date, last_day: date) -> Rep
 
 
 def _carry_out(update: Callable[[Run, Steps], Report]) -> State[None]:
-    """The state that a flow ends in. What can be said in one sentence fails with that sentence, and no traceback."""
+    """The state that a flow ends in. What can be said in one sentence fails with that sentence."""
     try:
         with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
             report = update(run, STEPS)
     except (KeytallyError, SettingsError) as error:
-        return Failed(message=str(error), data=error)
+        # Without its frames: in the log they would push the sentence out of sight.
+        return Failed(message=str(error), data=error.with_traceback(None))
     _show(report)
     return _finished(report)
 
