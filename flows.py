@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
@@ -20,11 +21,15 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
 
 import duckdb
+from httpx import TransportError
 from prefect import State, Task, flow, serve
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import TaskRun
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL
@@ -103,8 +108,28 @@ def serve_flows(schedule: Schedule | None = None) -> None:
             "no Prefect server is set, and without one no run would ever be scheduled; start one with 'prefect server "
             "start' and set PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    _free_places(served)
     # A service that was stopped must not leave a paused schedule behind, which nobody would start again.
     serve(*served, pause_on_shutdown=False)
+
+
+def _free_places(served: Iterable[RunnerDeployment]) -> None:
+    """Give back the places of runs that died: no run is under way when its service starts.
+
+    The Prefect server forgets who holds a place when it is restarted. The place of a run that was killed together
+    with it, by a power cut say, would stay taken, and every later run wait for it without a word.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            for deployment in served:
+                with suppress(ObjectNotFound):
+                    known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+                    if limit := known.global_concurrency_limit:
+                        client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
+    except (TransportError, RuntimeError) as error:
+        raise KeytallyError(
+            f"the Prefect server at {PREFECT_API_URL.value()} does not answer; is it running?"
+        ) from error
 
 
 def _cron(line: str) -> Schedule:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect import Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.events.worker import EventsWorker
@@ -155,7 +156,7 @@ def process(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[s
 
 
 def completed(command: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE + 60, check=False)
 
 
 def processes_below(home: str, session: int) -> list[int]:
@@ -316,9 +317,9 @@ def test_scheduled_runs_appear_complete_and_do_not_overlap(
     client: SyncPrefectClient, server: Server, data: Path, tmp_path: Path
 ) -> None:
     write_raw(data, "eu/2025-11-30.jsonl", "2025-11-30", 5)
-    every_second = (
+    every_two_seconds = (
         "from datetime import timedelta\nfrom flows import serve_flows\nfrom prefect.schedules import Interval\n"
-        "serve_flows(Interval(timedelta(seconds=1)))"
+        "serve_flows(Interval(timedelta(seconds=2)))"
     )
     env = environment(server.home, PREFECT_API_URL=server.url, PREFECT_RUNNER_POLL_FREQUENCY="1")
     log = tmp_path / "serve.log"
@@ -331,7 +332,11 @@ def test_scheduled_runs_appear_complete_and_do_not_overlap(
         completed = [run for run in runs if run.state and run.state.is_completed()]
         return completed if len(completed) >= 2 else None
 
-    with process([sys.executable, "-c", every_second], env, log) as served:
+    # What a power cut leaves behind: the place of a run that no longer lives.
+    deployment_id = flows.deployments()[0].apply()
+    assert isinstance(deployment_id, UUID)
+    client.update_global_concurrency_limit(f"deployment:{deployment_id}", GlobalConcurrencyLimitUpdate(active_slots=1))
+    with process([sys.executable, "-c", every_two_seconds], env, log) as served:
         completed = until(two_runs, "two scheduled runs have completed")
         deployment = client.read_deployment_by_name("nightly/keytally")
     client.delete_deployment(deployment.id)
@@ -365,6 +370,7 @@ def test_nightly_follows_the_schedule_setting_in_utc_one_run_at_a_time(
         ),
         ({"KEYTALLY_THREADS": "none"}, "KEYTALLY_THREADS is 'none', but must be"),
         ({}, "no Prefect server is set"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "the Prefect server at http://127.0.0.1:9/api does not answer"),
     ],
 )
 def test_serving_refuses_with_one_sentence(
