@@ -45,6 +45,7 @@ class Engine:
 
     def close(self) -> None:
         self._connection.close()
+        del self._connection  # an error's frames may keep the engine; a connection kept to the end is told as leaked
 
     def run(self, name: str, **parameters: object) -> None:
         """Run a statement for what it makes."""
