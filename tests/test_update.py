@@ -28,7 +28,7 @@ from pipeline.errors import ArtifactDamaged, CheckFailed, CommitRefused, Keytall
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
 from pipeline.update import Steps, roll_up
-from tests.conftest import Place, Record, request
+from tests.conftest import Place, Record, lines, request
 
 
 def dated(day: int | str, number: int = 1, **fields: Any) -> Record:
@@ -152,6 +152,15 @@ def test_when_the_file_that_counts_a_content_changes_its_copy_counts_it(place: P
     assert place.usage() == {("org_a", "2025-11-10"): (3, Decimal("0.75"))}
     assert {file: entry.same_as for file, entry in place.ledger().files.items()} == {"a.jsonl": None, "b.jsonl": None}
     assert [day.duplicate for day in place.ledger().days.values()] == [0]
+
+
+def test_a_content_that_returns_is_published_as_it_was(place: Place) -> None:
+    texts = (lines(request(1)), lines(request(2), request(3)))
+    for version, content in enumerate((*texts, *texts), 1):
+        place.write_raw("a.jsonl", content)
+        assert place.roll_up().version == version
+        assert place.published("organization_day").requests.sum() == content.count(b"\n")
+    assert_each_month_is_held_once(place)
 
 
 def test_a_day_that_lost_all_its_requests_is_published_as_none(place: Place) -> None:
