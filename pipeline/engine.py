@@ -77,6 +77,7 @@ class Engine:
 
     def name_files(self, table: str, files: Sequence[Path], schema: Table) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table."""
+        self._connection.unregister(table)  # an empty table of before would hide the view
         if files:
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet([str(file) for file in files], hive_partitioning=False)

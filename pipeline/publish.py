@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from deltalake.transaction import AddAction, CommitProperties, PostCommitHookPro
 from pipeline import artifacts
 from pipeline.checks import check_schema
 from pipeline.contract.layout import month_name, rollup_folder
-from pipeline.contract.published import APPLICATION, Publication, PublishedFile, open_published
+from pipeline.contract.published import APPLICATION, LOG, Publication, PublishedFile, open_published
 from pipeline.contract.tables import Table, published_schema
 from pipeline.errors import CommitRefused
 from pipeline.run import Run
@@ -75,17 +75,6 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
             raise
     _make_durable(run.layout.rollups, before.version + 1)
     return before.version + 1
-
-
-def sweep_rollups(rollups: Path, grace: timedelta) -> None:
-    """Delete files that no version of the last `grace` names: superseded ones, and those of refused commits."""
-    table = open_published(rollups)
-    if not table:
-        return
-    # Deleted by hand: Delta would write two more versions to say so, although they publish nothing.
-    hours = int(grace.total_seconds() // 3600)
-    for path in table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True):
-        (rollups / path).unlink(missing_ok=True)
 
 
 def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
@@ -147,7 +136,7 @@ def _remove(file: PublishedFile, committed_at: int) -> RemoveAction:
 
 
 def _log_entry(rollups: Path, version: int) -> Path:
-    return rollups / "_delta_log" / f"{version:020d}.json"
+    return rollups / LOG / f"{version:020d}.json"
 
 
 def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
@@ -160,4 +149,4 @@ def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
 def _make_durable(rollups: Path, version: int) -> None:
     """Bring the commit to the disk; its files are there already. deltalake leaves that to the operating system."""
     artifacts.sync(_log_entry(rollups, version))
-    artifacts.sync(rollups / "_delta_log")
+    artifacts.sync(rollups / LOG)

@@ -255,9 +255,9 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
         plain = pa.nulls(len(column), pa.string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         plain = column
-    elif pa.types.is_floating(kind) and name in _AMOUNTS:  # no other field may be a double, least of all NaN
+    elif pa.types.is_floating(kind) and name in _AMOUNTS:  # no other field may be a fraction, least of all NaN
         plain = column.cast(pa.float64())
-    elif pa.types.is_decimal(kind):
+    elif pa.types.is_decimal(kind) and name in _AMOUNTS:
         plain = _without_zeros(column)
     elif pa.types.is_timestamp(kind) and name == "timestamp":
         plain = _instant(column)

@@ -12,8 +12,8 @@ from pathlib import Path
 from deltalake.exceptions import DeltaError
 
 from pipeline.contract.layout import Layout
+from pipeline.contract.published import LOG, NOTHING_PUBLISHED, Publication, open_published, publication_of
 from pipeline.ledger import DayEntry, FileEntry, Ledger
-from pipeline.publish import sweep_rollups
 from pipeline.run import Run
 
 log = logging.getLogger(__name__)
@@ -30,22 +30,35 @@ def sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mappin
     """
     try:
         _sweep(run, before, files, days)
-    except (OSError, DeltaError) as error:
+    except (OSError, ValueError, DeltaError) as error:
         log.warning("not everything superseded could be deleted: %s; the next run tries again", error)
 
 
 def _sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
-    needed = set(_artifacts(run.layout, files.values(), days.values()))
+    layout = run.layout
     now = run.clock().timestamp()
-    for superseded in set(_artifacts(run.layout, before.files.values(), before.days.values())) - needed:
+    needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, _newest(layout))}
+    superseded = {*_artifacts(layout, before.files.values(), before.days.values())} - needed
+    superseded |= {*_published(layout, before.publication)} - needed
+    for path in superseded:
         with contextlib.suppress(FileNotFoundError):
-            os.utime(superseded, (now, now))
-    for folder in (run.layout.events, run.layout.daily, run.layout.rejected):
-        for artifact in folder.rglob("*.parquet"):
+            os.utime(path, (now, now))
+    # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
+    for folder in (layout.events, layout.daily, layout.rejected, layout.rollups):
+        for path in folder.rglob("*.parquet"):
             with contextlib.suppress(FileNotFoundError):
-                if artifact not in needed and now - artifact.stat().st_mtime > GRACE.total_seconds():
-                    artifact.unlink()
-    sweep_rollups(run.layout.rollups, GRACE)
+                if path not in needed and LOG not in path.parts and now - path.stat().st_mtime > GRACE.total_seconds():
+                    path.unlink()
+
+
+def _newest(layout: Layout) -> Publication:
+    table = open_published(layout.rollups)
+    return publication_of(table) if table else NOTHING_PUBLISHED
+
+
+def _published(layout: Layout, publication: Publication) -> Iterable[Path]:
+    for file in publication.files.values():
+        yield layout.rollups / file.path
 
 
 def _artifacts(layout: Layout, files: Iterable[FileEntry], days: Iterable[DayEntry]) -> Iterable[Path]:

@@ -8,7 +8,7 @@ A case reads without Python:
   `truncate` = bytes cut off the end, `flip_bit` = number of the bit), `rename`, `delete`. What it must say:
   `findings` (default false: exit 0), `held_back` (file = first word of the reason), `days` (the days it rolled up),
   `publishes` (default true).
-- raw files, in which `<hex c3 28>` stands for these bytes and `<pad to 1048576>` for as many x as make the line that long.
+- raw files, in which `<hex c3 28>` stands for these bytes and `<pad to 1048576>` for x until the line is that long.
 - `expected_rows.csv`, `expected_quarantine.csv`, `expected_days.csv`, and where they say more, `expected_keys.csv`
   and `expected_files.csv`: what the newest version holds after the last run.
 """

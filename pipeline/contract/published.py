@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 APPLICATION = "keytally"  # names our transactions in the Delta log
+LOG = "_delta_log"  # its folder in the table's; checkpoints in it are Parquet files too
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def open_published(rollups: Path) -> DeltaTable | None:
 
     Raises deltalake.exceptions.DeltaError when there is a table but it cannot be read.
     """
-    log = rollups / "_delta_log"
+    log = rollups / LOG
     if not log.is_dir() or not any(log.glob("*.json")):
         return None
     return DeltaTable(rollups)
