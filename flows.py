@@ -35,7 +35,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.schedules import Cron, Schedule
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import AfterValidator, Field, ValidationInfo
 
@@ -52,7 +52,6 @@ from pipeline.update import backfill as roll_up_again
 NAME = "keytally"  # of both deployments, and their tag
 FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 RETRY_AFTER_SECONDS: list[float] = [5, 30, 120]
-OWN_SERVER_PORT = 4200
 SERVER_START_SECONDS = 120
 
 
@@ -124,7 +123,7 @@ def _prefect_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    url = f"http://127.0.0.1:{OWN_SERVER_PORT}/api"
+    url = f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}/api"
     with ExitStack() as stack:
         if not _answers(url):
             stack.enter_context(_started_server(url))
@@ -136,25 +135,15 @@ def _prefect_server() -> Iterator[None]:
 @contextmanager
 def _started_server(url: str) -> Iterator[None]:
     logging.getLogger("prefect").info("Starting a Prefect server; its page is at %s", url.removesuffix("/api"))
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(OWN_SERVER_PORT),
-    ]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         begun = time.monotonic()
         while not _answers(url):
             if server.poll() is not None or time.monotonic() - begun > SERVER_START_SECONDS:
                 raise KeytallyError(
-                    f"no Prefect server could be started on port {OWN_SERVER_PORT}; start one with 'prefect server "
-                    "start' and set PREFECT_API_URL to its address, as http://127.0.0.1:4200/api"
+                    f"no Prefect server could be started for {url}; PREFECT_SERVER_API_PORT sets another port, and "
+                    "PREFECT_API_URL names a server of your own"
                 )
             time.sleep(0.5)
         yield

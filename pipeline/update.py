@@ -181,7 +181,7 @@ class _Update:
             inputs = events_by_day(files)
             fingerprints = {day: fingerprint_of(inputs.get(day, {})) for day in {*inputs, *ledger.days}}
             dirty = self._dirty(ledger, fingerprints)
-            healed = self._heal(dirty, ledger, fingerprints, raw_files, files, report)
+            healed = self._heal(dirty, raw_files, files, report)
             if healed is files:
                 break
             files = healed  # a file taken in anew may have another name, and with it other days are dirty
@@ -209,8 +209,6 @@ class _Update:
     def _heal(
         self,
         dirty: set[date],
-        ledger: Ledger,
-        fingerprints: Mapping[date, str],
         raw_files: Sequence[RawFile],
         files: dict[str, FileEntry],
         report: Report,
@@ -240,16 +238,14 @@ class _Update:
                 if taken.name == entry.take_in.name:  # the same again: rebuilt, not taken in anew
                     taken = replace(taken, taken_at=entry.take_in.taken_at)
                 return with_take_in(files, taken)
-            for event in damaged:
-                if event.day not in ledger.days or ledger.days[event.day].fingerprint != fingerprints[event.day]:
-                    verify(self._event_path(event))  # raises: without these events the changed day cannot be right
-                dirty.discard(event.day)
-                self.beyond_repair.add(event.day)
+            for day in sorted({event.day for event in damaged}):
+                dirty.discard(day)
+                self.beyond_repair.add(day)
                 report.held_back.append(
                     HeldBack(
                         entry.file,
-                        f"damaged: its events of {event.day} cannot be rebuilt, because this content is no longer in "
-                        "raw/; the published day stays as it is",
+                        f"damaged: its events of {day} cannot be rebuilt, because this content is no longer in raw/; "
+                        "the published day stays as it is until it is there again",
                     )
                 )
         return files
@@ -331,7 +327,7 @@ class _Update:
             try:
                 verify(artifact)
             except ArtifactDamaged as damage:
-                log.warning("%s", damage)
+                log.warning("%s %s", damage.artifact, damage.what)
                 return False
             self.sound.add(artifact)
         return True

@@ -349,6 +349,29 @@ def test_scheduled_runs_appear_complete_and_do_not_overlap(
     assert not processes_below(str(server.home), served.pid)
 
 
+def test_serving_needs_no_server_and_leaves_none_behind(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path / "prefect"
+    home.mkdir()
+    url = f"http://127.0.0.1:{port}/api"
+
+    def served_deployments() -> set[str] | None:
+        assert serving.poll() is None, (home / "serve.log").read_text()
+        with contextlib.suppress(httpx.TransportError):
+            found = httpx.post(f"{url}/deployments/filter", json={}, timeout=5)
+            return {deployment["name"] for deployment in found.json()} if found.is_success else None
+        return None
+
+    env = environment(home, PREFECT_SERVER_API_PORT=str(port))
+    with process([sys.executable, str(ROOT / "flows.py")], env, home / "serve.log") as serving:
+        assert until(served_deployments, "the deployments are served") == {"keytally"}
+        serving.terminate()
+        serving.wait(PATIENCE)
+        until(lambda: not processes_below(str(home), serving.pid), "the server has stopped too")
+
+
 def test_nightly_follows_the_schedule_setting_in_utc_one_run_at_a_time(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +392,6 @@ def test_nightly_follows_the_schedule_setting_in_utc_one_run_at_a_time(
             "KEYTALLY_SCHEDULE is '99 0 * * *', but must be a cron line",
         ),
         ({"KEYTALLY_THREADS": "none"}, "KEYTALLY_THREADS is 'none', but must be"),
-        ({}, "no Prefect server is set"),
         ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "the Prefect server at http://127.0.0.1:9/api does not answer"),
     ],
 )

@@ -548,16 +548,26 @@ def test_without_raw_and_events_a_backfill_leaves_the_published_day_and_says_so(
         assert (report.version, place.usage()) == (1, published)
 
 
-def test_without_raw_and_events_a_late_file_of_the_day_is_not_published(place: Place) -> None:
+def test_without_raw_and_events_a_day_stays_as_published_and_all_else_goes_on(place: Place) -> None:
     raw = place.write_raw("a.jsonl", dated(1), dated(2))
+    raw_text = raw.read_text()
     place.roll_up()
     raw.unlink()
     for path in (place.layout.events / "day=2025-11-01").iterdir():
         path.unlink()
-    place.write_raw("late.jsonl", dated(1, 5))
-    with pytest.raises(ArtifactDamaged, match="day=2025-11-01"):
-        place.roll_up()
-    assert place.publication().version == 1
+    place.write_raw("late.jsonl", dated(1, 5), dated(2, 5), dated(3, 5))
+    for attempt in ("the first", "and every later one"):
+        report = place.roll_up()
+        assert report.has_findings, attempt
+        assert [(held.file, "2025-11-01" in held.reason) for held in report.held_back] == [("a.jsonl", True)]
+    assert {str(row.day): row.requests for row in place.published("organization_day").itertuples()} == {
+        "2025-11-01": 1,
+        "2025-11-02": 2,
+        "2025-11-03": 1,
+    }
+    raw.write_text(raw_text)
+    assert not place.roll_up().has_findings
+    assert {str(row.day): row.requests for row in place.published("organization_day").itertuples()}["2025-11-01"] == 2
 
 
 def test_a_month_is_never_rolled_up_from_a_damaged_day(place: Place) -> None:

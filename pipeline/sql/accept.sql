@@ -33,6 +33,9 @@ typed as (
                 then case
                     when regexp_full_match(cost, '"[0-9]{1,6}(?:\.[0-9]{1,12})?"')
                         then cast(substr(cost, 2, strlen(cost) - 2) as decimal(18, 12))
+                    when regexp_full_match(cost, '"[0-9](?:\.[0-9]{1,13})?[eE]-(?:[0-9]|1[0-2])"')
+                        and try_cast(trim(cost, '"') as decimal(38, 26)) = try_cast(trim(cost, '"') as decimal(18, 12))
+                        then try_cast(trim(cost, '"') as decimal(18, 12))
                 end
             when strlen(cost) > 16 or starts_with(cost, '-')
                 then null
