@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +137,8 @@ def _prefect_server() -> Iterator[None]:
 def _started_server(url: str) -> Iterator[None]:
     logging.getLogger("prefect").info("Starting a Prefect server; its page is at %s", url.removesuffix("/api"))
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    # Until Prefect listens for it, a SIGTERM would end this process and leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         begun = time.monotonic()
