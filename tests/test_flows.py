@@ -45,7 +45,7 @@ import flows
 from pipeline.contract.layout import Layout
 from pipeline.contract.published import open_published, publication_of
 from pipeline.contract.tables import ORGANIZATION_DAY
-from pipeline.errors import ArtifactDamaged, CheckFailed
+from pipeline.errors import CheckFailed, KeytallyError
 from pipeline.ledger import DayEntry
 from pipeline.rollup import roll_up_day
 from pipeline.run import Run
@@ -556,14 +556,16 @@ def test_a_night_without_what_it_needs_fails_with_a_next_step(
 ) -> None:
     write_raw(data, "eu/2025-11-01.jsonl", "2025-11-01", 3)
     assert flows.nightly(return_state=True).is_completed()
-    (data / "raw" / "eu" / "2025-11-01.jsonl").unlink()
-    for artifact in (data / "events" / "day=2025-11-01").iterdir():
-        artifact.unlink()
-    write_raw(data, "eu/late.jsonl", "2025-11-01", 1, organization="other")
+    newest = max((data / "rollups" / "_delta_log").glob("*.json"))
+    log_entry = newest.read_bytes()
+    newest.write_bytes(b"damaged")
+    write_raw(data, "eu/2025-11-02.jsonl", "2025-11-02", 1)
     state = flows.nightly(return_state=True)
     assert state.is_failed()
-    assert "is missing; run 'keytally backfill'" in str(state.message)
-    assert isinstance(state.result(raise_on_failure=False), ArtifactDamaged)
+    assert str(state.message).startswith("the published table cannot be read")
+    assert "restore rollups/_delta_log from a copy" in str(state.message)
+    assert isinstance(state.result(raise_on_failure=False), KeytallyError)
+    newest.write_bytes(log_entry)
     assert published(data) == {("acme", "2025-11-01"): (3, Decimal("0.75"))}
 
     monkeypatch.setenv("KEYTALLY_THREADS", "0")
