@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -468,6 +469,41 @@ def reconcile(first_day: date, last_day: date, as_json: bool) -> int:  # noqa: A
     )
 
 
+@command(main, "history")
+@click.option("--org", "organization_id", metavar="ORG", help="Only this organization.")
+@click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
+@click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
+def history(organization_id: str | None, first_day: date, last_day: date, as_json: bool) -> int:
+    """Show which published days changed after they were over: for whom, from what to what, and why."""
+    from pipeline.history import restatements
+
+    found = restatements(Layout(Settings.from_environment().data), first_day, last_day, organization_id)
+    if as_json:
+        _print_json([restatement.as_json() for restatement in found])
+        return 0
+    if not found:
+        click.echo(f"No published day from {first_day} to {last_day} changed after it was over.")
+        return 0
+    table = _table("day", "organization", "version", "run", "requests", "cost", "cause", "text", numbers=False)
+    for row in found[:SHOWN_LINES]:
+        _add(
+            table,
+            str(row.day),
+            row.organization_id,
+            row.version,
+            _instant(row.run_started) or "",
+            f"{row.requests_before:,} → {row.requests_after:,}",
+            f"{_amount(row.cost_before)} → {_amount(row.cost_after)}",
+            row.cause,
+            _visible(", ".join(row.files)),
+        )
+    table.columns[-1].header = "files"
+    _print_table(table)
+    if len(found) > SHOWN_LINES:
+        click.echo(f"The first {SHOWN_LINES} of {len(found):,} changes (--json lists all).")
+    return 0
+
+
 @command(main, "status")
 def status(as_json: bool) -> int:
     """Show what is published, through which moment, and what is waiting, held back or ignored."""
@@ -538,6 +574,10 @@ def _count(number: int, noun: str) -> str:
 
 def _instant(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _amount(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
 
 
 def _visible(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class DayEntry:
-    """A published day: what it was made from and how its accepted lines were counted."""
+    """A published day: what it was made from, in a run started at `as_of`, and how its accepted lines were counted."""
 
     day: date
     fingerprint: str
     artifact: str
+    as_of: datetime
     accepted: int
     counted: int
     duplicate: int

@@ -53,7 +53,7 @@ def roll_up_day(run: Run, day: date, fingerprint: str, events: Sequence[Path], a
     path = run.scratch / "daily.parquet"
     engine.copy("daily", path, SCAN_ROWS, day=day)
     artifact = artifacts.keep(path, run.layout.daily_of(day), fingerprint)
-    return DayEntry(day, fingerprint, artifact, accepted, counted, duplicate, conflicting, session)
+    return DayEntry(day, fingerprint, artifact, run.started, accepted, counted, duplicate, conflicting, session)
 
 
 def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMonth:

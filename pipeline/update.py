@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,9 @@ from pipeline.contents import (
     with_take_in,
 )
 from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
-from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
+from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, ORGANIZATION_DAY, RESTATEMENT, Table
 from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
+from pipeline.history import cause_of, restate, was_over
 from pipeline.intake import EventFile, TakeIn, rule_of, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
 from pipeline.publish import Partition, publish
@@ -35,7 +36,7 @@ from pipeline.raw import RawFile, hash_raw, list_raw
 from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
-from pipeline.status import write_last_run
+from pipeline.status import read_last_run, write_last_run
 from pipeline.sweep import sweep
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STE
 def _until_committed(update: _Update) -> Report:
     """Try until no other run publishes meanwhile. What was taken in and rolled up is kept between the attempts."""
     begun = time.monotonic()
+    update.confirmed_at, _ = read_last_run(update.run.layout)
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         try:
             report = update.attempt()
@@ -100,6 +102,7 @@ class _Update:
     rolled: dict[tuple[date, str], DayEntry] = field(default_factory=dict)  # by day and fingerprint
     held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
     sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
+    confirmed_at: datetime | None = None  # start of the newest run before this one
     beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
 
     def attempt(self) -> Report:
@@ -110,7 +113,7 @@ class _Update:
         report.held_back.extend(listing.held_back)
         files = self._take_in(ledger, listing.files, report)
         files, days = self._roll_up_days(ledger, listing.files, files, report)
-        partitions = self._roll_up_months(ledger, days, report)
+        partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
         if partitions:
             notes = {"keytally.days": str(len(report.days)), "keytally.files": str(len(report.ingested))}
@@ -268,10 +271,12 @@ class _Update:
             self.rolled[key] = self.steps.roll_up_day(self.run, day, fingerprint, paths, accepted)
         entry = self.rolled[key]
         # The same counts from the same inputs in other bytes, as another DuckDB may write them, are no change.
-        unchanged = before is not None and replace(entry, artifact=before.artifact) == before
+        unchanged = before is not None and replace(entry, artifact=before.artifact, as_of=before.as_of) == before
         return before if before and unchanged and self._is_sound(self._daily_path(before)) else entry
 
-    def _roll_up_months(self, ledger: Ledger, days: Mapping[date, DayEntry], report: Report) -> list[Partition]:
+    def _roll_up_months(
+        self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], report: Report
+    ) -> list[Partition]:
         """The new files of every month of which a day was rolled up; only those whose rows are not published yet."""
         report.months = sorted({month_of(entry.day) for entry in report.days})
         partitions = []
@@ -285,8 +290,25 @@ class _Update:
                 published = ledger.publication.files.get((table.name, month))
                 if published is None or not self._is_published(self.run.layout.rollups / published.path, table, path):
                     partitions.append(Partition(table, month, path))
+                    if table is ORGANIZATION_DAY:
+                        partitions += self._restatements(ledger, files, month, path, report)
             self.run.watch.advance(1)
         return partitions
+
+    def _restatements(
+        self, ledger: Ledger, files: Mapping[str, FileEntry], month: date, rolled: Path, report: Report
+    ) -> list[Partition]:
+        """The month's restatements, when its days change that were published after they were over."""
+        published = ledger.publication.files.get((ORGANIZATION_DAY.name, month))
+        days = [entry.day for entry in report.days if month_of(entry.day) == month]
+        over = [day for day in days if day in ledger.days and was_over(ledger.days[day], self.confirmed_at)]
+        if published is None or not over or not self._is_sound(self.run.layout.rollups / published.path):
+            return []
+        causes = {day: cause_of(day, ledger.files, files) for day in over}
+        version = ledger.publication.version + 1
+        earlier = ledger.publication.files.get((RESTATEMENT.name, month))
+        path = restate(self.run, self.run.layout.rollups / published.path, rolled, causes, version, earlier)
+        return [Partition(RESTATEMENT, month, path)] if path else []
 
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
         """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""

@@ -36,7 +36,9 @@ def columns_as_markdown(table: Table) -> str:
 
 def _type_name(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
-        return "list of " + ", ".join(f"{field.name} {_type_name(field.type)}" for field in kind.value_type)
+        return f"list of {_type_name(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return ", ".join(f"{field.name} {_type_name(field.type)}" for field in kind)
     if pa.types.is_decimal(kind):
         return f"decimal({kind.precision}, {kind.scale})"
     return {"date32[day]": "date", "timestamp[us, tz=UTC]": "timestamp, UTC"}.get(str(kind), str(kind))

@@ -123,6 +123,7 @@ DAY_LEDGER = Table(
         _DAY,
         Column("fingerprint", pa.string(), "hash of the taken-in contents and the rule the day was rolled up from"),
         Column("artifact", pa.string(), "the day's file below daily/"),
+        Column("as_of", INSTANT, "start of the run that rolled it up: what came to raw/ later is not in it"),
         Column("accepted", pa.int64(), "accepted lines dated on this day", "lines", "sum"),
         Column("counted", pa.int64(), "requests with an API key, each once", "requests", "sum"),
         Column("duplicate", pa.int64(), "further copies of a request", "lines", "sum"),
@@ -159,8 +160,30 @@ FILE_LEDGER = Table(
     monthly=False,
 )
 
+RESTATEMENT = Table(
+    "restatement",
+    "A published day that changed after it was over: for whom, from what to what, by which version, and why.",
+    ("day", "organization_id", "version"),
+    (
+        _DAY,
+        _ORGANIZATION,
+        Column("version", pa.int64(), "the version that brought the change"),
+        Column("run_started", INSTANT, "start of the run that published it"),
+        Column("cause", pa.string(), "late file, replaced file, removed copy, healed line, rule change or backfill"),
+        Column("files", pa.list_(pa.string()), "the raw files that brought it about, the first 20 in order of path"),
+        Column("requests_before", pa.int64(), "requests before", "requests"),
+        Column("requests_after", pa.int64(), "requests after", "requests"),
+        Column("cost_before", COST_SUM, "cost before", "currency"),
+        Column("cost_after", COST_SUM, "cost after", "currency"),
+        Column("synapses_before", UNITS_SUM, "synapses before", "synapses"),
+        Column("synapses_after", UNITS_SUM, "synapses after", "synapses"),
+        Column("neurons_before", UNITS_SUM, "neurons before", "neurons"),
+        Column("neurons_after", UNITS_SUM, "neurons after", "neurons"),
+    ),
+)
+
 USAGE = (ORGANIZATION_DAY, ORGANIZATION_MONTH, API_KEY_DAY, API_KEY_MONTH)
-LEDGER = (FILE_LEDGER, DAY_LEDGER)
+LEDGER = (FILE_LEDGER, DAY_LEDGER, RESTATEMENT)
 PUBLISHED = {table.name: table for table in (*USAGE, *LEDGER)}
 
 

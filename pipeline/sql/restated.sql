@@ -1,0 +1,25 @@
+-- Grain: day, organization. What changed between what a month published and what it will publish, on some of its days.
+-- Inputs: published, rolled (two files of organization_day), $days.
+select
+    day,
+    organization_id,
+    coalesce(published.requests, 0) as requests_before,
+    coalesce(rolled.requests, 0) as requests_after,
+    coalesce(published.cost, 0) as cost_before,
+    coalesce(rolled.cost, 0) as cost_after,
+    coalesce(published.synapses, 0) as synapses_before,
+    coalesce(rolled.synapses, 0) as synapses_after,
+    coalesce(published.neurons, 0) as neurons_before,
+    coalesce(rolled.neurons, 0) as neurons_after
+from published
+full join rolled using (organization_id, day)
+where list_contains($days, day)
+    and (
+        requests_before != requests_after
+        or cost_before != cost_after
+        or synapses_before != synapses_after
+        or neurons_before != neurons_after
+    )
+order by
+    day,
+    organization_id
