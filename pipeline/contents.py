@@ -6,7 +6,7 @@ Pure decisions over the ledger; no file is opened.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 
@@ -80,3 +80,17 @@ def events_by_day(files: Mapping[str, FileEntry]) -> dict[date, dict[str, EventF
             for event in entry.take_in.events:
                 days[event.day][entry.take_in.name] = event
     return dict(days)
+
+
+def days_touched(files: Mapping[str, FileEntry], held_back: Collection[str]) -> frozenset[date]:
+    """The days of what held-back files, and files below held-back folders, were made into when they last could be read.
+
+    A file that never could be read touches no day that anybody knows of.
+    """
+    folders = tuple(name for name in held_back if name.endswith("/"))
+    return frozenset(
+        event.day
+        for file, entry in files.items()
+        if file in held_back or "." in held_back or file.startswith(folders)
+        for event in entry.take_in.events
+    )

@@ -16,7 +16,15 @@ from deltalake.transaction import AddAction, CommitProperties, PostCommitHookPro
 from pipeline import artifacts
 from pipeline.checks import check_schema
 from pipeline.contract.layout import month_name, rollup_folder
-from pipeline.contract.published import APPLICATION, LOG, Publication, PublishedFile, open_published
+from pipeline.contract.published import (
+    APPLICATION,
+    LOG,
+    RUN_STARTED,
+    Publication,
+    PublishedFile,
+    log_entry,
+    open_published,
+)
 from pipeline.contract.tables import Table, published_schema
 from pipeline.errors import CommitRefused
 from pipeline.run import Run
@@ -56,7 +64,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
             commit_properties=CommitProperties(
                 custom_metadata={
                     "keytally.commit": commit_name,
-                    "keytally.run_started": run.started.isoformat(),
+                    RUN_STARTED: run.started.isoformat(),
                     **notes,
                 },
                 # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
@@ -135,18 +143,14 @@ def _remove(file: PublishedFile, committed_at: int) -> RemoveAction:
     )
 
 
-def _log_entry(rollups: Path, version: int) -> Path:
-    return rollups / LOG / f"{version:020d}.json"
-
-
 def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
     try:
-        return f'"keytally.commit":"{commit_name}"' in _log_entry(rollups, version).read_text(encoding="utf-8")
+        return f'"keytally.commit":"{commit_name}"' in log_entry(rollups, version).read_text(encoding="utf-8")
     except FileNotFoundError:
         return False
 
 
 def _make_durable(rollups: Path, version: int) -> None:
     """Bring the commit to the disk; its files are there already. deltalake leaves that to the operating system."""
-    artifacts.sync(_log_entry(rollups, version))
+    artifacts.sync(log_entry(rollups, version))
     artifacts.sync(rollups / LOG)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
+from pipeline.artifacts import sync
 from pipeline.contents import needs_reading
+from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout
 from pipeline.errors import HeldBack
 from pipeline.ledger import Ledger, read_ledger
@@ -57,7 +58,8 @@ def status_of(layout: Layout, now: datetime) -> Status:
     """How things stand at `now`. Opens no raw file."""
     ledger = read_ledger(layout)
     listing = list_raw(layout.raw)
-    confirmed_at, refused = read_last_run(layout)
+    last_run = read_last_run(layout)
+    refused = last_run.held_back if last_run else {}
     unread = [raw_file for raw_file in listing.files if needs_reading(raw_file, ledger.files, now)]
     held_back = [
         HeldBack(raw_file.file, refused[raw_file.file, raw_file.signature])
@@ -67,37 +69,28 @@ def status_of(layout: Layout, now: datetime) -> Status:
     held_files = {held.file for held in held_back}
     return Status(
         ledger=ledger,
-        confirmed_at=confirmed_at,
+        confirmed_at=last_run.started if last_run else None,
         waiting=tuple(raw_file for raw_file in unread if raw_file.file not in held_files),
         held_back=(*listing.held_back, *held_back),
         ignored=listing.ignored,
     )
 
 
-def write_last_run(run: Run, held_back: Mapping[tuple[str, str], str]) -> None:
-    """Note that this run published or confirmed everything, but for these files.
+def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], str], findings: frozenset[date]) -> None:
+    """Note that this run published or confirmed `version`, but for these files.
 
-    held_back: reasons by file and signature. A note for people: nothing that is counted depends on it.
+    held_back: reasons by file and signature. findings: days of which something is held back.
     """
-    note = {
-        "started": run.started.isoformat(),
-        "held_back": [
-            {"file": file, "signature": signature, "reason": reason} for (file, signature), reason in held_back.items()
-        ],
-    }
+    started = run.started
+    before = read_last_run(run.layout)
+    # A run that started later may have ended earlier; what it confirmed stands. But a moment that has not come is a
+    # clock that was wrong.
+    if before is not None and before.started <= run.clock():
+        started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
-    unfinished.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(LastRun(started, version, held_back, findings).as_json(), encoding="utf-8")
+    sync(unfinished)
     unfinished.replace(run.layout.last_run)
-
-
-def read_last_run(layout: Layout) -> tuple[datetime | None, dict[tuple[str, str], str]]:
-    """When the newest run started, and the files it held back: reasons by file and signature."""
-    try:
-        note = json.loads(layout.last_run.read_text(encoding="utf-8"))
-        refused = {(held["file"], held["signature"]): held["reason"] for held in note["held_back"]}
-        return datetime.fromisoformat(note["started"]), refused
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, {}
 
 
 def _instant(moment: datetime | None) -> str | None:

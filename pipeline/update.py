@@ -20,12 +20,15 @@ from pipeline.contents import (
     content_of,
     count_each_content_once,
     counted_contents,
+    days_touched,
     events_by_day,
     needs_reading,
     size_of,
     with_take_in,
 )
+from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
+from pipeline.contract.published import FINDINGS
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, ORGANIZATION_DAY, RESTATEMENT, Table
 from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
 from pipeline.history import cause_of, restate, was_over
@@ -36,7 +39,7 @@ from pipeline.raw import RawFile, hash_raw, list_raw
 from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
-from pipeline.status import read_last_run, write_last_run
+from pipeline.status import write_last_run
 from pipeline.sweep import sweep
 
 log = logging.getLogger(__name__)
@@ -76,11 +79,12 @@ def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STE
 def _until_committed(update: _Update) -> Report:
     """Try until no other run publishes meanwhile. What was taken in and rolled up is kept between the attempts."""
     begun = time.monotonic()
-    update.confirmed_at, _ = read_last_run(update.run.layout)
+    last_run = read_last_run(update.run.layout)
+    update.confirmed_at = last_run.started if last_run else None
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         try:
             report = update.attempt()
-            write_last_run(update.run, update.held_back)
+            update.note(report.version)
             report.seconds = time.monotonic() - begun
             return report
         except CommitRefused:
@@ -101,6 +105,7 @@ class _Update:
     taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
     rolled: dict[tuple[date, str], DayEntry] = field(default_factory=dict)  # by day and fingerprint
     held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
+    findings: frozenset[date] = frozenset()  # days of which something is held back
     sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
     confirmed_at: datetime | None = None  # start of the newest run before this one
     beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
@@ -108,18 +113,32 @@ class _Update:
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
         ledger = read_ledger(self.run.layout)
+        self.held_back.clear()
         report = Report(version=ledger.publication.version)
         listing = list_raw(self.run.layout.raw)
         report.held_back.extend(listing.held_back)
         files = self._take_in(ledger, listing.files, report)
+        self.findings = days_touched(files, {held_back.file for held_back in report.held_back})
         files, days = self._roll_up_days(ledger, listing.files, files, report)
+        self.findings |= self.beyond_repair
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
         if partitions:
-            notes = {"keytally.days": str(len(report.days)), "keytally.files": str(len(report.ingested))}
+            notes = {
+                "keytally.days": str(len(report.days)),
+                "keytally.files": str(len(report.ingested)),
+                FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
+            }
             report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
             sweep(self.run, ledger, files, days)
         return report
+
+    def note(self, version: int) -> None:
+        """Note that everything is published in `version`, but for the files held back."""
+        try:
+            write_last_run(self.run, version, self.held_back, self.findings)
+        except OSError as error:  # what is published stays published
+            log.warning("%s cannot be written: %s", self.run.layout.last_run, error.strerror)
 
     def _take_in(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
         """The ledger's files with what is new or changed in raw/ taken in; what cannot be is reported and left."""

@@ -6,17 +6,19 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 
 from starlette.types import Scope, Send
 
 from pipeline.contract.published import PublishedFile
+from serving.coverage import Basis, cover
 from serving.models import MonthOfDays, Usage
 from serving.reader import Reader
 
 Header = tuple[bytes, bytes]
+_Key = tuple[str, str, datetime, Basis | None]
 
 _ETAG = re.compile(rb'(?:W/)?("[^"]*")')
 
@@ -68,23 +70,27 @@ class Answers:
         self._reader = reader
         self._limit = limit
         self._size = 0
-        self._finished: OrderedDict[tuple[str, str, datetime], Answer] = OrderedDict()
-        self._coming: dict[tuple[str, str, datetime], asyncio.Future[Answer]] = {}
+        self._finished: OrderedDict[_Key, Answer] = OrderedDict()
+        self._coming: dict[_Key, asyncio.Future[Answer]] = {}
         self._readers = ThreadPoolExecutor(self.READERS, thread_name_prefix="reader")
 
-    async def of(self, organization_id: str, month: date, now: datetime) -> Answer:
-        """What `organization_id` used in `month` (its first day). Raises UsageUnavailable."""
-        file = self._reader.file_of(month)
+    async def of(self, organization_id: str, month: date, now: datetime, *, coverage: bool = False) -> Answer:
+        """What `organization_id` used in `month` (its first day), with coverage if asked. Raises UsageUnavailable."""
+        confirmed = self._reader.confirmed  # one look: all of an answer is from one version
+        file = confirmed.usage_of(month)
+        basis = confirmed.coverage_of(month) if coverage else None
         if file is None:
-            return _answer(organization_id, month, (), now, lasting=False)
-        key = (organization_id, file.path, file.published_at)
+            return _answer(organization_id, month, (), now, basis, (), lasting=False)
+        key = (organization_id, file.path, file.published_at, basis)
         answer = self._finished.get(key)
         if answer is not None:
             self._finished.move_to_end(key)
             return answer
         coming = self._coming.get(key)
         if coming is None:  # else another request is having it read: wait for that one
-            coming = asyncio.get_running_loop().run_in_executor(self._readers, self._read, organization_id, month, file)
+            coming = asyncio.get_running_loop().run_in_executor(
+                self._readers, self._read, organization_id, month, file, basis
+            )
             self._coming[key] = coming
             coming.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(coming)
@@ -93,11 +99,12 @@ class Answers:
         """Stops the reading threads."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, organization_id: str, month: date, file: PublishedFile) -> Answer:
+    def _read(self, organization_id: str, month: date, file: PublishedFile, basis: Basis | None) -> Answer:
         usage = self._reader.usage_of(organization_id, file)
-        return _answer(organization_id, month, usage, file.published_at, lasting=True)
+        loaded = self._reader.loaded_days(basis.ledger, usage) if basis else ()
+        return _answer(organization_id, month, usage, file.published_at, basis, loaded, lasting=True)
 
-    def _keep(self, key: tuple[str, str, datetime], done: asyncio.Future[Answer]) -> None:
+    def _keep(self, key: _Key, done: asyncio.Future[Answer]) -> None:
         del self._coming[key]
         if done.cancelled() or done.exception() is not None:
             return
@@ -109,10 +116,18 @@ class Answers:
 
 
 def _answer(
-    organization_id: str, month: date, usage: Iterable[Usage], generated_at: datetime, *, lasting: bool
+    organization_id: str,
+    month: date,
+    usage: Sequence[Usage],
+    generated_at: datetime,
+    basis: Basis | None,
+    loaded: Collection[date],
+    *,
+    lasting: bool,
 ) -> Answer:
-    body = MonthOfDays.of(organization_id, month, tuple(usage), generated_at.astimezone(UTC)).json_bytes()
-    return Answer(body, lasting=lasting)
+    coverage = cover(basis, loaded, usage) if basis else None
+    body = MonthOfDays.of(organization_id, month, usage, generated_at.astimezone(UTC), coverage)
+    return Answer(body.json_bytes(), lasting=lasting)
 
 
 def _has(headers: Iterable[Header], etag: bytes) -> bool:

@@ -71,7 +71,7 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
     document = openapi_document(app.title, app.version, settings.currency)
     app.openapi = lambda: document  # type: ignore[method-assign]
     app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
-    app.add_middleware(Tracing, clock=clock)
+    app.add_middleware(Tracing, clock=clock, as_of=reader.as_of)
     return app
 
 

@@ -5,13 +5,14 @@ JSON and the OpenAPI document both come from here. The mix of snake and camel ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 
 from pipeline.contract.layout import last_day_of
 
@@ -108,6 +109,31 @@ class Summary(_Body):
     )
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """A field that may not be there is never null."""
+    del schema["default"]
+
+
+State = Literal["not_loaded", "open", "loaded_with_findings", "loaded"]
+
+
+class DayCoverage(_Body):
+    """Whether what is said of one UTC day is all there is to say."""
+
+    day: date = Field(serialization_alias="date", description="UTC day", examples=["2025-11-15"])
+    state: State = Field(
+        description="the first that applies. not_loaded: there is no record of anyone on this day, so a zero says"
+        " nothing; open: the day was not over at X-Data-As-Of, more may come; loaded_with_findings: a file with records"
+        " of this day is held back, so the numbers are those from before; loaded: what the logs hold",
+        examples=["loaded"],
+    )
+    requests: int = Field(
+        description="the organization's own requests made with an API key, as in dailyUsage; 0 on any other day",
+        ge=0,
+        examples=[850],
+    )
+
+
 class MonthOfDays(_Body):
     """What an organization's API keys used in one month, day by day."""
 
@@ -117,9 +143,22 @@ class MonthOfDays(_Body):
         serialization_alias="dailyUsage", description="the days with at least one API-key request, newest first"
     )
     summary: Summary
+    coverage: list[DayCoverage] | SkipJsonSchema[None] = Field(
+        default=None,
+        exclude_if=lambda coverage: coverage is None,
+        description="with include=coverage only: every day of the month, newest first",
+        json_schema_extra=_without_default,
+    )
 
     @classmethod
-    def of(cls, organization_id: str, month: date, days: Sequence[Usage], generated_at: datetime) -> Self:
+    def of(
+        cls,
+        organization_id: str,
+        month: date,
+        days: Sequence[Usage],
+        generated_at: datetime,
+        coverage: Iterable[DayCoverage] | None = None,
+    ) -> Self:
         """The body for `days` of `month` (its first day), in any order. generated_at: UTC, cut to whole seconds."""
         listed = sorted((usage for usage in days if usage.requests), reverse=True)
         requests = sum(usage.requests for usage in listed)
@@ -160,6 +199,7 @@ class MonthOfDays(_Body):
                 total_neurons=neurons,
                 generated_at=generated_at.replace(microsecond=0),
             ),
+            coverage=None if coverage is None else list(coverage),
         )
 
 

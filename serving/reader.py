@@ -1,4 +1,4 @@
-"""Reads the published usage of one organization: at most 31 rows of one sorted file.
+"""Reads what is published of one organization: at most 31 rows of one sorted file, and at most 31 of the ledger.
 
 Nothing is read from a file whose bytes are not the ones its name was given for: an error, never a wrong number.
 """
@@ -9,16 +9,19 @@ import logging
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout, checksum_of, month_of, stated_checksum
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
@@ -26,14 +29,47 @@ from pipeline.contract.published import (
     PublishedFile,
     open_published,
     publication_of,
+    run_of,
 )
-from pipeline.contract.tables import ORGANIZATION_DAY
+from pipeline.contract.tables import DAY_LEDGER, ORGANIZATION_DAY
+from serving.coverage import Basis
 from serving.errors import UsageUnavailable
 from serving.models import Usage
 
 _LOG = logging.getLogger("keytally.reader")
 _COLUMNS = ("organization_id", *Usage._fields)
 _SCHEMA = pa.schema([ORGANIZATION_DAY.arrow_schema.field(name) for name in _COLUMNS])
+_LEDGER_SCHEMA = pa.schema([DAY_LEDGER.arrow_schema.field(name) for name in ("day", "accepted")])
+_Opened = TypeVar("_Opened")
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A version, and what the newest run that published or confirmed it said.
+
+    last_run: its note, None where there is none. as_of: start of that run, UTC; None when nobody knows.
+    findings: days that files it held back touch.
+    """
+
+    publication: Publication
+    last_run: LastRun | None
+    as_of: datetime | None
+    findings: frozenset[date]
+
+    @cached_property
+    def as_of_text(self) -> bytes | None:
+        """`as_of` as RFC 3339 writes it, in whole seconds."""
+        if self.as_of is None:
+            return None
+        return f"{self.as_of.replace(microsecond=0, tzinfo=None).isoformat()}Z".encode("ascii")
+
+    def usage_of(self, month: date) -> PublishedFile | None:
+        """The file that holds the usage of the month of which `month` is the first day; None when never published."""
+        return self.publication.files.get((ORGANIZATION_DAY.name, month))
+
+    def coverage_of(self, month: date) -> Basis:
+        """What the coverage of the month is told from."""
+        return Basis.of(month, self.publication.files.get((DAY_LEDGER.name, month)), self.as_of, self.findings)
 
 
 class Reader:
@@ -42,14 +78,17 @@ class Reader:
     OPEN_FILES = 132  # every month from 2020 to 2030; a file that is opened again is checked again
 
     def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._rollups = layout.rollups
         self._refreshing = threading.Lock()
         self._table: DeltaTable | None = None
         self._log_folder: tuple[int, int] | None = None  # device and inode of the log that `_table` reads
-        self._publication: Publication | None = None
+        self._confirmed: Confirmed | None = None
+        self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
         self._opening = threading.Lock()
         self._files: OrderedDict[str, _SortedFile] = OrderedDict()
+        self._loaded: OrderedDict[str, frozenset[date]] = OrderedDict()
         self._refused: dict[str, tuple[tuple[int, ...], str]] = {}
 
     @property
@@ -58,17 +97,29 @@ class Reader:
         return self._failure
 
     @property
-    def publication(self) -> Publication:
+    def confirmed(self) -> Confirmed:
         """The newest version that could be looked up. Raises UsageUnavailable when none could, ever."""
-        if self._publication is None:
+        if self._confirmed is None:
             raise UsageUnavailable(f"the published table cannot be read: {self._failure}")
-        return self._publication
+        return self._confirmed
+
+    @property
+    def publication(self) -> Publication:
+        """What that version publishes. Raises UsageUnavailable."""
+        return self.confirmed.publication
+
+    def as_of(self) -> bytes | None:
+        """Data-as-of, as RFC 3339 writes it; None when nobody knows."""
+        return None if self._confirmed is None else self._confirmed.as_of_text
 
     def refresh(self) -> None:
-        """Looks for a newer version: about a millisecond when there is none. Never raises; see `failure`."""
+        """Looks for a newer version, and for a run that confirmed it: about a millisecond when there is neither.
+
+        Never raises; see `failure`.
+        """
         with self._refreshing:
             try:
-                self._publication = self._newest()
+                self._confirmed = self._newest_confirmed()
                 failure = None
             except (
                 Exception
@@ -87,7 +138,7 @@ class Reader:
 
         Raises UsageUnavailable.
         """
-        return self.publication.files.get((ORGANIZATION_DAY.name, month))
+        return self.confirmed.usage_of(month)
 
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
         """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.
@@ -107,6 +158,59 @@ class Reader:
             raise UsageUnavailable(f"{file.path}: {error}") from error
         return sorted(days)
 
+    def loaded_days(self, ledger: PublishedFile | None, usage: Sequence[Usage]) -> Collection[date]:
+        """The days with accepted records of anyone, by a month's ledger of days. Raises UsageUnavailable.
+
+        ledger: None for a month that has usage and no ledger, which is an error. usage: some organization's in that
+        month; its days must be in the ledger.
+        """
+        if ledger is None:
+            raise UsageUnavailable("a month is published without its ledger of days")
+        try:
+            loaded = self._loaded.get(ledger.path)
+            if loaded is None:
+                with self._opening:
+                    loaded = self._checked(ledger, _loaded_days)
+                    self._loaded[ledger.path] = loaded
+                    if len(self._loaded) > self.OPEN_FILES:
+                        self._loaded.popitem(last=False)
+            if any(month_of(day) != ledger.month for day in loaded):
+                raise ValueError("a day is not of this month")
+            if any(day.day not in loaded for day in usage if day.requests):
+                raise ValueError("a day with requests is not in it")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UsageUnavailable(f"{ledger.path}: {error}") from error
+        return loaded
+
+    def _newest_confirmed(self) -> Confirmed:
+        # The note before the table: what it confirms was committed before it was written.
+        last_run = self._newest_run()
+        publication = self._newest()
+        before = self._confirmed
+        if before is not None and before.publication is publication and before.last_run is last_run:
+            return before
+        # A note of a later version than this one speaks of another table: an older copy was put back in its place.
+        said = [last_run] if last_run is not None and last_run.version <= publication.version else []
+        if not said or said[0].version < publication.version:  # the note is written after the commit
+            committed = run_of(self._rollups, publication.version)
+            said += [committed] if committed is not None else []
+        as_of = max((run.started for run in said), default=None)
+        return Confirmed(publication, last_run, as_of, said[-1].findings if said else frozenset())
+
+    def _newest_run(self) -> LastRun | None:
+        path = self._layout.last_run
+        try:
+            status = path.stat()
+        except OSError:
+            self._note = ((), None)
+            return None
+        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if signature != self._note[0]:
+            self._note = (signature, read_last_run(self._layout))
+            if self._note[1] is None:
+                _LOG.error("%s cannot be read; the next run writes it anew", path.name)
+        return self._note[1]
+
     def _newest(self) -> Publication:
         log = self._rollups / "_delta_log"
         try:
@@ -121,11 +225,11 @@ class Reader:
             self._table = open_published(self._rollups)
             self._log_folder = log_folder
         if self._table is None:
-            if self._publication not in (None, NOTHING_PUBLISHED):
+            if self._confirmed is not None and self._confirmed.publication.version:
                 raise FileNotFoundError("it is gone")
             return NOTHING_PUBLISHED
-        if known and self._publication is not None and self._publication.version == self._table.version():
-            return self._publication
+        if known and self._confirmed is not None and self._confirmed.publication.version == self._table.version():
+            return self._confirmed.publication
         return publication_of(self._table)
 
     def _open(self, file: PublishedFile) -> _SortedFile:
@@ -135,13 +239,13 @@ class Reader:
         with self._opening:
             opened = self._files.get(file.path)
             if opened is None:
-                opened = self._checked(file)
+                opened = self._checked(file, _SortedFile.at)
                 self._files[file.path] = opened
                 if len(self._files) > self.OPEN_FILES:
                     self._files.popitem(last=False)  # closed when its last reader lets go of it
         return opened
 
-    def _checked(self, file: PublishedFile) -> _SortedFile:
+    def _checked(self, file: PublishedFile, open_at: Callable[[Path], _Opened]) -> _Opened:
         path = self._rollups / file.path
         status = path.stat()
         signature = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -151,7 +255,7 @@ class Reader:
         try:
             if checksum_of(path) != stated_checksum(path):
                 raise ValueError("its bytes are not those that were published")
-            opened = _SortedFile.at(path)
+            opened = open_at(path)
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))
             raise
@@ -204,3 +308,18 @@ class _SortedFile:
         if found.num_rows > 31:
             raise ValueError("it has more than 31 days of an organization")
         return [Usage(*row) for row in zip(*(column.to_pylist() for column in found.columns), strict=True)]
+
+
+def _loaded_days(path: Path) -> frozenset[date]:
+    """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
+    with pq.ParquetFile(path) as parquet:
+        if parquet.metadata.num_rows > 31:
+            raise ValueError("it has more than 31 days")
+        table = parquet.read(columns=_LEDGER_SCHEMA.names, use_threads=False)
+    for column in _LEDGER_SCHEMA:
+        if column.name not in table.schema.names or table.schema.field(column.name).type != column.type:
+            raise ValueError(f"its column {column.name} is missing, or is not {column.type}")
+    days = dict(zip(table["day"].to_pylist(), table["accepted"].to_pylist(), strict=True))
+    if len(days) != table.num_rows or None in days or None in days.values():
+        raise ValueError("a day is listed twice, or a value is missing")
+    return frozenset(day for day, accepted in days.items() if accepted)

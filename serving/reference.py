@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from serving import errors
 from serving.errors import Refusal, error_body
-from serving.models import ErrorAnswer, MonthOfDays
+from serving.models import DayCoverage, ErrorAnswer, MonthOfDays, State, Usage
 from serving.routes import DAILY, YEARS
 
 _REFUSALS: tuple[Refusal, ...] = (
@@ -28,8 +31,23 @@ _REFUSALS: tuple[Refusal, ...] = (
 )
 _TRACE_ID = "0b9f6f8e-3c1d-4f43-9a53-0d7c5f1f2a64"
 _NOW = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)
+_USAGE = [
+    Usage(date(2025, 11, 14), 820, Decimal("205"), Decimal("410000"), Decimal("8200")),
+    Usage(date(2025, 11, 15), 850, Decimal("212.5"), Decimal("425000"), Decimal("8500")),
+]
+_STATES: dict[int, State] = {15: "open", 14: "loaded_with_findings"}
+_COVERAGE = [
+    DayCoverage(
+        day=date(2025, 11, day),
+        state=_STATES.get(day, "loaded" if day in (12, 13) else "not_loaded"),
+        requests={15: 850, 14: 820}.get(day, 0),
+    )
+    for day in range(30, 0, -1)
+]
 _DESCRIPTIONS = {
     "X-Request-Id": "the request's id: the client's own when it sent one of [A-Za-z0-9-]{1,64}, else a UUID",
+    "X-Data-As-Of": "start of the newest run that published or confirmed the data, UTC, whole seconds, as"
+    " 2025-11-15T10:30:00Z; not there when no run ever did",
     "ETag": "a hash of the body; none for a month that was never published",
     "Cache-Control": "revalidate before each use; no-store for a month that was never published, and for errors",
     "Vary": "the answer belongs to the key it was asked with",
@@ -49,7 +67,7 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
         "description": "What the organization's API keys used on each UTC day of the month, newest first, and the exact"
         f" sums. Costs are in {currency}. Only requests made with an API key count. A month without usage, a future"
         " month and an organization that never sent a request have an empty list and zeros. Unknown parameters are"
-        " ignored.",
+        " ignored. Whether a zero is a zero is told by X-Data-As-Of, and for each day by include=coverage.",
         "parameters": [
             {
                 "name": "org_id",
@@ -74,6 +92,12 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
                 "example": 11,
             },
             {
+                "name": "include",
+                "in": "query",
+                "description": "coverage: adds, after summary, the state of every day of the month",
+                "schema": {"type": "string", "enum": ["coverage"]},
+            },
+            {
                 "name": "If-None-Match",
                 "in": "header",
                 "description": "tags of the bodies the client has: 304 when one of them is still right",
@@ -85,12 +109,20 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
     answers = {
         "200": {
             "description": "the month, day by day",
-            "headers": _headers("X-Request-Id", "ETag", "Cache-Control", "Vary"),
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/MonthOfDays"}}},
+            "headers": _headers("X-Request-Id", "X-Data-As-Of", "ETag", "Cache-Control", "Vary"),
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/MonthOfDays"},
+                    "examples": {
+                        "usage": {"value": _month(None)},
+                        "include=coverage": {"value": _month(_COVERAGE)},
+                    },
+                }
+            },
         },
         "304": {
             "description": "the client's copy is still right",
-            "headers": _headers("X-Request-Id", "ETag", "Cache-Control", "Vary"),
+            "headers": _headers("X-Request-Id", "X-Data-As-Of", "ETag", "Cache-Control", "Vary"),
         },
         **_errors(),
     }
@@ -122,6 +154,11 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
     }
 
 
+def _month(coverage: Iterable[DayCoverage] | None) -> Any:
+    """A body as an example."""
+    return json.loads(MonthOfDays.of("org_abc123", date(2025, 11, 1), _USAGE, _NOW, coverage).json_bytes())
+
+
 def _errors() -> dict[str, Any]:
     """Every refusal as an example, under its status."""
     answers: dict[str, Any] = {}
@@ -130,7 +167,7 @@ def _errors() -> dict[str, Any]:
             str(refusal.status),
             {
                 "description": refusal.message,
-                "headers": _headers("X-Request-Id", "Cache-Control", *refusal.headers),
+                "headers": _headers("X-Request-Id", "X-Data-As-Of", "Cache-Control", *refusal.headers),
                 "content": {
                     "application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}, "examples": {}}
                 },

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from datetime import date
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -34,8 +36,8 @@ class Daily:
         if scope["path_params"]["org_id"] != key.organization_id:
             raise OrganizationAccessDenied
         now = self._clock()
-        month = asked_month(scope["query_string"], now.date())
-        answer = await self._answers.of(key.organization_id, month, now)
+        month, coverage = asked(scope["query_string"], now.date())
+        answer = await self._answers.of(key.organization_id, month, now, coverage=coverage)
         await answer.send(scope, send)
 
 
@@ -48,35 +50,43 @@ class TracedRoute(Route):
         return match, {**child_scope, "route": self} if child_scope else child_scope
 
 
-def asked_month(query: bytes, today: date) -> date:
-    """The first day of the month that the query string asks for; `today` (UTC) fills in what it leaves out.
+class Asked(NamedTuple):
+    """What a query string asks for: a month, by its first day, and whether with its coverage."""
 
-    Raises InvalidRequest.
-    """
+    month: date
+    coverage: bool
+
+
+@lru_cache(maxsize=256)  # clients ask for few months; parsing takes as long as the rest of the route
+def asked(query: bytes, today: date) -> Asked:
+    """What the query string asks for; `today` (UTC) fills in what it leaves out. Raises InvalidRequest."""
     given = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
-    return date(_YEAR.of(given) or today.year, _MONTH.of(given) or today.month, 1)
+    year, month = _YEAR.of(given), _MONTH.of(given)
+    return Asked(date(int(year or today.year), int(month or today.month), 1), _INCLUDE.of(given) is not None)
 
 
 class _Parameter(NamedTuple):
-    """A whole number in the query string."""
+    """A parameter in the query string."""
 
     name: str
     pattern: str
-    allowed: range
+    allowed: Container[int] | None  # for a whole number
     words: str
 
-    def of(self, given: list[tuple[str, str]]) -> int | None:
+    def of(self, given: list[tuple[str, str]]) -> str | None:
         """Its value, None when it is not given. Raises InvalidRequest."""
         values = [value for name, value in given if name == self.name]
         if not values:
             return None
         if len(values) > 1:
             raise InvalidRequest(f"{self.name} is given more than once; it must be {self.words}")
-        if not re.fullmatch(self.pattern, values[0]) or int(values[0]) not in self.allowed:
+        value = values[0]
+        if not re.fullmatch(self.pattern, value) or (self.allowed is not None and int(value) not in self.allowed):
             raise InvalidRequest(f"{self.name} must be {self.words}")
-        return int(values[0])
+        return value
 
 
 # [0-9], not \d or int() alone: those take the digits of every script.
 _YEAR = _Parameter("year", "[0-9]{4}", YEARS, f"four digits from {YEARS[0]} to {YEARS[-1]}")
 _MONTH = _Parameter("month", "[0-9]{1,2}", range(1, 13), "one or two digits from 1 to 12")
+_INCLUDE = _Parameter("include", "coverage", None, "coverage")

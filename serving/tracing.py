@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,11 +20,14 @@ _TRACE_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
 
 
 class Tracing:
-    """ASGI middleware around everything: adds `X-Request-Id`, writes the log line, answers what is refused or fails."""
+    """ASGI middleware around everything: adds `X-Request-Id` and `X-Data-As-Of`, writes the log line, answers what is
+    refused or fails.
+    """
 
-    def __init__(self, app: ASGIApp, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, clock: Clock, as_of: Callable[[], bytes | None]) -> None:
         self.app = app
         self.clock = clock
+        self.as_of = as_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on. Nothing it raises goes further, but once an answer has begun."""
@@ -33,6 +36,11 @@ class Tracing:
             return
         begun = time.perf_counter()
         trace_id = trace_id_of(scope["headers"])
+        added = [(b"x-request-id", trace_id.encode("ascii"))]
+        # Before the answer is made: the header must not promise more than the answer was made from.
+        as_of = self.as_of()
+        if as_of is not None:
+            added.append((b"x-data-as-of", as_of))
         status = 0
         reason: str | None = None
 
@@ -40,7 +48,7 @@ class Tracing:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", trace_id.encode("ascii"))]
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         try:

@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def last_run(self) -> Path:
-        """The newest run's report, for `keytally status`. Advice, not truth: the ledger is."""
+        """The newest run's note: see `last_run`. No number depends on it."""
         return self.root / "last_run.json"
 
     def events_of(self, day: date) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -10,8 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from pipeline.contract.last_run import LastRun, instant
+
 APPLICATION = "keytally"  # names our transactions in the Delta log
 LOG = "_delta_log"  # its folder in the table's; checkpoints in it are Parquet files too
+RUN_STARTED = "keytally.run_started"  # in a commit: when its run started
+FINDINGS = "keytally.findings"  # in a commit: the days of which its run held something back
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,23 @@ def publication_of(table: DeltaTable) -> Publication:
             raise ValueError(f"two published files hold {file.rollup} of {month}")
         files[file.rollup, file.month] = file
     return Publication(table.version(), table.transaction_version(APPLICATION) or 0, files)
+
+
+def log_entry(rollups: Path, version: int) -> Path:
+    """The file that is the commit of a version."""
+    return rollups / LOG / f"{version:020d}.json"
+
+
+def run_of(rollups: Path, version: int) -> LastRun | None:
+    """The run that committed `version`, as the commit tells of it: not which files it held back, but their days.
+
+    None where the log does not say.
+    """
+    # Not DeltaTable.history(): it lists the newest commits there are, and numbers them from the handle's version.
+    try:
+        actions = [json.loads(line) for line in log_entry(rollups, version).read_bytes().splitlines()]
+        said = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        findings = frozenset(date.fromisoformat(day) for day in said[FINDINGS].split())
+        return LastRun(instant(said[RUN_STARTED]), version, {}, findings)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, StopIteration):
+        return None

@@ -3,14 +3,14 @@
 select
     day,
     organization_id,
-    coalesce(published.requests, 0) as requests_before,
-    coalesce(rolled.requests, 0) as requests_after,
-    coalesce(published.cost, 0) as cost_before,
-    coalesce(rolled.cost, 0) as cost_after,
-    coalesce(published.synapses, 0) as synapses_before,
-    coalesce(rolled.synapses, 0) as synapses_after,
-    coalesce(published.neurons, 0) as neurons_before,
-    coalesce(rolled.neurons, 0) as neurons_after
+    cast(coalesce(published.requests, 0) as bigint) as requests_before,
+    cast(coalesce(rolled.requests, 0) as bigint) as requests_after,
+    cast(coalesce(published.cost, 0) as decimal(38, 12)) as cost_before,
+    cast(coalesce(rolled.cost, 0) as decimal(38, 12)) as cost_after,
+    cast(coalesce(published.synapses, 0) as decimal(38, 6)) as synapses_before,
+    cast(coalesce(rolled.synapses, 0) as decimal(38, 6)) as synapses_after,
+    cast(coalesce(published.neurons, 0) as decimal(38, 6)) as neurons_before,
+    cast(coalesce(rolled.neurons, 0) as decimal(38, 6)) as neurons_after
 from published
 full join rolled using (organization_id, day)
 where list_contains($days, day)

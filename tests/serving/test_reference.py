@@ -33,8 +33,14 @@ def test_the_document_declares_what_is_answered_and_nothing_else(live_server: Li
     document = live_server.client.get("/openapi.json").json()
     assert list(document["paths"]) == [DAILY]
     operation = document["paths"][DAILY]["get"]
-    body = operation["responses"]["200"]["content"]["application/json"]["schema"]
-    assert json.dumps(names_of(body, document)) == json.dumps(shape_of(json.loads(EXAMPLE_BODY)))
+    body = operation["responses"]["200"]["content"]["application/json"]
+    examples = {name: example["value"] for name, example in body["examples"].items()}
+    assert examples["usage"] == json.loads(EXAMPLE_BODY)
+    assert json.dumps(names_of(body["schema"], document)) == json.dumps(shape_of(examples["include=coverage"]))
+    assert document["components"]["schemas"]["MonthOfDays"]["required"] == list(examples["usage"])
+    assert {name: value for name, value in examples["include=coverage"].items() if name != "coverage"} == examples[
+        "usage"
+    ]
     statuses = ["200", "304", "400", "401", "403", "404", "405", "429", "500", "503"]
     assert list(operation["responses"]) == list(document["paths"][DAILY]["head"]["responses"]) == statuses
     for status in statuses[2:]:

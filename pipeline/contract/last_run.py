@@ -1,0 +1,62 @@
+"""The newest run's note: that it published or confirmed everything, but for the files it held back.
+
+A run that finds nothing new publishes nothing. Only this note says that it looked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from pipeline.contract.layout import Layout
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """What the note says.
+
+    started: start of the newest run, UTC. version: the one it published or confirmed. held_back: the files it could
+    not take, reasons by file and signature. findings: the days of which something is held back.
+    """
+
+    started: datetime
+    version: int
+    held_back: Mapping[tuple[str, str], str]
+    findings: frozenset[date]
+
+    def as_json(self) -> str:
+        """The note as it is written."""
+        note = {
+            "started": self.started.isoformat(),
+            "version": self.version,
+            "held_back": [
+                {"file": file, "signature": signature, "reason": reason}
+                for (file, signature), reason in self.held_back.items()
+            ],
+            "findings": [str(day) for day in sorted(self.findings)],
+        }
+        return json.dumps(note, indent=2) + "\n"
+
+
+def read_last_run(layout: Layout) -> LastRun | None:
+    """The note; None where there is none, or none that can be read."""
+    try:
+        note = json.loads(layout.last_run.read_bytes())
+        return LastRun(
+            started=instant(note["started"]),
+            version=int(note["version"]),
+            held_back={(held["file"], held["signature"]): held["reason"] for held in note["held_back"]},
+            findings=frozenset(date.fromisoformat(day) for day in note["findings"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def instant(text: str) -> datetime:
+    """An instant as a run states it, UTC. Raises ValueError, OverflowError or TypeError for what is none."""
+    stated = datetime.fromisoformat(text)
+    if stated.tzinfo is None:
+        raise ValueError(f"{text} has no offset")
+    return stated.astimezone(UTC)

@@ -1,0 +1,51 @@
+"""Coverage: for each day of a month, whether a zero is a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
+
+from pipeline.contract.layout import days_between, last_day_of
+from pipeline.contract.published import PublishedFile
+from serving.models import DayCoverage, State, Usage
+
+
+class Basis(NamedTuple):
+    """All that the states of a month's days depend on.
+
+    ledger: the month's ledger of days, None when the month was never published. first_open: the first day of the month
+    that was not over at data-as-of; the day after the month when all were. findings: days of the month that a held-back
+    file touches.
+    """
+
+    month: date
+    ledger: PublishedFile | None
+    first_open: date
+    findings: frozenset[date]
+
+    @classmethod
+    def of(cls, month: date, ledger: PublishedFile | None, as_of: datetime | None, findings: Collection[date]) -> Basis:
+        """The basis for `month` (its first day). as_of: UTC; None when nobody knows, and no day is known to be over."""
+        last_day = last_day_of(month)
+        first_open = min(max(as_of.date(), month), last_day + timedelta(days=1)) if as_of else month
+        return cls(month, ledger, first_open, frozenset(day for day in findings if month <= day <= last_day))
+
+
+def cover(basis: Basis, loaded: Collection[date], usage: Sequence[Usage]) -> Iterator[DayCoverage]:
+    """Every day of the month, newest first.
+
+    loaded: the days with accepted records of anyone. usage: the organization's own.
+    """
+    requests = {day.day: day.requests for day in usage}
+    for day in sorted(days_between(basis.month, last_day_of(basis.month)), reverse=True):
+        yield DayCoverage(day=day, state=_state_of(day, basis, loaded), requests=requests.get(day, 0))
+
+
+def _state_of(day: date, basis: Basis, loaded: Collection[date]) -> State:
+    """The first that applies."""
+    if day not in loaded:
+        return "not_loaded"
+    if day >= basis.first_open:
+        return "open"
+    return "loaded_with_findings" if day in basis.findings else "loaded"
