@@ -143,6 +143,7 @@ def test_wrong_usage_exits_2_and_says_what_is_right(keytally: Keytally, argument
     ("variable", "value"),
     [
         ("KEYTALLY_DATA", "s3://bucket/prefix"),
+        ("KEYTALLY_DASK", "tcp://127.0.0.1:8786"),
         ("KEYTALLY_CURRENCY", "Franken"),
         ("KEYTALLY_SCHEDULE", "daily"),
         ("KEYTALLY_RATE_LIMIT", "100"),

@@ -64,6 +64,7 @@ class Settings:
                 raise SettingsError(variable, value, expected)
             return parsed
 
+        read("KEYTALLY_DASK", "", lambda value: None if value else "", "left unset: Dask is not supported yet")
         data = read("KEYTALLY_DATA", "data", _folder, "the path of a folder (s3:// data roots are not supported yet)")
         return cls(
             data=data,
