@@ -39,7 +39,8 @@ class TakeIn:
     """What a content was made into.
 
     name: hash of the content, the rule, and of the moment where a line was from the future. format: RawFile.read_as.
-    taken_at: start of the run that took it in. heals_at: when the earliest line from the future may be taken in. rejected: artifact of the quarantined lines.
+    taken_at: start of the run that took it in. heals_at: when the earliest line from the future may be taken in.
+    rejected: artifact of the quarantined lines.
     """
 
     name: str
