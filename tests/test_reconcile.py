@@ -112,6 +112,54 @@ def test_every_case_equals_its_raw_logs_after_each_run(folder: Path, place: Plac
         assert found.differences == ()
 
 
+ODD_COLUMNS: dict[str, pa.Array] = {
+    "int8": pa.array([1, -1, None], pa.int8()),
+    "uint64": pa.array([2**64 - 1, 200, None], pa.uint64()),
+    "int64": pa.array([2**63 - 1, 599, 0], pa.int64()),
+    "float": pa.array([0.5, 0.1, None], pa.float32()),
+    "double": pa.array([float("nan"), float("inf"), 200.0]),
+    "more doubles": pa.array([-0.0, 0.1 + 0.2, 1e-13]),
+    "boolean": pa.array([True, False, None]),
+    "decimal": pa.array([Decimal("200.000"), Decimal("-1"), None], pa.decimal128(30, 3)),
+    "wide decimal": pa.array([Decimal("0"), Decimal("999999.0000000000000000001"), Decimal(1)], pa.decimal256(70, 40)),
+    "text": pa.array(["200", "1e2", ""]),
+    "more text": pa.array(["key_1", "\u0000", "x" * 257]),
+    "large text": pa.array(["0.5", "2025-11-10T12:00:00Z", None], pa.large_string()),
+    "bytes": pa.array([b"abc", b"\xff", None], pa.binary()),
+    "dictionary": pa.array(["1", "b", "1"]).dictionary_encode(),
+    "nothing": pa.nulls(3),
+    "list": pa.array([["a"], None, []]),
+    "struct": pa.array([{"a": 1}, None, {"a": 2}]),
+    "day": pa.array([date(2025, 11, 10), None, date(2025, 11, 11)]),
+    "time": pa.array([1, None, 2], pa.time64("us")),
+    **{
+        f"timestamp {unit}": pa.array(
+            [1762776000 * per_second + 1, 2**62 // 10**9 * 10**9, -1], pa.timestamp(unit, "UTC")
+        )
+        for unit, per_second in {"ms": 10**3, "us": 10**6, "ns": 10**9}.items()
+    },
+    "timestamp elsewhere": pa.array([1762776000, None, 0], pa.timestamp("ms", "Europe/Zurich")),
+}
+
+
+def test_columns_of_every_type_in_parquet_are_read_as_the_pipeline_reads_them(place: Place) -> None:
+    whole = {**request(), "synapses": 1, "neurons": 1, "model": "m", "endpoint": "e", "status": 200}
+    whole |= {"input_tokens": 1, "output_tokens": 1}
+    fields = whole.keys() - {"neurons", "endpoint", "output_tokens"}  # as synapses, model, input_tokens
+    for field in fields:
+        for kind, column in ODD_COLUMNS.items():
+            columns = {name: pa.array([value] * 3) for name, value in whole.items() if name != field}
+            columns["request_id"] = columns.get("request_id", column)
+            written = io.BytesIO()
+            pq.write_table(pa.table({**columns, field: column, "unread": pa.nulls(3)}), written)
+            place.write_raw(f"{field}/{kind}.parquet", written.getvalue())
+    place.roll_up()
+    files = place.ledger().files
+    assert len(files) == len(fields) * len(ODD_COLUMNS)
+    assert any(entry.take_in.accepted for entry in files.values())
+    assert reconciled(place, date(2020, 1, 1), date(2030, 12, 31)).differences == ()
+
+
 def test_the_recorded_moment_decides_what_is_from_the_future(place: Place) -> None:
     place.write_raw("a.jsonl", request(1), request(2, timestamp="2025-11-15T10:35:00.000001Z"))
     place.roll_up()
