@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.artifacts import verify
 from pipeline.contract.layout import days_between, last_day_of, month_name, month_of
@@ -40,6 +41,8 @@ else:
     from backports.zstd import ZstdError
 
 ROWS_AT_ONCE = 16_384
+REQUEST_BYTES = 300  # of memory that sorting takes for each request, about
+USAGE_BYTES = 2_000  # of memory that comparing takes for each row, about
 MEASURES = ("requests", "failed_requests", "cost", "synapses", "neurons", "input_tokens", "output_tokens")
 EPOCH = date(1970, 1, 1)
 
@@ -151,7 +154,7 @@ def reconcile(run: Run, first_day: date, last_day: date) -> Reconciliation:
         run.watch.advance(_size_of(entries[0]))
 
     compared = days - {day for content in missing for day in content.days}
-    counts = _count_each_request_once(run.engine, compared)
+    counts = _count_each_request_once(run, compared)
     differences += _differing_days(ledger, compared, counts)
     differences += _differing_usage(run, published, compared, {month_of(day) for day in counts})
     differences.sort(key=lambda difference: _TABLES.index(difference.rollup))  # sums first, then what explains them
@@ -304,7 +307,7 @@ def _add(engine: Engine, what: str, schema: pa.Schema, rows: Sequence[Sequence[A
     engine.run(f"add_recounted_{what}")
 
 
-def _count_each_request_once(engine: Engine, compared: Iterable[date]) -> dict[date, Counter[str]]:
+def _count_each_request_once(run: Run, compared: Iterable[date]) -> dict[date, Counter[str]]:
     """Fill recounted_usage with the usage of the compared days; how each day's lines were counted.
 
     One walk along the sorted requests: of those of one name the first counts, and the others are its copies.
@@ -312,7 +315,7 @@ def _count_each_request_once(engine: Engine, compared: Iterable[date]) -> dict[d
     wanted = {(day - EPOCH).days for day in compared}
     counts: dict[date, Counter[str]] = {}
     rows: list[tuple[Any, ...]] = []
-    for (day, organization), requests in groupby(_in_order(engine), lambda request: request[:2]):
+    for (day, organization), requests in groupby(_in_order(run), lambda request: request[:2]):
         if day not in wanted:
             continue
         of_day = counts.setdefault(EPOCH + timedelta(days=day), Counter())
@@ -335,15 +338,21 @@ def _count_each_request_once(engine: Engine, compared: Iterable[date]) -> dict[d
         for (api_key, model), sums in usage.items():
             rows.append((organization, EPOCH + timedelta(days=day), api_key, model, *_as_amounts(sums)))
         if len(rows) >= ROWS_AT_ONCE:
-            _add(engine, "usage", _USAGE, rows)
+            _add(run.engine, "usage", _USAGE, rows)
             rows = []
-    _add(engine, "usage", _USAGE, rows)
+    _add(run.engine, "usage", _USAGE, rows)
     return counts
 
 
-def _in_order(engine: Engine) -> Iterator[Request]:
-    for batch in engine.stream("recounted_in_order", ROWS_AT_ONCE):
-        yield from map(Request._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+def _in_order(run: Run) -> Iterator[Request]:
+    """All recounted requests, copies of a request together and the one that counts first; by day and organization
+    within each part that the memory holds."""
+    ((requests,),) = run.engine.query("count_recounted_requests")
+    parts = 1 + requests * REQUEST_BYTES // run.settings.memory_limit
+    for part in range(parts):
+        run.engine.run("choose_recounted_part", parts=parts, part=part)
+        for batch in run.engine.stream("recounted_in_order", ROWS_AT_ONCE):
+            yield from map(Request._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
 def _measures(request: Request) -> tuple[int, ...]:
@@ -399,14 +408,29 @@ def _differing_usage(
         for table, paths in tables.items():
             run.engine.name_files(table.name, paths, table)
         whole = compared.issuperset(days_between(month, last_day_of(month)))
-        for row in run.engine.query("differing_usage", month=month, whole=whole):
-            rollup, organization, api_key, model, day, *numbers = row
-            pairs = zip(("rows", *MEASURES), numbers[::2], numbers[1::2], strict=True)
-            differing = [pair for pair in pairs if pair[1] != pair[2]]
-            for name, number, recounted in differing:
-                # That a row is there or not says nothing more than its numbers do.
-                if name != "rows" or len(differing) == 1 or number > 1:
-                    yield Difference(rollup, name, number, recounted, organization, api_key, model, day, month)
+        rows = sum(pq.read_metadata(path).num_rows for paths in tables.values() for path in paths)
+        parts = 1 + rows * USAGE_BYTES // run.settings.memory_limit
+        for part in range(parts):
+            for row in run.engine.query("differing_usage", month=month, whole=whole, parts=parts, part=part):
+                yield from _differing_numbers(month, *row)
+
+
+def _differing_numbers(
+    month: date,
+    rollup: str,
+    organization: str,
+    api_key: str | None,
+    model: str | None,
+    day: date | None,
+    *numbers: Number,
+) -> Iterator[Difference]:
+    """What differs in a row of differing_usage: numbers are the published and the recounted in turn."""
+    pairs = zip(("rows", *MEASURES), numbers[::2], numbers[1::2], strict=True)
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    for name, published, recounted in differing:
+        # That a row is there or not says nothing more than its numbers do.
+        if name != "rows" or len(differing) == 1 or published > 1:
+            yield Difference(rollup, name, published, recounted, organization, api_key, model, day, month)
 
 
 def _differing_days(ledger: Ledger, compared: Iterable[date], counts: dict[date, Counter[str]]) -> Iterator[Difference]:

@@ -57,7 +57,14 @@ def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
     statements = set(
         re.findall(r'engine\.(?:run|query|stream)\(f?"([^"]+)"', (ROOT / "pipeline/reconcile.py").read_text())
     )
-    assert statements == {"create_recounted_{made}", "add_recounted_{what}", "recounted_in_order", "differing_usage"}
+    assert statements == {
+        "create_recounted_{made}",
+        "add_recounted_{what}",
+        "count_recounted_requests",
+        "choose_recounted_part",
+        "recounted_in_order",
+        "differing_usage",
+    }
 
 
 def test_only_the_layout_spells_a_partition_folder() -> None:

@@ -205,6 +205,22 @@ def test_a_file_larger_than_the_memory_bound_is_recounted(place: Place) -> None:
     assert place.ledger().days[date(2025, 11, 10)].counted == 90_000
 
 
+def test_in_however_many_parts_it_is_counted_the_result_is_the_same(
+    filled: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.reconcile.REQUEST_BYTES", filled.settings.memory_limit // 4)
+    monkeypatch.setattr("pipeline.reconcile.USAGE_BYTES", filled.settings.memory_limit // 4)
+    assert reconciled(filled).as_json() == {
+        "equal": True,
+        "days": 61,
+        "differences": [],
+        "waiting": [],
+        "unverifiable": [],
+    }
+    tamper(filled, "organization_day", OCTOBER, with_number("requests", 0, 1))
+    assert len(reconciled(filled).differences) == 1
+
+
 # --- what is published is not what it should be ----------------------------------------------------------------------
 
 

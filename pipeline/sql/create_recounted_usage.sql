@@ -1,4 +1,5 @@
 -- Grain: organization, day, API key, model. What the recount makes of the raw contents, each request once.
+-- A row may come in several, one for each part of the requests that was walked along.
 create or replace table recounted_usage (
     organization_id varchar,
     day date,

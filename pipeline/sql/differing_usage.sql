@@ -1,6 +1,7 @@
 -- Grain: rollup, organization, API key, model, day. Where what is published of the month $month differs from the recount.
 -- Inputs: organization_day, organization_month, api_key_day, api_key_month (what is published of this month),
--- recounted_usage, compared_day, $whole: whether every day of the month is compared, and so the month.
+-- recounted_usage, compared_day, $whole: whether every day of the month is compared, and so the month; and $parts, $part:
+-- of so many parts of the organizations this one, for all of them need not fit into memory.
 -- A published row on a day of another month is nowhere in the recount: it differs.
 with usage as (
     select
@@ -93,6 +94,7 @@ compared as (
         cast(coalesce(sum(output_tokens) filter (where side = 'published'), 0) as decimal(38, 0)) as published_output,
         cast(coalesce(sum(output_tokens) filter (where side = 'recounted'), 0) as decimal(38, 0)) as recounted_output
     from usage
+    where hash(organization_id) % cast($parts as ubigint) = $part
     group by
         rollup,
         organization_id,
