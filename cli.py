@@ -24,6 +24,7 @@ from pipeline.errors import KeytallyError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.reconcile import Reconciliation
     from pipeline.report import Report
     from pipeline.run import Watch
     from serving.keys import CreatedKey, KeyRegistry, ReadingKey
@@ -461,12 +462,62 @@ def quarantine(as_json: bool) -> int:
 @command(main, "reconcile")
 @click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
 @click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
-def reconcile(first_day: date, last_day: date, as_json: bool) -> int:  # noqa: ARG001
-    """Recount what is published from the raw logs, and compare. Not there yet: says so, and exits 1."""
-    raise KeytallyError(
-        f"reconcile is not built yet, so {first_day} to {last_day} was not recounted; "
-        "every run checks that lines, days and months add up before it publishes"
-    )
+def reconcile(first_day: date, last_day: date, as_json: bool) -> int:
+    """Recount what is published of some days from the raw logs, by other code, and compare.
+
+    Changes nothing. Exits 3 when a number differs; --json has every difference.
+    """
+    if last_day < first_day:
+        raise click.UsageError(f"--to {last_day} is before --from {first_day}")
+    from pipeline.reconcile import reconcile as reconcile_days
+    from pipeline.run import start_run
+
+    settings = Settings.from_environment()
+    with _progress() as watch, start_run(settings, utc_now, watch) as run:
+        found = reconcile_days(run, first_day, last_day)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _show_reconciliation(found, first_day, last_day)
+    return 0 if found.equal else FINDINGS
+
+
+def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date) -> None:
+    if found.differences:
+        table = _table(
+            "table", "organization", "key", "model", "when", "field", "published", "recounted", numbers=False
+        )
+        for difference in found.differences[:SHOWN_LINES]:
+            shown = difference.as_json()
+            where = shown["organization_id"] or shown["file"] or "-"
+            when = shown["day"] or shown["month"] or "-"
+            names = (where, shown["api_key_id"] or "-", shown["model"] or "-", when, shown["field"])
+            _add(table, shown["rollup"], *map(_visible, names), str(shown["published"]), str(shown["recounted"]))
+        _print_table(table)
+        if len(found.differences) > SHOWN_LINES:
+            click.echo(f"The first {SHOWN_LINES} of {len(found.differences):,} differences (--json lists all).")
+    counted = f"version {found.version} on {_count(found.days, 'day')} from {first_day} to {last_day}"
+    if found.equal and found.days:
+        click.echo(f"Equal: the raw logs, recounted, say what is published by {counted}.")
+    elif found.equal:
+        click.echo(f"Nothing could be compared from {first_day} to {last_day}.")
+    else:
+        click.echo(f"DIFFERENT: {_count(len(found.differences), 'number')} published by {counted}.", err=True)
+        click.echo(
+            f"Next: keytally backfill --from {first_day} --to {last_day}, then reconcile again. What differs still is a"
+            " fault in keytally: keep the raw files, and report it with this list.",
+            err=True,
+        )
+    for content in found.missing[:SHOWN_LINES]:
+        touched = ", ".join(map(str, content.days[:5])) + (" ..." if len(content.days) > 5 else "")
+        click.echo(
+            f"NOT COMPARED {touched or 'no day'}: what {_visible(content.file)} held when it was taken in is no longer"
+            " in raw/. Put it back to have it recounted.",
+            err=True,
+        )
+    if found.waiting:
+        waiting = _count(len(found.waiting), "raw file")
+        click.echo(f"{waiting} waiting: keytally rollup takes in what is new or changed.")
 
 
 @command(main, "history")

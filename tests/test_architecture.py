@@ -42,6 +42,31 @@ def test_imports_point_in_the_agreed_direction(path: Path) -> None:
             assert name.startswith("pipeline.contract"), f"{name}: the contract stands on its own"
 
 
+def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
+    theirs = {"intake", "line", "rows", "rollup", "update", "contents", "checks"}
+    for name in ("reconcile", "recount"):
+        path = ROOT / f"pipeline/{name}.py"
+        imported = set(imports_of(path))
+        assert not imported & {f"pipeline.{module}" for module in theirs}, path
+        # Of raw.py the listing and no more: not the pass that hashes, inflates and splits.
+        assert {found for found in imported if found.startswith("pipeline.raw.")} <= {
+            "pipeline.raw.RawFile",
+            "pipeline.raw.list_raw",
+        }
+    assert not any(found.startswith("pipeline") for found in imports_of(ROOT / "pipeline/recount.py"))
+    statements = set(
+        re.findall(r'engine\.(?:run|query|stream)\(f?"([^"]+)"', (ROOT / "pipeline/reconcile.py").read_text())
+    )
+    assert statements == {
+        "create_recounted_{made}",
+        "add_recounted_{what}",
+        "count_recounted_requests",
+        "choose_recounted_part",
+        "recounted_in_order",
+        "differing_usage",
+    }
+
+
 def test_only_the_layout_spells_a_partition_folder() -> None:
     for path in SOURCES:
         if path.name != "layout.py":

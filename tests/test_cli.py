@@ -175,12 +175,6 @@ def test_a_failure_is_one_document_in_json_too(data: Path, keytally: Keytally) -
     assert "rollups/_delta_log" in result.stderr
 
 
-def test_reconcile_says_that_it_is_not_there_yet(keytally: Keytally) -> None:
-    result = keytally("reconcile", "--from", "2025-11-01", "--to", "2025-11-30", "--json")
-    assert result.exit_code == 1
-    assert "not built yet" in json.loads(result.stdout)["error"]
-
-
 def test_a_key_is_shown_once_and_stored_as_its_hash(data: Path, keytally: Keytally) -> None:
     created = json.loads(keytally("keys", "create", "--org", "org_a", "--name", "bill", "--json").stdout)
     assert list(created) == ["id", "key", "organization_id", "name", "created_at", "expires_at"]

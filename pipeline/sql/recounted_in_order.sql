@@ -1,0 +1,22 @@
+-- Grain: one accepted line. Copies of a request stand together, the one that counts first.
+-- Inputs: recounted_request, recounted_part. Copies of a request are in the same part of all requests.
+-- Sorted, and nothing else: the reader walks along it once. Part by part, because a sort of much more than the memory
+-- holds fails for want of it, though it spills.
+select recounted_request.*
+from recounted_request
+cross join recounted_part
+where hash(organization_id, request_id) % parts = part
+order by
+    day,
+    organization_id,
+    request_id,
+    timestamp,
+    api_key_id nulls first,
+    cost,
+    synapses,
+    neurons,
+    model nulls first,
+    endpoint nulls first,
+    status nulls first,
+    input_tokens,
+    output_tokens
