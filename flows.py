@@ -1,6 +1,6 @@
 """The scheduled face of keytally: the same runs as the commands, as Prefect flows.
 
-`python flows.py` serves both flows. Prefect decides when a run starts, repeats a step that met with an accident, and
+`python flows.py` serves the flows. Prefect decides when a run starts, repeats a step that met with an accident, and
 shows what was done. It keeps nothing that a run relies on: each derives everything anew from raw/ and the ledger, so
 a missed night is made up for by the next one, and two runs at once lose nothing.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -44,13 +44,16 @@ from pipeline.contract.settings import Settings, SettingsError
 from pipeline.errors import KeytallyError
 from pipeline.intake import take_in
 from pipeline.publish import publish
+from pipeline.reconcile import Reconciliation
+from pipeline.reconcile import reconcile as recount
 from pipeline.report import Report
 from pipeline.rollup import roll_up_day, roll_up_month
 from pipeline.run import Run, start_run
 from pipeline.update import Steps, roll_up
 from pipeline.update import backfill as roll_up_again
 
-NAME = "keytally"  # of both deployments, and their tag
+NAME = "keytally"  # of every deployment, and their tag
+RECONCILE_SCHEDULE = "0 3 * * *"  # UTC; late enough for the night's run to be done with
 FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 RETRY_AFTER_SECONDS: list[float] = [5, 30, 120]
 SERVER_START_SECONDS = 120
@@ -91,20 +94,41 @@ def backfill(first_day: Day, last_day: Annotated[Day, AfterValidator(_not_before
     return _carry_out(partial(_backfill, first_day=first_day, last_day=last_day))
 
 
+def _yesterday() -> date:
+    due: datetime = flow_run.scheduled_start_time
+    return due.astimezone(UTC).date() - timedelta(days=1)
+
+
+@flow(flow_run_name=lambda: f"reconcile {_yesterday()}", persist_result=False)
+def reconcile() -> State[None]:
+    """Recount yesterday from the raw logs, by rules and code of their own, and compare with what is published."""
+    yesterday = _yesterday()
+    try:
+        with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
+            recounted = recount(run, yesterday, yesterday)
+    except (KeytallyError, SettingsError) as error:
+        return Failed(message=str(error), data=error.with_traceback(None))
+    return _compared(recounted, yesterday)
+
+
 def deployments(schedule: Schedule | None = None) -> list[RunnerDeployment]:
-    """`nightly` by KEYTALLY_SCHEDULE unless another `schedule` is given, and `backfill` on request.
+    """`nightly` by KEYTALLY_SCHEDULE unless another `schedule` is given, `reconcile` at 03:00, `backfill` on request.
 
     Raises SettingsError for a setting that cannot be used.
     """
     schedule = schedule or _cron(Settings.from_environment().schedule)
+    at_three = _cron(RECONCILE_SCHEDULE)
     return [
         RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=[NAME]),
+        RunnerDeployment.from_flow(
+            reconcile, NAME, schedule=_cron(RECONCILE_SCHEDULE), concurrency_limit=1, tags=[NAME]
+        ),
         RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=[NAME]),
     ]
 
 
 def serve_flows(schedule: Schedule | None = None) -> None:
-    """Serve both deployments until stopped.
+    """Serve the deployments until stopped.
 
     Raises SettingsError for a setting that cannot be used, KeytallyError when the Prefect server does not answer.
     """
@@ -243,6 +267,22 @@ def _finished(report: Report) -> State[None]:
         return Completed(message=_summary(report))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return Completed(name="CompletedWithFindings", message=f"{findings[0]}{more}. {_summary(report)}")
+
+
+def _compared(recounted: Reconciliation, day: date) -> State[None]:
+    """Completed either way; when a number differs, under the name of the findings, which is the event to alert on."""
+    if recounted.equal:
+        if recounted.unverifiable:
+            return Completed(message=f"{day} was not compared: some of its raw logs are gone or were changed.")
+        return Completed(message=f"{day} equals its raw logs.")
+    create_table_artifact(
+        recounted.as_json()["differences"], key="differences", description=f"{day}: published, and recounted from raw/."
+    )
+    return Completed(
+        name="CompletedWithFindings",
+        message=f"{day}: {_count(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally backfill' "
+        f"over the day, then 'keytally reconcile --from {day} --to {day}'.",
+    )
 
 
 def _summary(report: Report) -> str:

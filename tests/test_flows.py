@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,13 @@ import pytest
 from prefect import Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
@@ -45,6 +51,7 @@ import flows
 from pipeline.contract.layout import Layout
 from pipeline.contract.published import open_published, publication_of
 from pipeline.contract.tables import ORGANIZATION_DAY
+from pipeline.engine import statement
 from pipeline.errors import CheckFailed, KeytallyError
 from pipeline.ledger import DayEntry
 from pipeline.rollup import roll_up_day
@@ -376,7 +383,7 @@ def test_nightly_follows_the_schedule_setting_in_utc_one_run_at_a_time(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYTALLY_SCHEDULE", "*/15 3 * * *")
-    nightly, backfill = flows.deployments()
+    nightly, _, backfill = flows.deployments()
     ((cron, timezone),) = [(given.schedule.cron, given.schedule.timezone) for given in nightly.schedules or []]
     assert (cron, timezone) == ("*/15 3 * * *", "UTC")
     assert nightly.concurrency_limit == backfill.concurrency_limit == 1
@@ -402,6 +409,31 @@ def test_serving_refuses_with_one_sentence(
     assert ran.returncode == 1
     assert ran.stderr.startswith(sentence)
     assert len(ran.stderr.splitlines()) == 1
+
+
+# The recount of yesterday
+
+
+def test_yesterday_is_recounted_and_a_difference_leaves_an_artifact(
+    client: SyncPrefectClient, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yesterday = str((datetime.now(UTC) - timedelta(days=1)).date())
+    write_raw(data, "eu/yesterday.jsonl", yesterday, 5)
+    flows.nightly(return_state=True)
+    assert flows.reconcile(return_state=True).name == "Completed"
+
+    text = statement("roll_up_day")
+    doubled = text.replace("coalesce(sum(cost), 0)", "2 * coalesce(sum(cost), 0)")
+    assert doubled != text
+    monkeypatch.setattr("pipeline.engine.statement", lambda name: doubled if name == "roll_up_day" else statement(name))
+    flows.backfill(date.fromisoformat(yesterday), date.fromisoformat(yesterday), return_state=True)
+    state = flows.reconcile(return_state=True)
+    assert (state.name, state.is_completed()) == ("CompletedWithFindings", True)
+    assert f"keytally reconcile --from {yesterday}" in (state.message or "")
+    (artifact,) = client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["differences"])), limit=1
+    )
+    assert "2.5" in str(artifact.data)
 
 
 # A backfill's days
@@ -436,7 +468,7 @@ def test_the_bounds_of_a_backfill_are_days_one_may_ask_for() -> None:
 
 
 def test_a_backfill_is_requested_by_a_form_of_two_days(client: SyncPrefectClient, data: Path) -> None:
-    _, backfill = flows.deployments()
+    _, _, backfill = flows.deployments()
     deployment_id = backfill.apply()
     assert isinstance(deployment_id, UUID)
     try:
