@@ -120,9 +120,7 @@ def deployments(schedule: Schedule | None = None) -> list[RunnerDeployment]:
     at_three = _cron(RECONCILE_SCHEDULE)
     return [
         RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=[NAME]),
-        RunnerDeployment.from_flow(
-            reconcile, NAME, schedule=_cron(RECONCILE_SCHEDULE), concurrency_limit=1, tags=[NAME]
-        ),
+        RunnerDeployment.from_flow(reconcile, NAME, schedule=at_three, concurrency_limit=1, tags=[NAME]),
         RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=[NAME]),
     ]
 
@@ -280,8 +278,8 @@ def _compared(recounted: Reconciliation, day: date) -> State[None]:
     )
     return Completed(
         name="CompletedWithFindings",
-        message=f"{day}: {_count(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally backfill' "
-        f"over the day, then 'keytally reconcile --from {day} --to {day}'.",
+        message=f"{day}: {_count(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
+        f"backfill' over the day, then 'keytally reconcile --from {day} --to {day}'.",
     )
 
 

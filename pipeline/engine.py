@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from pipeline.contract.settings import Settings
@@ -55,6 +56,11 @@ class Engine:
         """The rows of a statement."""
         return self._connection.execute(statement(name), parameters or None).fetchall()
 
+    def column(self, name: str, **parameters: object) -> np.ndarray[Any, Any]:
+        """The one column of a statement."""
+        (values,) = self._connection.execute(statement(name), parameters or None).fetchnumpy().values()
+        return np.asarray(values)
+
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
         return self._connection.cursor().sql(statement(name)).to_arrow_reader(rows)
@@ -67,7 +73,7 @@ class Engine:
             {**parameters, "path": str(path)},
         )
 
-    def name_arrow(self, table: str, rows: pa.Table | pa.RecordBatchReader) -> None:
+    def name_arrow(self, table: str, rows: pa.Table) -> None:
         """Let statements read `rows` as `table`, until the name is given anew."""
         self._connection.register(table, rows)
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 
 from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_text
+from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_record
 from pipeline.raw import RawFile, RawPass
-from pipeline.rows import without_line_end
+from pipeline.rows import as_json_record, without_line_end
 from pipeline.run import Run
 
 TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
-SUSPECTS_AT_ONCE = 2_048
+BLOCK_BYTES = 32 * 2**20  # of lines judged together
+SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,9 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     latest = run.started + FUTURE_TOLERANCE
     engine = run.engine
     with RawPass(raw_file, run.watch.advance) as opened:
-        _judge_in_bulk(engine, opened, latest)
+        blank, heals_at = _judge(engine, opened, latest)
         content = opened.content()
         numbered = opened.numbered
-    blank, heals_at = _look_again(engine, latest, _read_row if opened.is_parquet else _read_line)
 
     rule = rule_of(raw_file.read_as)
     made_from = (content, rule, str(latest) if heals_at else "")
@@ -102,16 +103,68 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     )
 
 
-def _judge_in_bulk(engine: Engine, opened: RawPass, latest: datetime) -> None:
+def _judge(engine: Engine, opened: RawPass, latest: datetime) -> tuple[int, datetime | None]:
+    """Judge every line, a block at a time; how many were blank, and when the first one from the future heals."""
     engine.run("create_judged")
-    engine.name_arrow("lines", opened.batches())
-    engine.name_statement("candidates", f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}")
-    try:
-        engine.run("accept", latest=latest.replace(tzinfo=None))
-    except duckdb.Error:
-        if opened.failure:  # raised while DuckDB pulled the lines
-            raise opened.failure from None
-        raise
+    format_name = f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}"
+    blank = 0
+    heals_at: list[datetime] = []
+    # A thread of its own: how deeply a line may be nested must not depend on who called us.
+    with ThreadPoolExecutor(1, thread_name_prefix="second-look") as second_look:
+        for batches in _blocks(opened.batches()):
+            engine.name_arrow("lines", pa.Table.from_batches(batches))
+            engine.name_statement("candidates", format_name)
+            engine.run("accept", latest=latest.replace(tzinfo=None))
+            first, last = batches[0].column("line")[0].as_py(), batches[-1].column("line")[-1].as_py()
+            suspects = engine.column("suspects", first=first, last=last)
+            for part in _of(batches, suspects):
+                looked = second_look.submit(_look_again, part, latest, opened.is_parquet).result()
+                blank += part.num_rows - len(looked.judged)
+                heals_at += looked.heals_at
+                if looked.judged:
+                    engine.name_arrow("second_look", _as_arrow(looked.judged))
+                    engine.run("add_second_look")
+    return blank, min(heals_at, default=None)
+
+
+def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """The batches, some of them at a time: enough for every thread, and a bounded number of bytes."""
+    block: list[pa.RecordBatch] = []
+    for batch in batches:
+        block.append(batch)
+        if sum(held.nbytes for held in block) >= BLOCK_BYTES:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _of(batches: list[pa.RecordBatch], lines: np.ndarray[Any, Any]) -> Iterator[pa.RecordBatch]:
+    """Some of the batches' lines, by their numbers, not too many at a time."""
+    for batch in batches:
+        first = batch.column("line")[0].as_py()
+        start, end = np.searchsorted(lines, (first, first + batch.num_rows))
+        for position in range(start, end, SUSPECTS_AT_ONCE):
+            yield batch.take(pa.array(lines[position : min(end, position + SUSPECTS_AT_ONCE)] - first))
+
+
+class _Looked(NamedTuple):
+    judged: list[tuple[Any, ...]]  # line, reason, and the values of an event
+    heals_at: list[datetime]
+
+
+def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> _Looked:
+    """What plain Python makes of lines that the bulk read could not take; blank ones are no lines."""
+    looked = _Looked([], [])
+    for row in suspects.to_pylist():
+        verdict = _read_row(row, latest) if is_parquet else _read_line(row["text"], latest)
+        if isinstance(verdict, Rejected):
+            looked.judged.append((row["line"], verdict.reason.value, *(None,) * len(EVENT.columns)))
+            if verdict.heals_at:
+                looked.heals_at.append(verdict.heals_at)
+        elif verdict:
+            looked.judged.append((row["line"], None, *verdict))
+    return looked
 
 
 def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
@@ -119,33 +172,8 @@ def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
     return None if is_blank(line) else read_line(line, latest)
 
 
-def _read_row(text: str, latest: datetime) -> Request | Rejected | None:
-    """A row of Parquet is never blank, and has no length in bytes: its JSON is ours."""
-    return read_text(text, latest)
-
-
-def _look_again(
-    engine: Engine, latest: datetime, read: Callable[[str, datetime], Request | Rejected | None]
-) -> tuple[int, datetime | None]:
-    """Judge what the bulk read could not take; how many of it were blank lines, and when the first of it heals."""
-    blank = 0
-    heals_at: datetime | None = None
-    for batch in engine.stream("suspects", SUSPECTS_AT_ONCE):
-        judged: list[tuple[Any, ...]] = []
-        for number, text in zip(*batch.to_pydict().values(), strict=True):
-            verdict = read(text, latest)
-            if verdict is None:
-                blank += 1
-                continue
-            if isinstance(verdict, Rejected):
-                judged.append((number, verdict.reason.value, *(None,) * len(EVENT.columns)))
-                if verdict.heals_at and (heals_at is None or verdict.heals_at < heals_at):
-                    heals_at = verdict.heals_at
-            else:
-                judged.append((number, None, *verdict))
-        engine.name_arrow("second_look", _as_arrow(judged))
-        engine.run("add_second_look")
-    return blank, heals_at
+def _read_row(row: dict[str, Any], latest: datetime) -> Request | Rejected:
+    return read_record(as_json_record(row), latest)
 
 
 _SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])

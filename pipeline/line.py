@@ -81,11 +81,6 @@ def read_line(line: bytes, latest: datetime) -> Request | Rejected:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
         return Rejected(Reason.INVALID_UTF8)
-    return read_text(text, latest)
-
-
-def read_text(text: str, latest: datetime) -> Request | Rejected:
-    """As `read_line`, for a text of whatever length."""
     try:
         record = json.loads(
             text,

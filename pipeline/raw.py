@@ -140,7 +140,6 @@ class RawPass:
         self.raw_file = raw_file
         self._on_read = on_read
         self.numbered = 0  # lines handed over so far, blank ones too
-        self.failure: HeldBack | None = None  # what stopped the batches; whoever pulls them may wrap it
         self._hash = hashlib.sha256()
         with self._errors_as_held_back():
             # Unbuffered: what has been read is what has been hashed.
@@ -157,15 +156,21 @@ class RawPass:
         """Whether it is read as rows. An empty file has no lines, whatever its name says."""
         return self.raw_file.size > 0 and self.raw_file.file.endswith(PARQUET_ENDING)
 
-    def batches(self) -> pa.RecordBatchReader:
-        """The file's lines (schema rows.LINES), or the rows of a Parquet file (schema rows.native_rows of it)."""
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The file's lines (schema rows.LINES), or the rows of a Parquet file (the schema of its rows.ParquetRows).
+
+        Their numbers go up by one, from batch to batch too.
+        """
         with self._errors_as_held_back():
-            if not self.is_parquet:
-                return self._reader(rows.LINES, rows.line_batches(self._plain()))
-            # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
-            self._drain()
-            parquet = rows.ParquetRows(self.raw_file.path)
-            return self._reader(parquet.schema, parquet.batches())
+            if self.is_parquet:
+                # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
+                self._drain()
+                batches = rows.ParquetRows(self.raw_file.path).batches()
+            else:
+                batches = rows.line_batches(self._plain())
+            for batch in batches:
+                self.numbered += batch.num_rows
+                yield batch
 
     def content(self) -> str:
         """SHA-256 (hex) of the whole file, which is the one that was listed and was at rest while it was read.
@@ -189,15 +194,6 @@ class RawPass:
             if self.is_parquet:
                 return rows.row_texts(self.raw_file.path, lines, characters)
             return rows.line_texts(self._plain(), lines, characters)
-
-    def _reader(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-        def checked() -> Iterator[pa.RecordBatch]:
-            with self._errors_as_held_back():
-                for batch in batches:
-                    self.numbered += batch.num_rows
-                    yield batch
-
-        return pa.RecordBatchReader.from_batches(schema, checked())
 
     def _plain(self) -> rows.Plain:
         hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)
@@ -226,8 +222,7 @@ class RawPass:
             reason = _reason_to_hold_back(error)
             if reason is None:
                 raise
-            self.failure = self._held_back(reason)
-            raise self.failure from error
+            raise self._held_back(reason) from error
 
 
 def hash_raw(raw_file: RawFile) -> str:

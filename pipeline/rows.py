@@ -6,9 +6,11 @@ Memory depends on the sizes below, not on the size of a file, a line or a row gr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -17,10 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, is_blank
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet
+JUDGED_AT_ONCE = 8_192  # lines of a block of which some are bad
 
 # `reason`: rejected already, so there is no text. Not `sound`: only the second look may judge the line.
 # `plain`: the text is ASCII without escapes and delete characters, so nobody need look at its characters.
@@ -84,22 +87,21 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
         end = block.rfind(b"\n") + 1
         rest = block[end:]
         if end:
-            batch = _batch(block[:end], number)
+            yield from _batches(block[:end], number)
             number += block.count(b"\n", 0, end)
-            yield batch
         if len(rest) > MAX_LINE_BYTES + 1:  # one more than a line: a carriage return may be its last byte
             overlong, blank, rest = True, not rest.strip(b" \t\r"), b""
     if overlong and not blank:
         yield _rejected(number + 1, Reason.LINE_TOO_LONG)
     elif rest:
-        yield _batch(rest, number)
+        yield from _batches(rest, number)
 
 
 def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"line": number, "reason": reason.value}], schema=LINES)
 
 
-def _batch(block: bytes, before: int) -> pa.RecordBatch:
+def _batches(block: bytes, before: int) -> Iterator[pa.RecordBatch]:
     """The lines of `block`, which ends with a line; `before` lines came before them."""
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
     if not block.endswith(b"\n"):
@@ -111,14 +113,16 @@ def _batch(block: bytes, before: int) -> pa.RecordBatch:
     if np.diff(offsets).max() <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block):
         texts = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
         sound, plain = (pa.repeat(pa.scalar(fact), len(ends)) for fact in (True, _is_plain(block)))
-        return pa.RecordBatch.from_arrays(
-            [numbers, texts, sound, plain, pa.nulls(len(ends), pa.string())], schema=LINES
-        )
-    judged = [_judge(block[start:end]) for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    columns = [
-        pa.array(column, field.type) for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
-    ]
-    return pa.RecordBatch.from_arrays([numbers, *columns], schema=LINES)
+        yield pa.RecordBatch.from_arrays([numbers, texts, sound, plain, pa.nulls(len(ends), pa.string())], schema=LINES)
+        return
+    for first in range(0, len(ends), JUDGED_AT_ONCE):
+        limits = offsets[first : first + JUDGED_AT_ONCE + 1].tolist()
+        judged = [_judge(block[start:end]) for start, end in pairwise(limits)]
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays([numbers.slice(first, len(judged)), *columns], schema=LINES)
 
 
 def _judge(line: bytes) -> tuple[str | None, bool, bool, str | None]:
@@ -182,6 +186,22 @@ def row_texts(path: Path, lines: frozenset[int], characters: int) -> dict[int, s
             row = batch.slice(number - first, 1).drop_columns(["line", "reason"]).to_pylist()[0]
             texts[number] = json.dumps(row, ensure_ascii=False)[:characters]
     return texts
+
+
+def as_json_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ParquetRows as a parsed record: its numbers as they would stand in JSON.
+
+    A double that is no number is refused by its type, one that is infinite as what is beyond the largest double.
+    """
+    return {name: _as_json_value(value) for name, value in row.items()}
+
+
+def _as_json_value(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return True if math.isnan(value) else Number("-1e999" if value < 0 else "1e999")
+    return Number(repr(value))
 
 
 class UnusableParquet(Exception):

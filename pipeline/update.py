@@ -29,7 +29,7 @@ from pipeline.contents import (
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
-from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, ORGANIZATION_DAY, RESTATEMENT, Table
+from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, ORGANIZATION_DAY, RESTATEMENT, Table
 from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
 from pipeline.history import cause_of, restate, was_over
 from pipeline.intake import EventFile, TakeIn, rule_of, take_in
@@ -114,6 +114,7 @@ class _Update:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
         ledger = read_ledger(self.run.layout)
         self.held_back.clear()
+        self.beyond_repair.clear()
         report = Report(version=ledger.publication.version)
         listing = list_raw(self.run.layout.raw)
         report.held_back.extend(listing.held_back)
@@ -289,9 +290,12 @@ class _Update:
             accepted = sum(event.accepted for event in events.values())
             self.rolled[key] = self.steps.roll_up_day(self.run, day, fingerprint, paths, accepted)
         entry = self.rolled[key]
-        # The same counts from the same inputs in other bytes, as another DuckDB may write them, are no change.
-        unchanged = before is not None and replace(entry, artifact=before.artifact, as_of=before.as_of) == before
-        return before if before and unchanged and self._is_sound(self._daily_path(before)) else entry
+        # The same rows from the same inputs in other bytes, as another DuckDB may write them, are no change.
+        if before is None or replace(entry, artifact=before.artifact, as_of=before.as_of) != before:
+            return entry
+        kept, rolled = self._daily_path(before), self._daily_path(entry)
+        same = kept == rolled or (self._is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
+        return before if same else entry
 
     def _roll_up_months(
         self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], report: Report

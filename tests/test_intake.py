@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pipeline.contract.tables import EVENT
 from pipeline.errors import HeldBack
 from pipeline.intake import TakeIn, take_in
-from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line, read_text
+from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line
 from pipeline.raw import RawPass, list_raw
 from pipeline.run import Run, start_run
 from tests.conftest import Place, lines, request
@@ -210,7 +210,7 @@ def taken(run: Run, place: Place, file: str, content: bytes) -> TakeIn:
 def verdicts(run: Run) -> dict[int, Any]:
     """What the file just taken in was judged to be, line by line: the values of a request, or a reason."""
     names = ", ".join(FIELDS)
-    rows = run.engine._connection.execute(f"select line, reason, {names} from judged where text is null").fetchall()
+    rows = run.engine._connection.execute(f"select line, reason, {names} from judged where not suspect").fetchall()
     assert len({row[0] for row in rows}) == len(rows)
     # As text too: Decimal("1") == Decimal("1.0"), and 1 == True, but they are not the same.
     return {line: reason or _values(values) for line, reason, *values in rows}
@@ -232,7 +232,7 @@ def by_the_book(verdict: Any) -> Any:
 
 
 def suspects(run: Run) -> int:
-    return int(run.engine._connection.execute("select count(*) from judged where text is not null").fetchone()[0])
+    return int(run.engine._connection.execute("select count(*) from judged where suspect").fetchone()[0])
 
 
 @ENOUGH
@@ -280,7 +280,7 @@ def test_every_row_is_taken_in_as_the_line_it_stands_for(run: Run, place: Place,
     expected = {}
     for row in range(count):
         text = ",".join(f"{json.dumps(name)}:{_as_json(column[row], name)}" for name, column in columns.items())
-        expected[row + 1] = by_the_book(read_text(f"{{{text}}}", LATEST))
+        expected[row + 1] = by_the_book(read_line(f"{{{text}}}".encode(), LATEST))
     assert verdicts(run) == expected
 
 

@@ -4,7 +4,6 @@
 with parsed as (
     select
         line,
-        text,
         sound,
         plain,
         reason,
@@ -27,7 +26,6 @@ with parsed as (
 
 select
     line,
-    text,
     sound,
     plain,
     reason,

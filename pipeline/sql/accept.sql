@@ -1,4 +1,4 @@
--- The bulk read: types each line that is certainly a request; leaves any other to the second look, with its text.
+-- The bulk read: types each line that is certainly a request; leaves any other to the second look.
 -- Inputs: candidates (the format's twelve fields as JSON values), $latest (requests after it are from the future).
 -- Every pattern is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
 -- '24:00' or a thirteenth decimal. A JSON number has JSON's grammar already: it is left to say that it has no sign, no
@@ -119,8 +119,8 @@ verdict as (
 -- What stands in the other columns of a line that was not accepted, nobody reads.
 select
     line,
-    case when not accepted and reason is null then text end as text,
     reason,
+    not accepted and reason is null as suspect,
     cast(instant as date) as day,
     substr(request_id, 2, length(request_id) - 2) as request_id,
     instant as timestamp,

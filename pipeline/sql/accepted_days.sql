@@ -4,6 +4,6 @@ select
     day,
     count(*) as accepted
 from judged
-where text is null and reason is null
+where reason is null and not suspect
 group by day
 order by day

@@ -1,9 +1,10 @@
 -- Adds what the second look made of the suspects: requests and rejected lines.
--- Inputs: second_look (Arrow, the columns of judged but day and text).
+-- Inputs: second_look (Arrow: line, reason and the columns of an event).
 insert into judged by name
 select
     line,
     reason,
+    false as suspect,
     cast(timestamp as date) as day,
     request_id,
     timestamp,

@@ -1,9 +1,9 @@
--- Every line of one raw file, judged. Accepted: neither a text nor a reason. Rejected: a reason.
--- To be looked at a second time: a text.
-create or replace table judged (
+-- Every line of one raw file, judged. Rejected: a reason. Accepted: neither that nor suspect. A suspect line stands
+-- once more, as what the second look made of it, unless it was blank. No text: lines may be as long as they like.
+create or replace temp table judged (
     line bigint,
-    text varchar,
     reason varchar,
+    suspect boolean,
     day date,
     request_id varchar,
     timestamp timestamp,

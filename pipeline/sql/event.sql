@@ -16,7 +16,7 @@ select
     input_tokens,
     output_tokens
 from judged
-where text is null and reason is null and day = $day
+where reason is null and not suspect and day = $day
 order by
     organization_id,
     api_key_id,

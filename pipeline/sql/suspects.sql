@@ -1,8 +1,6 @@
--- The lines that the bulk read could not take, in order.
+-- The lines from $first to $last that the bulk read could not take, in order.
 -- Inputs: judged.
-select
-    line,
-    text
+select line
 from judged
-where text is not null
+where suspect and line between $first and $last
 order by line
