@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_text
+from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, read_line, read_text
 from pipeline.raw import RawFile, RawPass
-from pipeline.rows import without_line_end
+from pipeline.rows import LINES, without_line_end
 from pipeline.run import Run
 
 TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
-SUSPECTS_AT_ONCE = 2_048
+SUSPECTS_AT_ONCE = 8_192
+WIDE_BYTES = 8_192  # lines longer than this are judged at once: the engine never holds 8,192 texts of a megabyte
+FEW_BYTES = 8_192  # of text; to prepare the bulk read takes longer than to judge so few lines one by one
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,16 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     """
     latest = run.started + FUTURE_TOLERANCE
     engine = run.engine
+    engine.run("create_judged")
     with RawPass(raw_file, run.watch.advance) as opened:
-        _judge_in_bulk(engine, opened, latest)
+        try:
+            heals_at = (_judge_rows if opened.is_parquet else _judge_lines)(engine, opened, latest)
+        except (duckdb.Error, pa.ArrowException):
+            if opened.failure:  # raised while others pulled the lines
+                raise opened.failure from None
+            raise
         content = opened.content()
-        numbered = opened.numbered
-    blank, heals_at = _look_again(engine, latest, _read_row if opened.is_parquet else _read_line)
+        lines = opened.numbered
 
     rule = rule_of(raw_file.read_as)
     made_from = (content, rule, str(latest) if heals_at else "")
@@ -85,15 +96,15 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     )
     ((quarantined,),) = engine.query("count_rejected")
     accepted = sum(event_file.accepted for event_file in events)
-    if numbered - blank != accepted + quarantined:
-        raise CheckFailed("lines = accepted + quarantined", raw_file.file, numbered - blank, accepted + quarantined)
+    if lines != accepted + quarantined:
+        raise CheckFailed("lines = accepted + quarantined", raw_file.file, lines, accepted + quarantined)
     return TakeIn(
         name=name,
         content=content,
         format=raw_file.read_as,
         rule=rule,
         taken_at=run.started,
-        lines=numbered - blank,
+        lines=lines,
         accepted=accepted,
         quarantined=quarantined,
         heals_at=heals_at,
@@ -102,50 +113,93 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     )
 
 
-def _judge_in_bulk(engine: Engine, opened: RawPass, latest: datetime) -> None:
-    engine.run("create_judged")
-    engine.name_arrow("lines", opened.batches())
-    engine.name_statement("candidates", f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}")
-    try:
-        engine.run("accept", latest=latest.replace(tzinfo=None))
-    except duckdb.Error:
-        if opened.failure:  # raised while DuckDB pulled the lines
-            raise opened.failure from None
-        raise
+def _judge_rows(engine: Engine, opened: RawPass, latest: datetime) -> datetime | None:
+    """Judge the rows of a Parquet file; when the first of those from the future heals."""
+    _judge_in_bulk(engine, opened, opened.batches(), "_parquet", latest)
+    # A row has no length in bytes: its JSON is ours.
+    return _look_again(engine, engine.stream("suspects", SUSPECTS_AT_ONCE), latest, read_text)
 
 
-def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
-    line = without_line_end(text.encode())
-    return None if is_blank(line) else read_line(line, latest)
+def _judge_lines(engine: Engine, opened: RawPass, latest: datetime) -> datetime | None:
+    """Judge the lines of a text; when the first of those from the future heals."""
+    batches = opened.batches()
+    begun: list[pa.RecordBatch] = []
+    for batch in batches:
+        begun.append(batch)
+        if sum(batch.nbytes for batch in begun) > FEW_BYTES:
+            break
+    else:
+        return _look_again(engine, begun, latest, _read_line)
+    narrow = (_narrow(batch, latest) for batch in itertools.chain(begun, batches))
+    _judge_in_bulk(engine, opened, pa.RecordBatchReader.from_batches(LINES, narrow), "", latest)
+    return _look_again(engine, engine.stream("suspects", SUSPECTS_AT_ONCE), latest, _read_line)
 
 
-def _read_row(text: str, latest: datetime) -> Request | Rejected | None:
-    """A row of Parquet is never blank, and has no length in bytes: its JSON is ours."""
-    return read_text(text, latest)
+def _judge_in_bulk(
+    engine: Engine, opened: RawPass, batches: pa.RecordBatchReader, shape: str, latest: datetime
+) -> None:
+    engine.name_arrow("lines", batches)
+    engine.name_statement("candidates", f"formats/{opened.raw_file.format}{shape}")
+    engine.run("accept", latest=latest.replace(tzinfo=None))
+
+
+def _read_line(text: str, latest: datetime) -> Request | Rejected:
+    return read_line(without_line_end(text.encode()), latest)
+
+
+def _narrow(batch: pa.RecordBatch, latest: datetime) -> pa.RecordBatch:
+    """The batch with every wide line judged: its reason, or a text as short as what it says."""
+    lengths = pc.binary_length(batch["text"])
+    if (pc.max(lengths).as_py() or 0) <= WIDE_BYTES:
+        return batch
+    lines = batch.to_pylist()
+    for line in lines:
+        if line["text"] is not None and len(line["text"].encode()) > WIDE_BYTES:
+            verdict = _read_line(line["text"], latest)
+            if isinstance(verdict, Rejected) and verdict.heals_at is None:
+                line.update(text=None, reason=verdict.reason.value)
+            else:
+                line.update(text=_short(verdict), sound=True, plain=False)
+    return pa.RecordBatch.from_pylist(lines, schema=LINES)
+
+
+def _short(verdict: Request | Rejected) -> str:
+    """A line of which the same verdict is made."""
+    if isinstance(verdict, Rejected):
+        assert verdict.heals_at is not None
+        return json.dumps({"request_id": "?", "timestamp": _json_text(verdict.heals_at + FUTURE_TOLERANCE)})
+    record = {column.name: _json_text(value) for column, value in zip(EVENT.columns, verdict, strict=True)}
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _json_text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat() + "Z"
+    return f"{value:f}" if isinstance(value, Decimal) else value
 
 
 def _look_again(
-    engine: Engine, latest: datetime, read: Callable[[str, datetime], Request | Rejected | None]
-) -> tuple[int, datetime | None]:
-    """Judge what the bulk read could not take; how many of it were blank lines, and when the first of it heals."""
-    blank = 0
+    engine: Engine,
+    suspects: Iterable[pa.RecordBatch],
+    latest: datetime,
+    read: Callable[[str, datetime], Request | Rejected],
+) -> datetime | None:
+    """Judge lines one by one, but those with a reason already; when the first of those from the future heals."""
     heals_at: datetime | None = None
-    for batch in engine.stream("suspects", SUSPECTS_AT_ONCE):
+    for batch in suspects:
+        reasons = batch["reason"].to_pylist() if "reason" in batch.schema.names else [None] * batch.num_rows
         judged: list[tuple[Any, ...]] = []
-        for number, text in zip(*batch.to_pydict().values(), strict=True):
-            verdict = read(text, latest)
-            if verdict is None:
-                blank += 1
-                continue
+        for number, text, reason in zip(batch["line"].to_pylist(), batch["text"].to_pylist(), reasons, strict=True):
+            verdict = Rejected(reason) if reason else read(text, latest)
             if isinstance(verdict, Rejected):
-                judged.append((number, verdict.reason.value, *(None,) * len(EVENT.columns)))
+                judged.append((number, str(verdict.reason), *(None,) * len(EVENT.columns)))
                 if verdict.heals_at and (heals_at is None or verdict.heals_at < heals_at):
                     heals_at = verdict.heals_at
             else:
                 judged.append((number, None, *verdict))
         engine.name_arrow("second_look", _as_arrow(judged))
         engine.run("add_second_look")
-    return blank, heals_at
+    return heals_at
 
 
 _SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])

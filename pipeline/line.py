@@ -86,6 +86,12 @@ def read_line(line: bytes, latest: datetime) -> Request | Rejected:
 
 def read_text(text: str, latest: datetime) -> Request | Rejected:
     """As `read_line`, for a text of whatever length."""
+    record = parse(text)
+    return Rejected(record) if isinstance(record, Reason) else read_record(record, latest)
+
+
+def parse(text: str) -> dict[str, Any] | Reason:
+    """The JSON object that a text is, numbers as `Number`; or the reason why it is none."""
     try:
         record = json.loads(
             text,
@@ -95,8 +101,8 @@ def read_text(text: str, latest: datetime) -> Request | Rejected:
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError):
-        return Rejected(Reason.NOT_JSON)
-    return read_record(record, latest) if isinstance(record, dict) else Rejected(Reason.NOT_AN_OBJECT)
+        return Reason.NOT_JSON
+    return record if isinstance(record, dict) else Reason.NOT_AN_OBJECT
 
 
 def read_record(record: Mapping[str, Any], latest: datetime) -> Request | Rejected:

@@ -12,12 +12,13 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, is_blank
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, parse
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet
@@ -45,6 +46,13 @@ class Plain(Protocol):
         """The next bytes to the end of the line, `size` at most; none at the end."""
 
 
+Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_LINES_AT_ONCE = 8_192
+_WHITE = np.zeros(256, np.bool_)
+_WHITE[list(b" \t\r\n")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -59,7 +67,8 @@ _STRICT_JSON = msgspec.json.Decoder(_AnyObject)
 def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
     """The lines of a text (schema LINES), numbered from 1, line ends and a byte-order mark cut off.
 
-    Blank lines and lines that are not UTF-8, too long, or not strict JSON are marked or left to the second look.
+    Blank lines are left out. Lines that are not UTF-8, too long, or no JSON object are rejected; what only one of two
+    parsers takes for JSON is left to the second look.
     """
     number = 0  # of lines before the rest
     rest = b""
@@ -84,53 +93,91 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
         end = block.rfind(b"\n") + 1
         rest = block[end:]
         if end:
-            batch = _batch(block[:end], number)
+            yield from _batches(block[:end], number)
             number += block.count(b"\n", 0, end)
-            yield batch
         if len(rest) > MAX_LINE_BYTES + 1:  # one more than a line: a carriage return may be its last byte
             overlong, blank, rest = True, not rest.strip(b" \t\r"), b""
     if overlong and not blank:
         yield _rejected(number + 1, Reason.LINE_TOO_LONG)
     elif rest:
-        yield _batch(rest, number)
+        yield from _batches(rest, number)
 
 
 def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"line": number, "reason": reason.value}], schema=LINES)
 
 
-def _batch(block: bytes, before: int) -> pa.RecordBatch:
-    """The lines of `block`, which ends with a line; `before` lines came before them."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+def _batches(block: bytes, before: int) -> Iterator[pa.RecordBatch]:
+    """The lines of `block` but the blank ones. It ends with a line; `before` lines came before it."""
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
+    starts = np.append(0, ends[:-1])
+    numbers = np.arange(before + 1, before + len(ends) + 1)
+    if _WHITE[data[starts]].any():  # the beginning of a blank line, perhaps
+        kept = ~_blank(data, starts)
+        if not kept.any():
+            return
+        lengths = (ends - starts)[kept]
+        block = data[np.repeat(kept, ends - starts)].tobytes()
+        numbers, ends = numbers[kept], np.cumsum(lengths)
+        starts = ends - lengths
+    if _is_sound(block, int((ends - starts).max())):
+        yield _sound_batch(block, numbers, ends)
+        return
+    # In pieces, for lines judged one by one are Python's objects: two million of them may stand in a block.
+    for first in range(0, len(ends), _LINES_AT_ONCE):
+        piece = slice(first, first + _LINES_AT_ONCE)
+        start, end = int(starts[first]), int(ends[piece][-1])
+        part = block[start:end]
+        if _is_sound(part, int((ends[piece] - starts[piece]).max())):
+            yield _sound_batch(part, numbers[piece], ends[piece] - start)
+            continue
+        judged = [_judge(block[a:b]) for a, b in zip(starts[piece].tolist(), ends[piece].tolist(), strict=True)]
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays([pa.array(numbers[piece]), *columns], schema=LINES)
+
+
+def _blank(data: Bytes, starts: Numbers) -> Flags:
+    """Which lines are nothing but spaces, tabs and their line end."""
+    ink = ~_WHITE[data]
+    carriage_returns = np.flatnonzero(data == ord("\r"))
+    following = np.append(data, 0)[carriage_returns + 1]
+    ink[carriage_returns] = following != ord("\n")  # only as part of a line end it is white
+    return np.logical_not(np.logical_or.reduceat(ink, starts))
+
+
+def _is_sound(block: bytes, longest: int) -> bool:
+    return longest <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block)
+
+
+def _sound_batch(block: bytes, numbers: Numbers, ends: Numbers) -> pa.RecordBatch:
     # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
-    offsets = np.zeros(len(ends) + 1, np.int32)
-    offsets[1:] = np.minimum(ends + 1, len(block))
-    numbers = pa.array(np.arange(before + 1, before + len(ends) + 1))
-    if np.diff(offsets).max() <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block):
-        texts = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
-        sound, plain = (pa.repeat(pa.scalar(fact), len(ends)) for fact in (True, _is_plain(block)))
-        return pa.RecordBatch.from_arrays(
-            [numbers, texts, sound, plain, pa.nulls(len(ends), pa.string())], schema=LINES
-        )
-    judged = [_judge(block[start:end]) for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    columns = [
-        pa.array(column, field.type) for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
-    ]
-    return pa.RecordBatch.from_arrays([numbers, *columns], schema=LINES)
+    offsets = np.append(0, ends).astype(np.int32)
+    count = len(ends)
+    texts = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(block))
+    sound, plain = (pa.repeat(pa.scalar(fact), count) for fact in (True, _is_plain(block)))
+    return pa.RecordBatch.from_arrays(
+        [pa.array(numbers), texts, sound, plain, pa.nulls(count, pa.string())], schema=LINES
+    )
 
 
 def _judge(line: bytes) -> tuple[str | None, bool, bool, str | None]:
-    """Text, soundness, plainness and reason of one line."""
+    """Text, soundness, plainness and reason of one line, which is not blank."""
     bare = without_line_end(line)
-    if is_blank(bare):
-        return "", False, True, None
     if len(bare) > MAX_LINE_BYTES:
         return None, False, False, Reason.LINE_TOO_LONG
     if not _is_utf8(bare):
         return None, False, False, Reason.INVALID_UTF8
-    return bare.decode(), _is_strict_json(bare), _is_plain(bare), None
+    text = bare.decode()
+    if _is_strict_json(bare):
+        return text, True, _is_plain(bare), None
+    record = parse(text)
+    return (None, False, False, record) if isinstance(record, Reason) else (text, False, _is_plain(bare), None)
 
 
 def without_line_end(line: bytes) -> bytes:

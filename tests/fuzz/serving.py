@@ -36,7 +36,7 @@ PIECES = (
     b"\r", b"\n", b"\r\n", b"\r\n\r\n", b": ", b":", b"org_abc123", b"org_other", b"{org_id}", WORD, b"docs", b"openapi.json",
     b"static-offline-docs", b"-", b"*", b"[", b"]", b"{", b"}", b'"', b"\x1b[2J", b"\x7f", b"a" * 5000, b"a" * 17000,
 )  # fmt: skip
-METHODS = (b"GET", b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"TRACE", b"CONNECT", b"PUT", b"get", b"G\0T", b"WORDY")
+METHODS = (b"GET", b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"TRACE", b"CONNECT", b"PUT", b"get", b"G\0T", WORD)
 
 
 def mutated(chance: random.Random, text: bytes, most: int = 3) -> bytes:
