@@ -225,6 +225,27 @@ def _amount(value: object, max_digits: int, max_decimals: int) -> Decimal:
     return Decimal(significant).scaleb(exponent)
 
 
+def short_amount(text: str) -> str:
+    """The same amount in at most 40 characters, or a text that is refused for the same reason."""
+    if len(text) <= 40:
+        return text
+    match = _AMOUNT.fullmatch(text)
+    if not match:
+        return "no amount"
+    sign, whole, fraction, exponent_sign, exponent_digits = (part or "" for part in match.groups())
+    digits = (whole + fraction).lstrip("0")
+    significant = digits.rstrip("0")
+    if not significant:
+        return "0"
+    # More than 26 digits are too many before the point or behind it, for whatever amount.
+    exponent = min(int(exponent_digits.lstrip("0")[:9] or "0"), 10_000_000) * (-1 if exponent_sign == "-" else 1)
+    exponent += len(digits) - len(significant) - len(fraction)
+    if len(significant) > 26:
+        exponent += len(significant) - 26
+        significant = significant[:25] + "1"
+    return f"{sign}{significant}e{exponent}"
+
+
 def _cost(record: Mapping[str, Any], _: datetime) -> Decimal:
     return _amount(_required(record, "cost"), COST_DIGITS, COST_DECIMALS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, parse
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Reason, parse, short_amount
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
-BATCH_ROWS = 16_384  # of Parquet
+BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
+LONGEST_TEXT = 2_048  # bytes: 300 characters, of whatever script, are fewer
 
 # `reason`: rejected already, so there is no text. Not `sound`: only the second look may judge the line.
 # `plain`: the text is ASCII without escapes and delete characters, so nobody need look at its characters.
@@ -109,6 +110,8 @@ def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
 
 def _batches(block: bytes, before: int) -> Iterator[pa.RecordBatch]:
     """The lines of `block` but the blank ones. It ends with a line; `before` lines came before it."""
+    if not block.strip(b" \t\n"):
+        return  # thirty times as fast as line by line, and a bomb of line ends is as large as anything
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
@@ -245,9 +248,14 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         # Buffered: pages are read as they are needed, not whole column chunks.
-        self._file = pq.ParquetFile(
-            path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True, memory_map=False
-        )
+        how: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
+        self._file = pq.ParquetFile(path, **how)
+        self._batch_rows, repeated = _row_sizes(self._file)
+        if repeated:
+            try:
+                self._file = pq.ParquetFile(path, read_dictionary=repeated, **how)
+            except KeyError as error:
+                raise UnusableParquet(f"unreadable: its columns are not the same all over ({error})") from error
         given = self._file.schema_arrow
         self._positions = {name: index for index, name in reversed(list(enumerate(given.names)))}
         self._check(given)
@@ -266,7 +274,7 @@ class ParquetRows:
         number = 0
         wanted = [self._positions[c.name] for c in EVENT.columns if c.name in self._positions]
         top_level = [self._file.schema_arrow.names[index] for index in wanted]
-        for batch in self._file.iter_batches(batch_size=BATCH_ROWS, columns=top_level):
+        for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level):
             count = batch.num_rows
             columns = []
             undecodable = pa.repeat(pa.scalar(False), count)
@@ -283,6 +291,29 @@ class ParquetRows:
             yield pa.RecordBatch.from_arrays([numbers, reason, *columns], schema=self.schema)
 
 
+def _row_sizes(parquet: pq.ParquetFile) -> tuple[int, list[str]]:
+    """How many rows may be read at once, and which columns hold long texts that they name by a number.
+
+    A text of a megabyte in the dictionary of a column takes a few bytes a row in the file, and a megabyte once read.
+    """
+    largest = 1.0
+    repeated = set()
+    metadata = parquet.metadata
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        chunks = [group.column(position) for position in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema in _NAMES]
+        largest = max(largest, sum(chunk.total_uncompressed_size for chunk in chunks) / max(group.num_rows, 1))
+        repeated |= {
+            chunk.path_in_schema
+            for chunk in chunks
+            if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+        }
+    return int(min(BATCH_ROWS, max(1, BLOCK_BYTES * 4 // largest))), sorted(repeated & set(parquet.schema.names))
+
+
+_NAMES = frozenset(column.name for column in EVENT.columns)
+
+
 def _plain_type(given: pa.Schema, positions: dict[str, int], name: str) -> pa.DataType:
     if name not in positions:
         return pa.string()
@@ -294,9 +325,12 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
     """A column as strings, integers, doubles or booleans; and which of its rows hold text that is not UTF-8."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _plain(column.dictionary_decode(), name)
+        values, broken = _plain(column.dictionary, name)
+        # Each text once, and not longer than it takes to see that it is too long.
+        return values.take(column.indices), None if broken is None else pc.fill_null(broken.take(column.indices), False)
     if any(is_kind(kind) for is_kind in _TEXT_KINDS):
-        return _text(column)
+        text, broken = _text(column)
+        return _short(text, name), broken
     plain: pa.Array
     if pa.types.is_null(kind):
         plain = pa.nulls(len(column), pa.string())
@@ -311,6 +345,16 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
     else:
         plain = pc.if_else(column.is_null(), pa.scalar(None, pa.bool_()), pa.scalar(True))
     return plain, None
+
+
+def _short(texts: pa.Array, name: str) -> pa.Array:
+    """The texts, those too long for any rule but an amount's cut to a length that is too long still."""
+    lengths = pc.binary_length(texts)
+    if (pc.max(lengths).as_py() or 0) <= LONGEST_TEXT:
+        return texts
+    if name not in _AMOUNTS:
+        return pc.if_else(pc.less_equal(lengths, LONGEST_TEXT), texts, pc.utf8_slice_codeunits(texts, 0, 300))
+    return pa.array([None if text is None else short_amount(text) for text in texts.to_pylist()], pa.string())
 
 
 _AMOUNTS = frozenset(column.name for column in EVENT.columns if pa.types.is_decimal(column.type))
