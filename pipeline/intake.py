@@ -17,14 +17,17 @@ from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Rejected, Request, is_blank, read_line, read_record
+from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, read_line, read_record
 from pipeline.raw import RawFile, RawPass
 from pipeline.rows import as_json_record, without_line_end
 from pipeline.run import Run
 
 TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
+FEW_BYTES = 8_192  # of lines; to prepare the bulk read takes longer than to judge so few one by one
 BLOCK_BYTES = 32 * 2**20  # of lines judged together
 SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
+
+Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     latest = run.started + FUTURE_TOLERANCE
     engine = run.engine
     with RawPass(raw_file, run.watch.advance) as opened:
-        blank, heals_at = _judge(engine, opened, latest)
+        heals_at = _judge(engine, opened, latest)
         content = opened.content()
-        numbered = opened.numbered
+        lines = opened.numbered
 
     rule = rule_of(raw_file.read_as)
     made_from = (content, rule, str(latest) if heals_at else "")
@@ -86,15 +89,15 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     )
     ((quarantined,),) = engine.query("count_rejected")
     accepted = sum(event_file.accepted for event_file in events)
-    if numbered - blank != accepted + quarantined:
-        raise CheckFailed("lines = accepted + quarantined", raw_file.file, numbered - blank, accepted + quarantined)
+    if lines != accepted + quarantined:
+        raise CheckFailed("lines = accepted + quarantined", raw_file.file, lines, accepted + quarantined)
     return TakeIn(
         name=name,
         content=content,
         format=raw_file.read_as,
         rule=rule,
         taken_at=run.started,
-        lines=numbered - blank,
+        lines=lines,
         accepted=accepted,
         quarantined=quarantined,
         heals_at=heals_at,
@@ -103,28 +106,24 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     )
 
 
-def _judge(engine: Engine, opened: RawPass, latest: datetime) -> tuple[int, datetime | None]:
-    """Judge every line, a block at a time; how many were blank, and when the first one from the future heals."""
+def _judge(engine: Engine, opened: RawPass, latest: datetime) -> datetime | None:
+    """Judge every line, a block of them at a time; when the first one from the future heals."""
     engine.run("create_judged")
     format_name = f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}"
-    blank = 0
     heals_at: list[datetime] = []
     # A thread of its own: how deeply a line may be nested must not depend on who called us.
     with ThreadPoolExecutor(1, thread_name_prefix="second-look") as second_look:
-        for batches in _blocks(opened.batches()):
-            engine.name_arrow("lines", pa.Table.from_batches(batches))
-            engine.name_statement("candidates", format_name)
-            engine.run("accept", latest=latest.replace(tzinfo=None))
-            first, last = batches[0].column("line")[0].as_py(), batches[-1].column("line")[-1].as_py()
-            suspects = engine.column("suspects", first=first, last=last)
-            for part in _of(batches, suspects):
+        for block in _blocks(opened.batches()):
+            if opened.is_parquet or sum(batch.nbytes for batch in block) > FEW_BYTES:
+                suspects = _judge_in_bulk(engine, block, format_name, latest)
+            else:
+                suspects = np.concatenate([batch["line"].to_numpy() for batch in block])
+            for part in _of(block, suspects):
                 looked = second_look.submit(_look_again, part, latest, opened.is_parquet).result()
-                blank += part.num_rows - len(looked.judged)
                 heals_at += looked.heals_at
-                if looked.judged:
-                    engine.name_arrow("second_look", _as_arrow(looked.judged))
-                    engine.run("add_second_look")
-    return blank, min(heals_at, default=None)
+                engine.name_arrow("second_look", _as_arrow(looked.judged))
+                engine.run("add_second_look")
+    return min(heals_at, default=None)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -139,13 +138,23 @@ def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         yield block
 
 
-def _of(batches: list[pa.RecordBatch], lines: np.ndarray[Any, Any]) -> Iterator[pa.RecordBatch]:
-    """Some of the batches' lines, by their numbers, not too many at a time."""
-    for batch in batches:
-        first = batch.column("line")[0].as_py()
-        start, end = np.searchsorted(lines, (first, first + batch.num_rows))
+def _judge_in_bulk(engine: Engine, block: list[pa.RecordBatch], format_name: str, latest: datetime) -> Lines:
+    """The numbers, in order, of the block's lines that the bulk read could not take."""
+    engine.name_arrow("lines", pa.Table.from_batches(block))
+    engine.name_statement("candidates", format_name)
+    engine.run("accept", latest=latest.replace(tzinfo=None))
+    first, last = block[0]["line"][0].as_py(), block[-1]["line"][-1].as_py()
+    return engine.column("suspects", first=first, last=last)
+
+
+def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
+    """Some of the block's lines, by their numbers in order, not too many at a time."""
+    for batch in block:
+        numbers = batch["line"].to_numpy()
+        start, end = np.searchsorted(lines, (numbers[0], numbers[-1] + 1))
         for position in range(start, end, SUSPECTS_AT_ONCE):
-            yield batch.take(pa.array(lines[position : min(end, position + SUSPECTS_AT_ONCE)] - first))
+            wanted = lines[position : min(end, position + SUSPECTS_AT_ONCE)]
+            yield batch.take(pa.array(np.searchsorted(numbers, wanted)))
 
 
 class _Looked(NamedTuple):
@@ -154,26 +163,22 @@ class _Looked(NamedTuple):
 
 
 def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> _Looked:
-    """What plain Python makes of lines that the bulk read could not take; blank ones are no lines."""
+    """What plain Python makes of lines that the bulk read could not take, or was not asked to."""
     looked = _Looked([], [])
     for row in suspects.to_pylist():
-        verdict = _read_row(row, latest) if is_parquet else _read_line(row["text"], latest)
+        if row["reason"]:
+            verdict: Request | Rejected = Rejected(Reason(row["reason"]))
+        elif is_parquet:
+            verdict = read_record(as_json_record(row), latest)
+        else:
+            verdict = read_line(without_line_end(row["text"].encode()), latest)
         if isinstance(verdict, Rejected):
             looked.judged.append((row["line"], verdict.reason.value, *(None,) * len(EVENT.columns)))
             if verdict.heals_at:
                 looked.heals_at.append(verdict.heals_at)
-        elif verdict:
+        else:
             looked.judged.append((row["line"], None, *verdict))
     return looked
-
-
-def _read_line(text: str, latest: datetime) -> Request | Rejected | None:
-    line = without_line_end(text.encode())
-    return None if is_blank(line) else read_line(line, latest)
-
-
-def _read_row(row: dict[str, Any], latest: datetime) -> Request | Rejected:
-    return read_record(as_json_record(row), latest)
 
 
 _SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])

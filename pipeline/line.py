@@ -81,6 +81,12 @@ def read_line(line: bytes, latest: datetime) -> Request | Rejected:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
         return Rejected(Reason.INVALID_UTF8)
+    record = parse(text)
+    return Rejected(record) if isinstance(record, Reason) else read_record(record, latest)
+
+
+def parse(text: str) -> dict[str, Any] | Reason:
+    """The JSON object that a text is, numbers as `Number`; or the reason why it is none."""
     try:
         record = json.loads(
             text,
@@ -90,8 +96,8 @@ def read_line(line: bytes, latest: datetime) -> Request | Rejected:
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError):
-        return Rejected(Reason.NOT_JSON)
-    return read_record(record, latest) if isinstance(record, dict) else Rejected(Reason.NOT_AN_OBJECT)
+        return Reason.NOT_JSON
+    return record if isinstance(record, dict) else Reason.NOT_AN_OBJECT
 
 
 def read_record(record: Mapping[str, Any], latest: datetime) -> Request | Rejected:
@@ -212,6 +218,27 @@ def _amount(value: object, max_digits: int, max_decimals: int) -> Decimal:
     if -exponent > max_decimals or (type(value) is Number and len(significant) > NUMBER_DIGITS):
         raise _RuleBrokenError(Reason.AMOUNT_PRECISION)
     return Decimal(significant).scaleb(exponent)
+
+
+def short_amount(text: str) -> str:
+    """The same amount in at most 40 characters, or a text that is refused for the same reason."""
+    if len(text) <= 40:
+        return text
+    match = _AMOUNT.fullmatch(text)
+    if not match:
+        return "no amount"
+    sign, whole, fraction, exponent_sign, exponent_digits = (part or "" for part in match.groups())
+    digits = (whole + fraction).lstrip("0")
+    significant = digits.rstrip("0")
+    if not significant:
+        return "0"
+    # More than 26 digits are too many before the point or behind it, for whatever amount.
+    exponent = min(int(exponent_digits.lstrip("0")[:9] or "0"), 10_000_000) * (-1 if exponent_sign == "-" else 1)
+    exponent += len(digits) - len(significant) - len(fraction)
+    if len(significant) > 26:
+        exponent += len(significant) - 26
+        significant = significant[:25] + "1"
+    return f"{sign}{significant}e{exponent}"
 
 
 def _cost(record: Mapping[str, Any], _: datetime) -> Decimal:

@@ -139,7 +139,7 @@ class RawPass:
         """on_read: is told of every so many bytes that are read."""
         self.raw_file = raw_file
         self._on_read = on_read
-        self.numbered = 0  # lines handed over so far, blank ones too
+        self.numbered = 0  # lines handed over so far
         self._hash = hashlib.sha256()
         with self._errors_as_held_back():
             # Unbuffered: what has been read is what has been hashed.
@@ -159,7 +159,7 @@ class RawPass:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The file's lines (schema rows.LINES), or the rows of a Parquet file (the schema of its rows.ParquetRows).
 
-        Their numbers go up by one, from batch to batch too.
+        Their numbers go up, from batch to batch too. Blank lines are left out.
         """
         with self._errors_as_held_back():
             if self.is_parquet:

@@ -8,22 +8,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, parse, short_amount
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
-BATCH_ROWS = 16_384  # of Parquet
-JUDGED_AT_ONCE = 8_192  # lines of a block of which some are bad
+BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
+LONGEST_TEXT = 2_048  # bytes: 300 characters, of whatever script, are fewer
 
 # `reason`: rejected already, so there is no text. Not `sound`: only the second look may judge the line.
 # `plain`: the text is ASCII without escapes and delete characters, so nobody need look at its characters.
@@ -48,6 +48,13 @@ class Plain(Protocol):
         """The next bytes to the end of the line, `size` at most; none at the end."""
 
 
+Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_LINES_AT_ONCE = 8_192
+_WHITE = np.zeros(256, np.bool_)
+_WHITE[list(b" \t\r\n")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -62,7 +69,8 @@ _STRICT_JSON = msgspec.json.Decoder(_AnyObject)
 def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
     """The lines of a text (schema LINES), numbered from 1, line ends and a byte-order mark cut off.
 
-    Blank lines and lines that are not UTF-8, too long, or not strict JSON are marked or left to the second look.
+    Blank lines are left out. Lines that are not UTF-8, too long, or no JSON object are rejected; what only one of two
+    parsers takes for JSON is left to the second look.
     """
     number = 0  # of lines before the rest
     rest = b""
@@ -102,39 +110,78 @@ def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
 
 
 def _batches(block: bytes, before: int) -> Iterator[pa.RecordBatch]:
-    """The lines of `block`, which ends with a line; `before` lines came before them."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    """The lines of `block` but the blank ones. It ends with a line; `before` lines came before it."""
+    if not block.strip(b" \t\n"):
+        return  # thirty times as fast as line by line, and a bomb of line ends is as large as anything
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
-    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
-    offsets = np.zeros(len(ends) + 1, np.int32)
-    offsets[1:] = np.minimum(ends + 1, len(block))
-    numbers = pa.array(np.arange(before + 1, before + len(ends) + 1))
-    if np.diff(offsets).max() <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block):
-        texts = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
-        sound, plain = (pa.repeat(pa.scalar(fact), len(ends)) for fact in (True, _is_plain(block)))
-        yield pa.RecordBatch.from_arrays([numbers, texts, sound, plain, pa.nulls(len(ends), pa.string())], schema=LINES)
+    starts = np.append(0, ends[:-1])
+    numbers = np.arange(before + 1, before + len(ends) + 1)
+    if _WHITE[data[starts]].any():  # the beginning of a blank line, perhaps
+        kept = ~_blank(data, starts)
+        if not kept.any():
+            return
+        lengths = (ends - starts)[kept]
+        block = data[np.repeat(kept, ends - starts)].tobytes()
+        numbers, ends = numbers[kept], np.cumsum(lengths)
+        starts = ends - lengths
+    if _is_sound(block, int((ends - starts).max())):
+        yield _sound_batch(block, numbers, ends)
         return
-    for first in range(0, len(ends), JUDGED_AT_ONCE):
-        limits = offsets[first : first + JUDGED_AT_ONCE + 1].tolist()
-        judged = [_judge(block[start:end]) for start, end in pairwise(limits)]
+    # In pieces, for lines judged one by one are Python's objects: two million of them may stand in a block.
+    for first in range(0, len(ends), _LINES_AT_ONCE):
+        piece = slice(first, first + _LINES_AT_ONCE)
+        start, end = int(starts[first]), int(ends[piece][-1])
+        part = block[start:end]
+        if _is_sound(part, int((ends[piece] - starts[piece]).max())):
+            yield _sound_batch(part, numbers[piece], ends[piece] - start)
+            continue
+        judged = [_judge(block[a:b]) for a, b in zip(starts[piece].tolist(), ends[piece].tolist(), strict=True)]
         columns = [
             pa.array(column, field.type)
             for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
         ]
-        yield pa.RecordBatch.from_arrays([numbers.slice(first, len(judged)), *columns], schema=LINES)
+        yield pa.RecordBatch.from_arrays([pa.array(numbers[piece]), *columns], schema=LINES)
+
+
+def _blank(data: Bytes, starts: Numbers) -> Flags:
+    """Which lines are nothing but spaces, tabs and their line end."""
+    ink = ~_WHITE[data]
+    carriage_returns = np.flatnonzero(data == ord("\r"))
+    following = np.append(data, 0)[carriage_returns + 1]
+    ink[carriage_returns] = following != ord("\n")  # only as part of a line end it is white
+    return np.logical_not(np.logical_or.reduceat(ink, starts))
+
+
+def _is_sound(block: bytes, longest: int) -> bool:
+    return longest <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block)
+
+
+def _sound_batch(block: bytes, numbers: Numbers, ends: Numbers) -> pa.RecordBatch:
+    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
+    offsets = np.append(0, ends).astype(np.int32)
+    count = len(ends)
+    texts = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(block))
+    sound, plain = (pa.repeat(pa.scalar(fact), count) for fact in (True, _is_plain(block)))
+    return pa.RecordBatch.from_arrays(
+        [pa.array(numbers), texts, sound, plain, pa.nulls(count, pa.string())], schema=LINES
+    )
 
 
 def _judge(line: bytes) -> tuple[str | None, bool, bool, str | None]:
-    """Text, soundness, plainness and reason of one line."""
+    """Text, soundness, plainness and reason of one line, which is not blank."""
     bare = without_line_end(line)
-    if is_blank(bare):
-        return "", False, True, None
     if len(bare) > MAX_LINE_BYTES:
         return None, False, False, Reason.LINE_TOO_LONG
     if not _is_utf8(bare):
         return None, False, False, Reason.INVALID_UTF8
-    return bare.decode(), _is_strict_json(bare), _is_plain(bare), None
+    text = bare.decode()
+    if _is_strict_json(bare):
+        return text, True, _is_plain(bare), None
+    record = parse(text)
+    return (None, False, False, record) if isinstance(record, Reason) else (text, False, _is_plain(bare), None)
 
 
 def without_line_end(line: bytes) -> bytes:
@@ -218,9 +265,14 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         # Buffered: pages are read as they are needed, not whole column chunks.
-        self._file = pq.ParquetFile(
-            path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True, memory_map=False
-        )
+        how: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
+        self._file = pq.ParquetFile(path, **how)
+        self._batch_rows, repeated = _row_sizes(self._file)
+        if repeated:
+            try:
+                self._file = pq.ParquetFile(path, read_dictionary=repeated, **how)
+            except KeyError as error:
+                raise UnusableParquet(f"unreadable: its columns are not the same all over ({error})") from error
         given = self._file.schema_arrow
         self._positions = {name: index for index, name in reversed(list(enumerate(given.names)))}
         self._check(given)
@@ -239,7 +291,7 @@ class ParquetRows:
         number = 0
         wanted = [self._positions[c.name] for c in EVENT.columns if c.name in self._positions]
         top_level = [self._file.schema_arrow.names[index] for index in wanted]
-        for batch in self._file.iter_batches(batch_size=BATCH_ROWS, columns=top_level):
+        for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level):
             count = batch.num_rows
             columns = []
             undecodable = pa.repeat(pa.scalar(False), count)
@@ -256,6 +308,29 @@ class ParquetRows:
             yield pa.RecordBatch.from_arrays([numbers, reason, *columns], schema=self.schema)
 
 
+def _row_sizes(parquet: pq.ParquetFile) -> tuple[int, list[str]]:
+    """How many rows may be read at once, and which columns hold long texts that they name by a number.
+
+    A text of a megabyte in the dictionary of a column takes a few bytes a row in the file, and a megabyte once read.
+    """
+    largest = 1.0
+    repeated = set()
+    metadata = parquet.metadata
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        chunks = [group.column(position) for position in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema in _NAMES]
+        largest = max(largest, sum(chunk.total_uncompressed_size for chunk in chunks) / max(group.num_rows, 1))
+        repeated |= {
+            chunk.path_in_schema
+            for chunk in chunks
+            if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+        }
+    return int(min(BATCH_ROWS, max(1, BLOCK_BYTES * 4 // largest))), sorted(repeated & set(parquet.schema.names))
+
+
+_NAMES = frozenset(column.name for column in EVENT.columns)
+
+
 def _plain_type(given: pa.Schema, positions: dict[str, int], name: str) -> pa.DataType:
     if name not in positions:
         return pa.string()
@@ -267,9 +342,12 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
     """A column as strings, integers, doubles or booleans; and which of its rows hold text that is not UTF-8."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _plain(column.dictionary_decode(), name)
+        values, broken = _plain(column.dictionary, name)
+        # Each text once, and not longer than it takes to see that it is too long.
+        return values.take(column.indices), None if broken is None else pc.fill_null(broken.take(column.indices), False)
     if any(is_kind(kind) for is_kind in _TEXT_KINDS):
-        return _text(column)
+        text, broken = _text(column)
+        return _short(text, name), broken
     plain: pa.Array
     if pa.types.is_null(kind):
         plain = pa.nulls(len(column), pa.string())
@@ -284,6 +362,16 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
     else:
         plain = pc.if_else(column.is_null(), pa.scalar(None, pa.bool_()), pa.scalar(True))
     return plain, None
+
+
+def _short(texts: pa.Array, name: str) -> pa.Array:
+    """The texts, those too long for any rule but an amount's cut to a length that is too long still."""
+    lengths = pc.binary_length(texts)
+    if (pc.max(lengths).as_py() or 0) <= LONGEST_TEXT:
+        return texts
+    if name not in _AMOUNTS:
+        return pc.if_else(pc.less_equal(lengths, LONGEST_TEXT), texts, pc.utf8_slice_codeunits(texts, 0, 300))
+    return pa.array([None if text is None else short_amount(text) for text in texts.to_pylist()], pa.string())
 
 
 _AMOUNTS = frozenset(column.name for column in EVENT.columns if pa.types.is_decimal(column.type))

@@ -135,6 +135,11 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answers, and closes the connection."""
+        if self.cycle is not None and not self.cycle.response_started:
+            # What came behind a whole request is broken, while that request is still being answered. Of two answers
+            # only this one can be sent; the other goes nowhere, as if the client had left.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         trace_id = trace_id_of(())
         headers, body = error_answer(BadRequest(), trace_id, utc_now())
         headers += [(b"x-request-id", trace_id.encode("ascii")), (b"connection", b"close")]

@@ -263,3 +263,15 @@ def test_rubbish_gets_the_same_shape(server: LiveServer, request_bytes: bytes, s
     assert abs(datetime.fromisoformat(answer["error"]["timestamp"]) - (NOW if status != 400 else datetime.now(UTC))) < (
         timedelta(minutes=1)
     )
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/analytics/api-keys/daily/org_abc123", "/docs"])
+def test_rubbish_behind_a_request_is_answered_once_and_leaves_no_traceback(
+    server: LiveServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\nzz\r\n\r\n".encode()
+    for _ in range(5):
+        answer = exchange(server.port, request)
+        assert answer.count(b"HTTP/1.1 ") >= 1
+        assert b"Traceback" not in answer
+    assert not [record for record in caplog.records if record.exc_info]

@@ -1,0 +1,140 @@
+"""What a run needs in memory does not grow with what lies in raw/: bombs, endless lines, many files.
+
+Each run is a process of its own, and its most resident memory is measured. `pytest -m slow` has the large ones.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import Place, lines, request
+
+MB = 10**6
+MIB = 2**20
+LIMIT_MB = 256
+SCRIPT = """
+import resource, sys
+from cli import main
+try:
+    main(["rollup", "--json"])
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+
+
+def rolled_up(place: Place) -> dict[str, Any]:
+    """What `keytally rollup` reported, having stayed within its memory."""
+    environment = {
+        **os.environ,
+        "KEYTALLY_DATA": str(place.layout.root),
+        "KEYTALLY_MEMORY_LIMIT": f"{LIMIT_MB}MB",
+        "KEYTALLY_THREADS": "2",
+    }
+    command = [sys.executable, "-c", SCRIPT]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["held_back"] == []
+    assert int(done.stderr.splitlines()[-1]) * 1024 <= (LIMIT_MB + 400) * MB
+    return report
+
+
+def counts(report: dict[str, Any]) -> tuple[int, int, int]:
+    """Lines, accepted and quarantined of all files."""
+    return tuple(sum(file[name] for file in report["ingested"]) for name in ("lines", "accepted", "quarantined"))  # type: ignore[return-value]
+
+
+def bomb(place: Place, unit: bytes, count: int) -> None:
+    """A gzip file of `count` times the unit, and a request."""
+    member = gzip.compress(unit, 6)
+    with (place.layout.raw / "a.jsonl.gz").open("wb") as file:
+        for _ in range(count):
+            file.write(member)
+        file.write(gzip.compress(b"\n" + lines(request(1))))
+
+
+def endless_line(place: Place, mebibytes: int) -> None:
+    with (place.layout.raw / "a.jsonl").open("wb") as file:
+        for _ in range(mebibytes):
+            file.write(b"x" * MIB)
+
+
+@pytest.mark.parametrize("size", [200, pytest.param(1024, marks=pytest.mark.slow)])
+def test_a_line_without_an_end_is_quarantined_within_the_limit(place: Place, size: int) -> None:
+    endless_line(place, size)
+    assert counts(rolled_up(place)) == (1, 0, 1)
+
+
+WIDE = b'{"a":"' + b"x" * (MIB - 100) + b'"}\n'
+WIDE_GOOD = json.dumps({**request(1), "other": "\N{LATIN SMALL LETTER E WITH ACUTE}" * 150_000}).encode() + b"\n"
+BOMBS = {  # a unit of 16 MiB, and the lines in it
+    "one line": (b"x" * 16 * MIB, 0),
+    "blank lines": (b"\n" * 16 * MIB, 0),
+    "white space": (b" \t \r\n" * 3 * MIB, 0),
+    "lines of a megabyte": (WIDE * 16, 16),
+    "requests of a megabyte": (WIDE_GOOD * 17, 17),
+}
+
+
+@pytest.mark.parametrize("size", [64, pytest.param(640, marks=pytest.mark.slow)], ids=["1 GB", "10 GB"])
+@pytest.mark.parametrize("kind", ["one line", "blank lines"])
+def test_a_gzip_bomb_is_read_to_its_end_within_the_limit(place: Place, kind: str, size: int) -> None:
+    bomb(place, BOMBS[kind][0], size)
+    assert counts(rolled_up(place))[1] == 1
+
+
+@pytest.mark.parametrize("size", [8, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["white space", "lines of a megabyte", "requests of a megabyte"])
+def test_a_bomb_of_many_lines_is_counted_within_the_limit(place: Place, kind: str, size: int) -> None:
+    unit, in_unit = BOMBS[kind]
+    bomb(place, unit, size)
+    assert counts(rolled_up(place))[0] == in_unit * size + 1
+
+
+@pytest.mark.slow
+def test_a_bomb_of_forty_million_copies_counts_once_within_the_limit(place: Place) -> None:
+    unit = lines(request(1)) * 100_000
+    bomb(place, unit, 400)
+    report = rolled_up(place)
+    assert counts(report)[1] == 40_000_001
+    assert report["days"][0]["counted"] == 1
+
+
+@pytest.mark.parametrize("amount", ["0.25", "0." + "25" + "0" * 1_000_000])
+def test_a_parquet_bomb_of_long_repeated_texts_stays_within_the_limit(place: Place, amount: str) -> None:
+    rows = 50_000
+    table = pa.table(
+        {
+            "request_id": [str(number) for number in range(rows)],
+            "timestamp": ["2025-11-10T12:00:00Z"] * rows,
+            "organization_id": ["org_a"] * rows,
+            "api_key_id": ["key_1"] * rows,
+            "cost": pa.DictionaryArray.from_arrays([0] * rows, [amount]),
+            "model": pa.DictionaryArray.from_arrays([0, 1] * (rows // 2), ["m" * MIB, "m"]),
+        }
+    )
+    written = io.BytesIO()
+    pq.write_table(table, written, row_group_size=rows, dictionary_pagesize_limit=8 * MIB)
+    place.write_raw("a.parquet", written.getvalue())
+    assert counts(rolled_up(place)) == (rows, rows // 2, rows // 2)
+    assert place.published("organization_day").cost.sum() == rows // 2 / 4
+
+
+@pytest.mark.parametrize("files", [300, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_tiny_files_are_taken_in_within_the_limit(place: Place, files: int) -> None:
+    for number in range(files):
+        place.write_raw(f"{number // 1000}/{number}.jsonl", request(number))
+    assert counts(rolled_up(place)) == (files, files, 0)
