@@ -40,10 +40,10 @@ class Engine:
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
-                "enable_progress_bar": False,  # it is drawn on stdout after two seconds, --json or not
             }
         )
         self._connection.execute("set timezone = 'UTC'")
+        self._connection.execute("set enable_progress_bar = false")  # it would be drawn on stdout, --json or not
 
     def close(self) -> None:
         self._connection.close()
