@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.contract.layout import Layout
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.errors import KeytallyError
 
@@ -53,8 +55,8 @@ class Day(click.ParamType[date]):
             day = datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
         except ValueError:
             self.fail(f"{value!r} is not a day; write it as 2025-11-30", param, ctx)
-        if not date(2020, 1, 1) <= day <= date(2030, 12, 31):
-            self.fail(f"{value} is outside of 2020-01-01 to 2030-12-31", param, ctx)
+        if not FIRST_DAY <= day <= LAST_DAY:
+            self.fail(f"{value} is outside of {FIRST_DAY} to {LAST_DAY}", param, ctx)
         return day
 
 
@@ -96,6 +98,8 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
                 code = _fail(str(error), as_json, WRONG_USAGE)
             except KeytallyError as error:
                 code = _fail(str(error), as_json, FAILED)
+            except BrokenPipeError:
+                code = _nobody_listens()
             except OSError as error:
                 code = _fail(_os_sentence(error), as_json, FAILED)
             except Exception as error:
@@ -115,9 +119,15 @@ def _fail(sentence: str, as_json: bool, code: int) -> int:
     return code
 
 
+def _nobody_listens() -> int:
+    """Whoever read our output has gone. What the command was to do, it had done before it spoke."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    return 0
+
+
 def _os_sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; nothing was published, and running the command again is safe"
+    return f"{where}{error.strerror or error}; running the command again is safe"
 
 
 def _engine_sentence(error: Exception) -> str:
@@ -128,7 +138,7 @@ def _engine_sentence(error: Exception) -> str:
     if not isinstance(error, (duckdb.Error, DeltaError)):
         raise error
     first_line = _visible(str(error).strip().split("\n", 1)[0])
-    return f"{first_line}; nothing was published, and running the command again is safe"
+    return f"{first_line}; running the command again is safe"
 
 
 def _print_json(document: Any) -> None:
@@ -204,10 +214,13 @@ def _progress() -> Iterator[Watch]:
 
 
 def _tell(report: Report, settings: Settings, as_json: bool) -> int:
-    if as_json:
-        _print_json(report.as_json())
-    else:
-        _show(report, settings)
+    try:
+        if as_json:
+            _print_json(report.as_json())
+        else:
+            _show(report, settings)
+    except BrokenPipeError:
+        _nobody_listens()
     return FINDINGS if report.has_findings else 0
 
 
@@ -221,7 +234,7 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
             click.echo(f"The last {most_days} of {len(report.days)} days:")
         _print_table(table)
     if report.ingested:
-        lines, quarantined = sum(taken.lines for taken in taken), sum(taken.quarantined for taken in taken)
+        lines, quarantined = sum(one.lines for one in taken), sum(one.quarantined for one in taken)
         click.echo(
             f"Took in {_count(len(report.ingested), 'file')} with {_count(lines, 'line')}; {quarantined:,} quarantined"
             f"{' (keytally quarantine lists them)' if quarantined else ''}."
@@ -231,11 +244,18 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
     if report.days:
         months = ", ".join(report.as_json()["months"])
         click.echo(f"Rolled up {_count(len(report.days), 'day')} of {months} in {report.seconds:.1f} s.")
+    if report.published:
         click.echo(f"Version {report.version} is published.")
-    elif not report.ingested:
+    elif report.days or report.ingested:
+        click.echo(f"Version {report.version} stands: it holds all this already.")
+    else:
         raw = Layout(settings.data).raw
         hint = "" if raw.is_dir() else f" There is no {raw} yet: put request logs there."
         click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
+    _show_findings(report)
+
+
+def _show_findings(report: Report) -> None:
     for held in report.held_back:
         click.echo(f"HELD BACK {_visible(held.file)}: {_visible(held.reason)}", err=True)
     if report.held_back:
@@ -286,6 +306,8 @@ def demo(port: int, as_json: bool) -> int:
     from serving.server import ServeError
     from serving.server import serve as run_server
 
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, lambda *_: sys.exit(FAILED))  # by way of the clean-up; the server has its own way
     with tempfile.TemporaryDirectory(prefix="keytally-demo-") as folder:
         data = Path(folder)
         settings = replace(Settings.from_environment(), data=data, keys=data / "keys.sqlite")

@@ -40,6 +40,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary
 from prefect.states import Completed, Failed
 from pydantic import AfterValidator, Field, ValidationInfo
 
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.errors import KeytallyError
 from pipeline.intake import take_in
@@ -54,7 +55,6 @@ from pipeline.update import backfill as roll_up_again
 
 NAME = "keytally"  # of every deployment, and their tag
 RECONCILE_SCHEDULE = "0 3 * * *"  # UTC; late enough for the night's run to be done with
-FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 RETRY_AFTER_SECONDS: list[float] = [5, 30, 120]
 SERVER_START_SECONDS = 120
 

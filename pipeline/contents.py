@@ -59,7 +59,7 @@ def _counted(entry: FileEntry | None, content: tuple[str, str]) -> bool:
     return entry is not None and entry.same_as is None and content_of(entry.take_in) == content
 
 
-def counted_contents(files: Mapping[str, FileEntry]) -> set[tuple[str, str]]:
+def held_contents(files: Mapping[str, FileEntry]) -> set[tuple[str, str]]:
     """Every content that some file holds, with its format."""
     return {content_of(entry.take_in) for entry in files.values()}
 

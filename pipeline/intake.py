@@ -17,7 +17,16 @@ from pipeline import artifacts
 from pipeline.contract.tables import EVENT
 from pipeline.engine import SCAN_ROWS, Engine, statement
 from pipeline.errors import CheckFailed
-from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, read_line, read_record
+from pipeline.line import (
+    END_INSTANT,
+    FIRST_INSTANT,
+    FUTURE_TOLERANCE,
+    Reason,
+    Rejected,
+    Request,
+    read_line,
+    read_record,
+)
 from pipeline.raw import RawFile, RawPass
 from pipeline.rows import as_json_record, without_line_end
 from pipeline.run import Run
@@ -142,7 +151,8 @@ def _judge_in_bulk(engine: Engine, block: list[pa.RecordBatch], format_name: str
     """The numbers, in order, of the block's lines that the bulk read could not take."""
     engine.name_arrow("lines", pa.Table.from_batches(block))
     engine.name_statement("candidates", format_name)
-    engine.run("accept", latest=latest.replace(tzinfo=None))
+    start, end, latest = (instant.replace(tzinfo=None) for instant in (FIRST_INSTANT, END_INSTANT, latest))
+    engine.run("accept", start=start, end=end, latest=latest)
     first, last = block[0]["line"][0].as_py(), block[-1]["line"][-1].as_py()
     return engine.column("suspects", first=first, last=last)
 

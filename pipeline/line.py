@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY
+
 MAX_LINE_BYTES = 1_048_576
 FUTURE_TOLERANCE = timedelta(minutes=5)
-FIRST_INSTANT = datetime(2020, 1, 1, tzinfo=UTC)
-END_INSTANT = datetime(2031, 1, 1, tzinfo=UTC)
+FIRST_INSTANT = datetime.combine(FIRST_DAY, time(), UTC)
+END_INSTANT = datetime.combine(LAST_DAY + timedelta(days=1), time(), UTC)
 COST_DIGITS, COST_DECIMALS = 6, 12
 UNITS_DIGITS, UNITS_DECIMALS = 12, 6
 NUMBER_DIGITS = 15  # what every decimal of that length survives in a double

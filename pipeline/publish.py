@@ -69,7 +69,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
                 },
                 # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
                 # first publish a month would both be taken, and every request of it count twice. A transaction of
-                # one application and one number is taken once; without retries the loser is told.
+                # one application and one number is taken once; to retry would be to ask in vain.
                 max_commit_retries=0,
                 app_transactions=[Transaction(APPLICATION, before.generation + 1)],
             ),

@@ -21,6 +21,7 @@ class Report:
     days: list[DayEntry] = field(default_factory=list)
     months: list[date] = field(default_factory=list)
     version: int = 0
+    published: bool = False  # whether this run made that version
     seconds: float = 0.0
 
     @property

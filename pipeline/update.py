@@ -19,9 +19,9 @@ from pipeline.artifacts import keep, verify
 from pipeline.contents import (
     content_of,
     count_each_content_once,
-    counted_contents,
     days_touched,
     events_by_day,
+    held_contents,
     needs_reading,
     size_of,
     with_take_in,
@@ -131,6 +131,7 @@ class _Update:
                 FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
             }
             report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
+            report.published = True
             sweep(self.run, ledger, files, days)
         return report
 
@@ -167,7 +168,7 @@ class _Update:
             read.append(raw_file.file)
 
         files = count_each_content_once(files, ledger.files)
-        contents = counted_contents(files)
+        contents = held_contents(files)
         for file in read:
             self._report_file(files[file], ledger.files.get(file), contents, report)
         return files

@@ -12,12 +12,13 @@ from urllib.parse import parse_qsl
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from serving.answers import Answers
 from serving.auth import Clock, Gate
 from serving.errors import InvalidRequest, OrganizationAccessDenied
 
 DAILY = "/v1/analytics/api-keys/daily/{org_id}"
-YEARS = range(2020, 2031)
+YEARS = range(FIRST_DAY.year, LAST_DAY.year + 1)
 
 
 class Daily:

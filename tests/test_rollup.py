@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.contract.tables import API_KEY_DAY, EVENT
-from pipeline.engine import Engine
+from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
+from pipeline.engine import Engine, statement
 from pipeline.rollup import fingerprint_of, roll_up_day
 from pipeline.run import start_run
 from tests.conftest import Place, Record, request
@@ -69,3 +69,16 @@ def test_organizations_never_mix(place: Place) -> None:
     assert {org: row for (org, _), row in place.usage().items()} == {
         name: (1, Decimal(n)) for n, name in enumerate(names, 1)
     }
+
+
+@pytest.mark.parametrize("table", USAGE, ids=lambda table: table.name)
+def test_the_sql_of_a_rollup_has_the_grain_and_the_merges_its_table_declares(table: Table) -> None:
+    text = statement(table.name)
+    grouped = table is not API_KEY_DAY  # whose rows are the days' own, one day a file
+    for column in table.columns:
+        if column.merge == "sum" and grouped:
+            assert f"cast(sum({column.name}) as " in text
+    in_order = text.rpartition("order by")[2].replace("nulls first", "").replace(",", " ").split()
+    assert in_order == [column.name for column in table.columns if column.name in table.grain]
+    grain = ", ".join(table.grain)
+    assert f"(select distinct {grain} from {table.name})" in statement("repeated_rows")

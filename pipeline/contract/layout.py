@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
+# The days a request may be dated on.
+FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -94,6 +94,7 @@ class Settings:
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_CRON_FIELDS = (range(60), range(24), range(1, 32), range(1, 13), range(8))
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
 
@@ -108,7 +109,14 @@ def _currency(value: str) -> str | None:
 
 def _cron(value: str) -> str | None:
     fields = value.split()
-    return " ".join(fields) if len(fields) == 5 and all(re.fullmatch(r"[\w*,/#-]+", f) for f in fields) else None
+    if len(fields) != len(_CRON_FIELDS):
+        return None
+    for field, allowed in zip(fields, _CRON_FIELDS, strict=True):
+        # The numbers only: what else a cron line may say is for the scheduler to know.
+        numbers = re.findall(r"[0-9]+", re.sub(r"/[0-9]+", "", field))
+        if not re.fullmatch(r"[A-Za-z0-9*,/#-]+", field) or any(int(number) not in allowed for number in numbers):
+            return None
+    return " ".join(fields)
 
 
 def _rate_limit(value: str) -> tuple[RateLimit | None] | None:

@@ -1,7 +1,8 @@
 """Every table keytally writes, declared once.
 
-The Arrow schema, the schema check before a commit, the unique-grain check and the README's column table all come
-from here. A measure says how it merges; what has no honest merge (an average, a percentile) is not stored.
+The Arrow schema, the schema check before a commit and the README's column table come from here; the SQL spells the
+columns out once more, and a test holds it to the grain and the merges declared here. What has no honest merge (an
+average, a percentile) is not stored.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 -- The bulk read: types each line that is certainly a request; leaves any other to the second look.
--- Inputs: candidates (the format's twelve fields as JSON values), $latest (requests after it are from the future).
+-- Inputs: candidates (the format's twelve fields as JSON values), $start and $end (half-open: the days a request may be dated on), $latest (later
+-- requests are from the future).
 -- Every pattern is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
 -- '24:00' or a thirteenth decimal. A JSON number has JSON's grammar already: it is left to say that it has no sign, no
 -- exponent, few enough decimals, and at most 15 digits, so that it is the shortest decimal of its double.
@@ -89,8 +90,8 @@ verdict as (
             and starts_with(request_id, '"')
             and (plain or regexp_full_match(request_id, '"[ !#-\[\]-~]+"'))
             and strlen(request_id) between 3 and 130
-            and instant >= timestamp '2020-01-01'
-            and instant < timestamp '2031-01-01'
+            and instant >= $start
+            and instant < $end
             and instant <= $latest
             and regexp_full_match(organization_id, '"[A-Za-z0-9_-]+"')
             and strlen(organization_id) <= 130
