@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.contract.settings import Settings
 from pipeline.contract.tables import Table
+from pipeline.seam import step
 
 _PACKAGE = Path(__file__).parent
 
@@ -61,6 +62,7 @@ class Engine:
 
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
         """Write the rows of a statement, in its order, as one Parquet file."""
+        step("write a file in scratch")
         self._connection.execute(
             f"copy ({statement(name)}) to $path "
             f"(format parquet, compression zstd, parquet_version v2, row_group_size {row_group_size})",

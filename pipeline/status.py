@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pipeline.artifacts import sync
 from pipeline.contents import needs_reading
 from pipeline.contract.layout import Layout
 from pipeline.errors import HeldBack
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.raw import RawFile, list_raw
 from pipeline.run import Run
+from pipeline.seam import step
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def write_last_run(run: Run, held_back: Mapping[tuple[str, str], str]) -> None:
         ],
     }
     unfinished = run.scratch / run.layout.last_run.name
+    step("write the note of the run")
     unfinished.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    sync(unfinished)
+    step("rename the note of the run")
     unfinished.replace(run.layout.last_run)
 
 

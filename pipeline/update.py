@@ -31,13 +31,13 @@ from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
 from pipeline.history import cause_of, restate, was_over
 from pipeline.intake import EventFile, TakeIn, rule_of, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
-from pipeline.publish import Partition, publish
+from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, hash_raw, list_raw
 from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.status import read_last_run, write_last_run
-from pipeline.sweep import sweep
+from pipeline.sweep import start_grace, sweep
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _until_committed(update: _Update) -> Report:
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         try:
             report = update.attempt()
-            write_last_run(update.run, update.held_back)
+            _note(update)
             report.seconds = time.monotonic() - begun
             return report
         except CommitRefused:
@@ -89,6 +89,14 @@ def _until_committed(update: _Update) -> Report:
             log.info("another run published first; recomputing from what it published (attempt %d)", attempt + 1)
             time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _note(update: _Update) -> None:
+    """Everything is published: a note that cannot be written is no failure of the run."""
+    try:
+        write_last_run(update.run, update.held_back)
+    except OSError as error:
+        log.warning("the note of this run could not be written: %s", error.strerror or error)
 
 
 @dataclass
@@ -104,6 +112,7 @@ class _Update:
     sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
     confirmed_at: datetime | None = None  # start of the newest run before this one
     beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
+    rejected_beyond_repair: set[str] = field(default_factory=set)  # take-ins whose rejected lines are gone likewise
 
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
@@ -117,8 +126,11 @@ class _Update:
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
         if partitions:
             notes = {"keytally.days": str(len(report.days)), "keytally.files": str(len(report.ingested))}
+            start_grace(self.run, ledger, files, days, partitions)
             report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
-            sweep(self.run, ledger, files, days)
+            sweep(self.run, files, days)
+        elif report.version:
+            make_durable(self.run.layout.rollups, report.version)  # its run may have died before it did so
         return report
 
     def _take_in(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
@@ -190,11 +202,15 @@ class _Update:
             files = healed  # a file taken in anew may have another name, and with it other days are dirty
 
         days = dict(ledger.days)
+        months: set[date] = set()
         self.run.watch.begin("rolling up days", len(dirty))
         for day in sorted(dirty):
             days[day] = self._rolled_day(day, fingerprints[day], inputs.get(day, {}), ledger.days.get(day))
-            report.days.append(days[day])
+            months.add(month_of(day))
+            if days[day].accepted or days[day] != ledger.days.get(day):
+                report.days.append(days[day])
             self.run.watch.advance(1)
+        report.months = sorted(months)
         return files, days
 
     def _dirty(self, ledger: Ledger, fingerprints: Mapping[date, str]) -> set[date]:
@@ -202,7 +218,7 @@ class _Update:
         dirty = {
             day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
         }
-        dirty |= {day for day in self.redo & ledger.days.keys() if ledger.days[day].accepted}
+        dirty |= self.redo & ledger.days.keys()
         months = {month_of(day) for day in dirty}
         for day, entry in ledger.days.items():
             if day not in dirty and month_of(day) in months and not self._is_sound(self._daily_path(entry)):
@@ -224,7 +240,7 @@ class _Update:
                 for event in entry.take_in.events
                 if entry.same_as is None and event.day in dirty and not self._is_sound(self._event_path(event))
             ]
-            if not damaged:
+            if not damaged and self._has_its_rejected(entry):
                 continue
             source = next(
                 (
@@ -241,6 +257,15 @@ class _Update:
                 if taken.name == entry.take_in.name:  # the same again: rebuilt, not taken in anew
                     taken = replace(taken, taken_at=entry.take_in.taken_at)
                 return with_take_in(files, taken)
+            if not self._has_its_rejected(entry):
+                self.rejected_beyond_repair.add(entry.take_in.name)
+                report.held_back.append(
+                    HeldBack(
+                        entry.file,
+                        "damaged: its list of quarantined lines cannot be rebuilt, because this content"
+                        " is no longer in raw/; its requests count as they did",
+                    )
+                )
             for day in sorted({event.day for event in damaged}):
                 dirty.discard(day)
                 self.beyond_repair.add(day)
@@ -252,6 +277,13 @@ class _Update:
                     )
                 )
         return files
+
+    def _has_its_rejected(self, entry: FileEntry) -> bool:
+        """Whether a file's list of quarantined lines is sound; looked at by a backfill alone, whatever its days."""
+        rejected = entry.take_in.rejected
+        if not self.redo or rejected is None or entry.same_as or entry.take_in.name in self.rejected_beyond_repair:
+            return True
+        return self._is_sound(self.run.layout.rejected / rejected)
 
     def _taken_anew(self, source: RawFile) -> TakeIn | None:
         """What a raw file is made into now. A disk may have changed its bytes and not its times, or lost some."""
@@ -278,7 +310,6 @@ class _Update:
         self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], report: Report
     ) -> list[Partition]:
         """The new files of every month of which a day was rolled up; only those whose rows are not published yet."""
-        report.months = sorted({month_of(entry.day) for entry in report.days})
         partitions = []
         self.run.watch.begin("rolling up months", len(report.months))
         for month in report.months:
