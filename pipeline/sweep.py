@@ -70,11 +70,16 @@ def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntr
                 if path not in needed and LOG not in path.parts and now - path.stat().st_mtime > GRACE.total_seconds():
                     step("delete a superseded file")
                     path.unlink()
+    sweep_log(layout, newest.version)
+
+
+def sweep_log(layout: Layout, version: int) -> None:
+    """Delete what killed commits left beside the log entries up to `version`, the newest."""
     # deltalake writes an entry beside its name, with a # and a number behind it. Of a version that is there already,
     # such a file is what a killed commit left, or that of a commit which is about to be refused.
     for path in (layout.rollups / LOG).glob("*#*"):
-        version = path.name[:20]
-        if not version.isdigit() or int(version) <= newest.version:
+        entry = path.name[:20]
+        if not entry.isdigit() or int(entry) <= version:
             step("delete an unfinished log entry")
             path.unlink(missing_ok=True)
 

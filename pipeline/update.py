@@ -37,7 +37,7 @@ from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.status import read_last_run, write_last_run
-from pipeline.sweep import start_grace, sweep
+from pipeline.sweep import start_grace, sweep, sweep_log
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,9 @@ class _Update:
             report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
             sweep(self.run, files, days)
         elif report.version:
-            make_durable(self.run.layout.rollups, report.version)  # its run may have died before it did so
+            # The run that published it may have died before it did so itself.
+            make_durable(self.run.layout.rollups, report.version)
+            sweep_log(self.run.layout, report.version)
         return report
 
     def _take_in(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:

@@ -1,4 +1,4 @@
-"""Two runs worth interrupting, cut off at any of their steps; and everything that can be seen of what they published."""
+"""Two runs worth interrupting, cut off at any of their steps; and everything to be seen of what they published."""
 
 from __future__ import annotations
 
