@@ -15,6 +15,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from pipeline.artifacts import keep, verify
 from pipeline.contents import (
     content_of,
@@ -325,6 +327,8 @@ class _Update:
                     partitions.append(Partition(table, month, path))
                     if table is ORGANIZATION_DAY:
                         partitions += self._restatements(ledger, files, month, path, report)
+            if self.redo and not any(part.table is RESTATEMENT and part.month == month for part in partitions):
+                partitions += self._begun_anew(ledger, month)
             self.run.watch.advance(1)
         return partitions
 
@@ -340,8 +344,20 @@ class _Update:
         causes = {day: cause_of(day, ledger.files, files) for day in over}
         version = ledger.publication.version + 1
         earlier = ledger.publication.files.get((RESTATEMENT.name, month))
+        if earlier and self.redo and not self._is_sound(self.run.layout.rollups / earlier.path):
+            earlier = None
         path = restate(self.run, self.run.layout.rollups / published.path, rolled, causes, version, earlier)
         return [Partition(RESTATEMENT, month, path)] if path else []
+
+    def _begun_anew(self, ledger: Ledger, month: date) -> list[Partition]:
+        """No restatements in the place of a damaged file of them: raw/ knows nothing of what was published once."""
+        recorded = ledger.publication.files.get((RESTATEMENT.name, month))
+        if recorded is None or self._is_sound(self.run.layout.rollups / recorded.path):
+            return []
+        log.warning("what was restated of %s before now is lost; its record begins anew", month_name(month))
+        path = self.run.scratch / f"{RESTATEMENT.name}-{month_name(month)}.parquet"
+        pq.write_table(RESTATEMENT.arrow_schema.empty_table(), path)
+        return [Partition(RESTATEMENT, month, path)]
 
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
         """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""

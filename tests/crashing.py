@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import pipeline.seam
-from pipeline.contract.published import NOTHING_PUBLISHED, open_published, publication_of
 from pipeline.ledger import read_ledger
 from serving.reader import Reader
 from tests.conftest import Place, request
@@ -183,9 +182,8 @@ for line in sys.stdin:
 
 def shown(place: Place) -> Shown:
     """Everything published: the version, every row of every rollup, and what the ledger says of files and days."""
-    table = open_published(place.layout.rollups)
-    publication = publication_of(table) if table else NOTHING_PUBLISHED
     ledger = read_ledger(place.layout)
+    publication = ledger.publication
     rows = {
         (rollup, month): pq.read_table(place.layout.rollups / file.path, partitioning=None).to_pylist()
         for (rollup, month), file in publication.files.items()
