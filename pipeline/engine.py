@@ -40,6 +40,7 @@ class Engine:
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
+                "enable_progress_bar": False,  # DuckDB would draw it into the JSON document on stdout
             }
         )
         self._connection.execute("set timezone = 'UTC'")

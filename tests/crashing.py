@@ -145,10 +145,10 @@ for line in sys.stdin:
     root, now, number = line.rstrip("\\n").split("\\t")
     child = os.fork()
     if not child:
-        left = int(number)
+        left = int(number) if number.isdigit() else -1
         def kill(name):
             global left
-            if left == 0:
+            if left == 0 or name == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
         pipeline.seam.at_step = kill
@@ -167,11 +167,11 @@ for line in sys.stdin:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=30)
 
-    def kill(self, place: Place, number: int) -> bool:
-        """Rolls up, killed at step `number`; False when the run had fewer steps."""
+    def kill(self, place: Place, step: int | str) -> bool:
+        """Rolls up, killed at a step by its number, or the first of a name; False when the run did not come to it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{place.layout.root}\t{place.now.isoformat()}\t{number}\n")
+        self._process.stdin.write(f"{place.layout.root}\t{place.now.isoformat()}\t{step}\n")
         status = int(self._process.stdout.readline())
         assert status in (0, -signal.SIGKILL)
         return status != 0
