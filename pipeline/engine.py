@@ -20,6 +20,9 @@ _PACKAGE = Path(__file__).parent
 POINT_READ_ROWS = 16_384
 SCAN_ROWS = 122_880
 
+# Of a statement that takes long DuckDB draws a bar on stdout, where the JSON document of the command is to stand alone.
+QUIET = "set enable_progress_bar = false"
+
 
 @cache
 def statement(name: str) -> str:
@@ -40,10 +43,10 @@ class Engine:
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
-                "enable_progress_bar": False,  # DuckDB would draw it into the JSON document on stdout
             }
         )
         self._connection.execute("set timezone = 'UTC'")
+        self._connection.execute(QUIET)
 
     def close(self) -> None:
         self._connection.close()
@@ -59,7 +62,9 @@ class Engine:
 
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
-        return self._connection.cursor().sql(statement(name)).to_arrow_reader(rows)
+        cursor = self._connection.cursor()
+        cursor.execute(QUIET)
+        return cursor.sql(statement(name)).to_arrow_reader(rows)
 
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
         """Write the rows of a statement, in its order, as one Parquet file."""
