@@ -130,11 +130,12 @@ class Reader:
 
     def _open(self, file: PublishedFile) -> _SortedFile:
         opened = self._files.get(file.path)
-        if opened is not None:
+        if opened is not None and opened.signature == _signature(self._rollups / file.path):
             return opened
         with self._opening:
             opened = self._files.get(file.path)
-            if opened is None:
+            if opened is None or opened.signature != _signature(self._rollups / file.path):
+                self._files.pop(file.path, None)
                 opened = self._checked(file)
                 self._files[file.path] = opened
                 if len(self._files) > self.OPEN_FILES:
@@ -143,20 +144,25 @@ class Reader:
 
     def _checked(self, file: PublishedFile) -> _SortedFile:
         path = self._rollups / file.path
-        status = path.stat()
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        signature = _signature(path)
         refused = self._refused.get(file.path)
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
             if checksum_of(path) != stated_checksum(path):
                 raise ValueError("its bytes are not those that were published")
-            opened = _SortedFile.at(path)
+            opened = _SortedFile.at(path, signature)
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))
             raise
         self._refused.pop(file.path, None)
         return opened
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to the file, or puts another in its place."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,11 @@ class _SortedFile:
     groups: Sequence[int]  # those with rows
     first: Sequence[str]
     last: Sequence[str]
+    signature: tuple[int, ...]  # of the file when it was checked
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def at(cls, path: Path) -> _SortedFile:
+    def at(cls, path: Path, signature: tuple[int, ...]) -> _SortedFile:
         """Opens the file. Raises ValueError when it is no sorted file of `organization_day`."""
         # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
         parquet = pq.ParquetFile(path)
@@ -191,7 +198,7 @@ class _SortedFile:
             last.append(statistics.max)
         if any(end > start for end, start in zip(last, first[1:], strict=False)):
             raise ValueError("it is not sorted by organization")
-        return cls(parquet, groups, first, last)
+        return cls(parquet, groups, first, last, signature)
 
     def days_of(self, organization_id: str) -> list[Usage]:
         """The organization's rows, as they stand."""

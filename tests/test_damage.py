@@ -8,14 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import cli
-from pipeline.contract.layout import month_of
 from tests.conftest import Place, request
 from tests.crashing import (
     Scene,
@@ -203,7 +202,7 @@ def test_a_backfill_heals_a_month_that_lost_all_its_requests(place: Place) -> No
     place.roll_up()
     place.write_raw("a.jsonl", request(1, timestamp="2025-10-01T00:00:00Z"))
     place.roll_up()
-    file = place.publication().files["organization_day", month_of(place.now.date())]
+    file = place.publication().files["organization_day", date(2025, 11, 1)]
     flip(place.layout.rollups / file.path)
     with LiveServer(settings_for(place.layout.root)) as server:
         assert _requests(server) is None
@@ -289,3 +288,16 @@ def test_a_lost_log_entry_stops_no_running_server_and_heals(place: Place, monkey
         assert _requests(server) == 2, "the last good version"
         _follow_the_message(place, monkeypatch)
         eventually(lambda: _requests(server) == 2)
+
+
+def test_a_file_damaged_while_it_is_open_is_an_error(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1), request(2, organization_id="org_b"))
+    place.roll_up()
+    file = place.layout.rollups / place.publication().files["organization_day", date(2025, 11, 1)].path
+    whole = file.read_bytes()
+    with LiveServer(settings_for(place.layout.root)) as server:
+        assert _requests(server) == 1
+        flip(file)
+        assert server.daily(server.create_key("org_b")).status_code == 503
+        file.write_bytes(whole)
+        assert server.daily(server.create_key("org_b")).status_code == 200
