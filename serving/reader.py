@@ -130,11 +130,11 @@ class Reader:
 
     def _open(self, file: PublishedFile) -> _SortedFile:
         opened = self._files.get(file.path)
-        if opened is not None and opened.signature == _signature(self._rollups / file.path):
+        if opened is not None and opened.is_unchanged(self._rollups / file.path):
             return opened
         with self._opening:
             opened = self._files.get(file.path)
-            if opened is None or opened.signature != _signature(self._rollups / file.path):
+            if opened is None or not opened.is_unchanged(self._rollups / file.path):
                 self._files.pop(file.path, None)
                 opened = self._checked(file)
                 self._files[file.path] = opened
@@ -199,6 +199,13 @@ class _SortedFile:
         if any(end > start for end, start in zip(last, first[1:], strict=False)):
             raise ValueError("it is not sorted by organization")
         return cls(parquet, groups, first, last, signature)
+
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether nobody wrote to the file since it was checked. One that was moved away is still open, and whole."""
+        try:
+            return _signature(path) == self.signature
+        except FileNotFoundError:
+            return True
 
     def days_of(self, organization_id: str) -> list[Usage]:
         """The organization's rows, as they stand."""
