@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.contract.layout import checksum_of, stated_checksum
 from pipeline.errors import ArtifactDamaged
+from pipeline.seam import step
 
 
 def keep(finished: Path, folder: Path, made_from: str) -> str:
@@ -19,15 +20,26 @@ def keep(finished: Path, folder: Path, made_from: str) -> str:
     The bytes reach the disk before the name does: after a power cut there is the whole file or none.
     """
     name = f"{made_from}-{checksum_of(finished)}{finished.suffix}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     sync(finished)
+    step("rename a file to where it stays")
     finished.replace(folder / name)
     sync(folder)
     return name
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and bring their names to the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        step("make a folder")
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 def verify(artifact: Path) -> None:
     """Raise ArtifactDamaged unless the file is there and holds the bytes its name was given for."""
+    step("verify a file")
     try:
         whole = checksum_of(artifact) == stated_checksum(artifact)
     except FileNotFoundError:
@@ -44,6 +56,7 @@ def _below_the_root(artifact: Path) -> str:
 
 def sync(path: Path) -> None:
     """Bring a file or folder to the disk."""
+    step("sync a file or folder")
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,12 +13,16 @@ import pyarrow as pa
 
 from pipeline.contract.settings import Settings
 from pipeline.contract.tables import Table
+from pipeline.seam import step
 
 _PACKAGE = Path(__file__).parent
 
 # Row groups of published files are what a reader decodes for one organization; those of our own files are scanned.
 POINT_READ_ROWS = 16_384
 SCAN_ROWS = 122_880
+
+# Of a statement that takes long DuckDB draws a bar on stdout, where the JSON document of the command is to stand alone.
+QUIET = "set enable_progress_bar = false"
 
 
 @cache
@@ -43,7 +47,7 @@ class Engine:
             }
         )
         self._connection.execute("set timezone = 'UTC'")
-        self._connection.execute("set enable_progress_bar = false")  # it would be drawn on stdout, --json or not
+        self._connection.execute(QUIET)
 
     def close(self) -> None:
         self._connection.close()
@@ -64,10 +68,13 @@ class Engine:
 
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
-        return self._connection.cursor().sql(statement(name)).to_arrow_reader(rows)
+        cursor = self._connection.cursor()
+        cursor.execute(QUIET)
+        return cursor.sql(statement(name)).to_arrow_reader(rows)
 
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
         """Write the rows of a statement, in its order, as one Parquet file."""
+        step("write a file in scratch")
         self._connection.execute(
             f"copy ({statement(name)}) to $path "
             f"(format parquet, compression zstd, parquet_version v2, row_group_size {row_group_size})",

@@ -38,6 +38,18 @@ class CheckFailed(KeytallyError):
         self.got = got
 
 
+class NotDurable(KeytallyError):
+    """A version that is published, but may not have reached the disk."""
+
+    def __init__(self, version: int, reason: str) -> None:
+        super().__init__(
+            f"version {version} is published, but could not be brought to the disk ({reason}): a power cut may still"
+            " take it back; see to the disk and run the command again"
+        )
+        self.version = version
+        self.reason = reason
+
+
 class CommitRefused(KeytallyError):
     """Another writer published first. Reload, recompute, try again."""
 

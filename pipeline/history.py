@@ -20,6 +20,7 @@ from pipeline.contract.published import PublishedFile
 from pipeline.contract.tables import ORGANIZATION_DAY, RESTATEMENT
 from pipeline.ledger import DayEntry, FileEntry, read_ledger
 from pipeline.run import Run
+from pipeline.seam import step
 
 MOST_FILES = 20
 
@@ -116,6 +117,7 @@ def restate(
         verify(path)
         added = pa.concat_tables([pq.read_table(path, schema=RESTATEMENT.arrow_schema, partitioning=None), added])
     path = run.scratch / f"{RESTATEMENT.name}-{month_of(rows[0][0])}.parquet"
+    step("write a file in scratch")
     pq.write_table(
         added.sort_by([("organization_id", "ascending"), ("day", "ascending"), ("version", "ascending")]), path
     )

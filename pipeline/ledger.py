@@ -21,6 +21,7 @@ from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_pub
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
 from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.intake import EventFile, TakeIn
+from pipeline.seam import step
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def read_ledger(layout: Layout) -> Ledger:
 
     Raises KeytallyError when there is a published version that cannot be read.
     """
+    step("open the table")
     try:
         table = open_published(layout.rollups)
         publication = publication_of(table) if table else NOTHING_PUBLISHED
@@ -142,4 +144,5 @@ def write_day_ledger(days: Iterable[DayEntry], month: date, path: Path) -> None:
 
 
 def _write(rows: list[dict[str, Any]], table: Table, path: Path) -> None:
+    step("write a file in scratch")
     pq.write_table(pa.Table.from_pylist(rows, schema=table.arrow_schema), path, compression="zstd")

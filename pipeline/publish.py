@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -18,16 +19,19 @@ from pipeline.checks import check_schema
 from pipeline.contract.layout import month_name, rollup_folder
 from pipeline.contract.published import (
     APPLICATION,
+    CONTENTS,
     LOG,
     RUN_STARTED,
     Publication,
     PublishedFile,
+    digest_of,
     log_entry,
     open_published,
 )
 from pipeline.contract.tables import Table, published_schema
-from pipeline.errors import CommitRefused
+from pipeline.errors import CommitRefused, NotDurable
 from pipeline.run import Run
+from pipeline.seam import step
 
 PARTITIONS = ["rollup", "month"]
 
@@ -44,7 +48,8 @@ class Partition:
 def publish(run: Run, before: Publication, partitions: Sequence[Partition], notes: Mapping[str, str]) -> int:
     """Put all the partitions in the place of those of version `before`, in one commit; the new version.
 
-    Raises CheckFailed when a file has not its table's columns, CommitRefused when another run published since.
+    Raises CheckFailed when a file has not its table's columns, CommitRefused when another run published since,
+    NotDurable when it is published, but a power cut may still take it back.
     """
     for partition in partitions:
         check_schema(partition.path, partition.table)
@@ -54,7 +59,11 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     superseded = [before.files.get((partition.table.name, partition.month)) for partition in partitions]
     removed = [_remove(file, committed_at) for file in superseded if file]
     added = [_add(run.layout.rollups, partition, committed_at) for partition in partitions]
+    kept = {file.path for file in before.files.values()} - {action.path for action in removed}
+    contents = digest_of([*kept, *(action.path for action in added)])
+    _sync_folders(run.layout.rollups, added)
     commit_name = run.scratch.name
+    step("commit")
     try:
         table.create_write_transaction(
             [*removed, *added],
@@ -71,23 +80,25 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
                 # first publish a month would both be taken, and every request of it count twice. A transaction of
                 # one application and one number is taken once; to retry would be to ask in vain.
                 max_commit_retries=0,
-                app_transactions=[Transaction(APPLICATION, before.generation + 1)],
+                app_transactions=[Transaction(APPLICATION, before.generation + 1), Transaction(CONTENTS, contents)],
             ),
             post_commithook_properties=PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=True),
         )
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         # The commit may stand although a checkpoint behind it failed.
         if not _is_ours(run.layout.rollups, before.version + 1, commit_name):
-            if isinstance(error, CommitFailedError):
+            if isinstance(error, CommitFailedError) or log_entry(run.layout.rollups, before.version + 1).exists():
                 raise CommitRefused(before.version) from error
             raise
-    _make_durable(run.layout.rollups, before.version + 1)
+    make_durable(run.layout.rollups, before.version + 1)
     return before.version + 1
 
 
 def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
     """A handle at the version `before`: what others commit from now on collides with what it commits."""
     if open_published(rollups) is None:
+        artifacts.make_folder(rollups / LOG)
+        step("make the table")
         try:
             DeltaTable.create(
                 rollups,
@@ -97,7 +108,7 @@ def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
                 description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
                 "always sum within one value of the column rollup.",
             )
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
             if open_published(rollups) is None:
                 raise
             raise CommitRefused(before.version) from error  # another run created it at this moment
@@ -150,7 +161,24 @@ def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
         return False
 
 
-def _make_durable(rollups: Path, version: int) -> None:
-    """Bring the commit to the disk; its files are there already. deltalake leaves that to the operating system."""
-    artifacts.sync(log_entry(rollups, version))
-    artifacts.sync(rollups / LOG)
+def _sync_folders(rollups: Path, added: Sequence[AddAction]) -> None:
+    """Bring the names of the folders that hold the files to the disk, whoever made them."""
+    paths = [rollups / action.path for action in added]
+    folders = {folder for path in paths for folder in path.parents if folder.is_relative_to(rollups)}
+    for folder in sorted(folders):
+        artifacts.sync(folder)
+
+
+def make_durable(rollups: Path, version: int) -> None:
+    """Bring a version to the disk; its files are there already. deltalake leaves that to the operating system.
+
+    Also the version before it: the run that made it may have died before it did this itself. Raises NotDurable.
+    """
+    try:
+        for entry in (log_entry(rollups, version - 1), log_entry(rollups, version)):
+            with suppress(FileNotFoundError):  # cleaned up, behind a checkpoint
+                artifacts.sync(entry)
+        for folder in (rollups / LOG, rollups, rollups.parent):
+            artifacts.sync(folder)
+    except OSError as error:
+        raise NotDurable(version, error.strerror or str(error)) from error

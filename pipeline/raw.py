@@ -25,6 +25,7 @@ from isal.igzip_lib import IsalError
 
 from pipeline import rows
 from pipeline.errors import HeldBack
+from pipeline.seam import step
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -89,6 +90,7 @@ def list_raw(raw: Path) -> RawListing:
 def _walk(
     folder: Path, prefix: str, above: frozenset[tuple[int, int]], held_back: list[HeldBack]
 ) -> Iterator[tuple[str, Path]]:
+    step("list a raw folder")
     try:
         here = folder.stat()
         entries = list(os.scandir(folder))
@@ -141,6 +143,7 @@ class RawPass:
         self._on_read = on_read
         self.numbered = 0  # lines handed over so far
         self._hash = hashlib.sha256()
+        step("open a raw file")
         with self._errors_as_held_back():
             # Unbuffered: what has been read is what has been hashed.
             self._source = raw_file.path.open("rb", buffering=0)
@@ -252,6 +255,7 @@ class _Hashed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        step("read a raw file")
         count = self._source.readinto(buffer) or 0
         self._digest.update(memoryview(buffer)[:count])
         self._on_read(count)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.checks import check_day, check_month
+from pipeline.checks import check_day, check_month, check_schema
 from pipeline.contract.layout import month_name
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
@@ -67,6 +67,7 @@ def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMont
     for table in USAGE:
         path = run.scratch / f"{table.name}-{month_name(month)}.parquet"
         engine.copy(table.name, path, POINT_READ_ROWS)
+        check_schema(path, table)
         engine.name_files(table.name, [path], table)
         files[table] = path
     check_month(engine, month, counted=sum(entry.counted for entry in days))

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.contract.layout import Layout
 from pipeline.contract.settings import Settings
 from pipeline.engine import Engine
+from pipeline.seam import step
 
 
 class Watch:
@@ -44,6 +45,7 @@ class Run:
 def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None) -> Iterator[Run]:
     """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed."""
     layout = Layout(settings.data)
+    step("make the folder of scratches")
     layout.scratch.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(layout.scratch)
     scratch, lock = _locked_scratch(layout.scratch)
@@ -51,6 +53,7 @@ def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | 
         engine = Engine(settings, scratch)
         try:
             yield Run(settings, layout, clock, clock(), scratch, engine, watch or Watch())
+            step("remove the scratch")
         finally:
             engine.close()
     finally:
@@ -65,7 +68,9 @@ def _locked_scratch(folder: Path) -> tuple[Path, int]:
     """
     while True:
         scratch = folder / uuid.uuid4().hex
+        step("make a scratch")
         scratch.mkdir()
+        step("lock the scratch")
         with suppress(FileNotFoundError):
             lock = os.open(scratch, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)

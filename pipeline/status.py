@@ -15,6 +15,7 @@ from pipeline.errors import HeldBack
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.raw import RawFile, list_raw
 from pipeline.run import Run
+from pipeline.seam import step
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], s
     if before is not None and before.started <= run.clock():
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
+    step("write the note of the run")
     unfinished.write_text(LastRun(started, version, held_back, findings).as_json(), encoding="utf-8")
     sync(unfinished)
+    step("rename the note of the run")
     unfinished.replace(run.layout.last_run)
 
 

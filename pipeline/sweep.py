@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from deltalake.exceptions import DeltaError
 from pipeline.contract.layout import Layout
 from pipeline.contract.published import LOG, NOTHING_PUBLISHED, Publication, open_published, publication_of
 from pipeline.ledger import DayEntry, FileEntry, Ledger
+from pipeline.publish import Partition
 from pipeline.run import Run
+from pipeline.seam import step
 
 log = logging.getLogger(__name__)
 
@@ -22,33 +24,64 @@ log = logging.getLogger(__name__)
 GRACE = timedelta(days=7)
 
 
-def sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
-    """Delete superseded artifacts and published files whose grace is over; start the grace of those superseded now.
+def start_grace(
+    run: Run,
+    before: Ledger,
+    files: Mapping[str, FileEntry],
+    days: Mapping[date, DayEntry],
+    partitions: Sequence[Partition],
+) -> None:
+    """Start the grace of what a version made of `files`, `days` and `partitions` will supersede of the one before.
 
-    before: the ledger that the newest version, made of `files` and `days`, superseded. That version is published:
-    what cannot be deleted now is no failure of its run.
+    Ahead of its commit: a run that dies right behind it must not leave files that look superseded for long.
+    """
+    now = run.clock().timestamp()
+    layout = run.layout
+    superseded = {*_artifacts(layout, before.files.values(), before.days.values())}
+    superseded -= {*_artifacts(layout, files.values(), days.values())}
+    replaced = [before.publication.files.get((partition.table.name, partition.month)) for partition in partitions]
+    superseded |= {layout.rollups / file.path for file in replaced if file}
+    for path in sorted(superseded):
+        step("start the grace of a file")
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path, (now, now))
+
+
+def sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
+    """Delete superseded artifacts and published files whose grace is over, and what killed commits left in the log.
+
+    The newest version, made of `files` and `days`, is published: what cannot be deleted now is no failure of its run.
     """
     try:
-        _sweep(run, before, files, days)
+        _sweep(run, files, days)
     except (OSError, ValueError, DeltaError) as error:
         log.warning("not everything superseded could be deleted: %s; the next run tries again", error)
 
 
-def _sweep(run: Run, before: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
+def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
     layout = run.layout
     now = run.clock().timestamp()
-    needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, _newest(layout))}
-    superseded = {*_artifacts(layout, before.files.values(), before.days.values())} - needed
-    superseded |= {*_published(layout, before.publication)} - needed
-    for path in superseded:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path, (now, now))
+    newest = _newest(layout)
+    needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, newest)}
     # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
     for folder in (layout.events, layout.daily, layout.rejected, layout.rollups):
         for path in folder.rglob("*.parquet"):
             with contextlib.suppress(FileNotFoundError):
                 if path not in needed and LOG not in path.parts and now - path.stat().st_mtime > GRACE.total_seconds():
+                    step("delete a superseded file")
                     path.unlink()
+    sweep_log(layout, newest.version)
+
+
+def sweep_log(layout: Layout, version: int) -> None:
+    """Delete what killed commits left beside the log entries up to `version`, the newest."""
+    # deltalake writes an entry beside its name, with a # and a number behind it. Of a version that is there already,
+    # such a file is what a killed commit left, or that of a commit which is about to be refused.
+    for path in (layout.rollups / LOG).glob("*#*"):
+        entry = path.name[:20]
+        if not entry.isdigit() or int(entry) <= version:
+            step("delete an unfinished log entry")
+            path.unlink(missing_ok=True)
 
 
 def _newest(layout: Layout) -> Publication:

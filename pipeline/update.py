@@ -15,6 +15,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from pipeline.artifacts import keep, verify
 from pipeline.contents import (
     content_of,
@@ -34,13 +36,13 @@ from pipeline.errors import ArtifactDamaged, CommitRefused, HeldBack
 from pipeline.history import cause_of, restate, was_over
 from pipeline.intake import EventFile, TakeIn, rule_of, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
-from pipeline.publish import Partition, publish
+from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, hash_raw, list_raw
 from pipeline.report import Report
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.status import write_last_run
-from pipeline.sweep import sweep
+from pipeline.sweep import start_grace, sweep, sweep_log
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ class _Update:
     sound: set[Path] = field(default_factory=set)  # artifacts whose checksum was found right
     confirmed_at: datetime | None = None  # start of the newest run before this one
     beyond_repair: set[date] = field(default_factory=set)  # days whose events are gone, and their raw file too
+    rejected_beyond_repair: set[str] = field(default_factory=set)  # take-ins whose rejected lines are gone likewise
 
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
@@ -130,9 +133,14 @@ class _Update:
                 "keytally.files": str(len(report.ingested)),
                 FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
             }
+            start_grace(self.run, ledger, files, days, partitions)
             report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
             report.published = True
-            sweep(self.run, ledger, files, days)
+            sweep(self.run, files, days)
+        elif report.version:
+            # The run that published it may have died before it did so itself.
+            make_durable(self.run.layout.rollups, report.version)
+            sweep_log(self.run.layout, report.version)
         return report
 
     def note(self, version: int) -> None:
@@ -211,11 +219,15 @@ class _Update:
             files = healed  # a file taken in anew may have another name, and with it other days are dirty
 
         days = dict(ledger.days)
+        months: set[date] = set()
         self.run.watch.begin("rolling up days", len(dirty))
         for day in sorted(dirty):
             days[day] = self._rolled_day(day, fingerprints[day], inputs.get(day, {}), ledger.days.get(day))
-            report.days.append(days[day])
+            months.add(month_of(day))
+            if days[day].accepted or days[day] != ledger.days.get(day):
+                report.days.append(days[day])
             self.run.watch.advance(1)
+        report.months = sorted(months)
         return files, days
 
     def _dirty(self, ledger: Ledger, fingerprints: Mapping[date, str]) -> set[date]:
@@ -223,7 +235,7 @@ class _Update:
         dirty = {
             day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
         }
-        dirty |= {day for day in self.redo & ledger.days.keys() if ledger.days[day].accepted}
+        dirty |= self.redo & ledger.days.keys()
         months = {month_of(day) for day in dirty}
         for day, entry in ledger.days.items():
             if day not in dirty and month_of(day) in months and not self._is_sound(self._daily_path(entry)):
@@ -245,7 +257,7 @@ class _Update:
                 for event in entry.take_in.events
                 if entry.same_as is None and event.day in dirty and not self._is_sound(self._event_path(event))
             ]
-            if not damaged:
+            if not damaged and self._has_its_rejected(entry):
                 continue
             source = next(
                 (
@@ -262,6 +274,15 @@ class _Update:
                 if taken.name == entry.take_in.name:  # the same again: rebuilt, not taken in anew
                     taken = replace(taken, taken_at=entry.take_in.taken_at)
                 return with_take_in(files, taken)
+            if not self._has_its_rejected(entry):
+                self.rejected_beyond_repair.add(entry.take_in.name)
+                report.held_back.append(
+                    HeldBack(
+                        entry.file,
+                        "damaged: its list of quarantined lines cannot be rebuilt, because this content"
+                        " is no longer in raw/; its requests count as they did",
+                    )
+                )
             for day in sorted({event.day for event in damaged}):
                 dirty.discard(day)
                 self.beyond_repair.add(day)
@@ -273,6 +294,13 @@ class _Update:
                     )
                 )
         return files
+
+    def _has_its_rejected(self, entry: FileEntry) -> bool:
+        """Whether a file's list of quarantined lines is sound; looked at by a backfill alone, whatever its days."""
+        rejected = entry.take_in.rejected
+        if not self.redo or rejected is None or entry.same_as or entry.take_in.name in self.rejected_beyond_repair:
+            return True
+        return self._is_sound(self.run.layout.rejected / rejected)
 
     def _taken_anew(self, source: RawFile) -> TakeIn | None:
         """What a raw file is made into now. A disk may have changed its bytes and not its times, or lost some."""
@@ -302,7 +330,6 @@ class _Update:
         self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], report: Report
     ) -> list[Partition]:
         """The new files of every month of which a day was rolled up; only those whose rows are not published yet."""
-        report.months = sorted({month_of(entry.day) for entry in report.days})
         partitions = []
         self.run.watch.begin("rolling up months", len(report.months))
         for month in report.months:
@@ -316,6 +343,8 @@ class _Update:
                     partitions.append(Partition(table, month, path))
                     if table is ORGANIZATION_DAY:
                         partitions += self._restatements(ledger, files, month, path, report)
+            if self.redo and not any(part.table is RESTATEMENT and part.month == month for part in partitions):
+                partitions += self._begun_anew(ledger, month)
             self.run.watch.advance(1)
         return partitions
 
@@ -331,8 +360,20 @@ class _Update:
         causes = {day: cause_of(day, ledger.files, files) for day in over}
         version = ledger.publication.version + 1
         earlier = ledger.publication.files.get((RESTATEMENT.name, month))
+        if earlier and self.redo and not self._is_sound(self.run.layout.rollups / earlier.path):
+            earlier = None
         path = restate(self.run, self.run.layout.rollups / published.path, rolled, causes, version, earlier)
         return [Partition(RESTATEMENT, month, path)] if path else []
+
+    def _begun_anew(self, ledger: Ledger, month: date) -> list[Partition]:
+        """No restatements in the place of a damaged file of them: raw/ knows nothing of what was published once."""
+        recorded = ledger.publication.files.get((RESTATEMENT.name, month))
+        if recorded is None or self._is_sound(self.run.layout.rollups / recorded.path):
+            return []
+        log.warning("what was restated of %s before now is lost; its record begins anew", month_name(month))
+        path = self.run.scratch / f"{RESTATEMENT.name}-{month_name(month)}.parquet"
+        pq.write_table(RESTATEMENT.arrow_schema.empty_table(), path)
+        return [Partition(RESTATEMENT, month, path)]
 
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
         """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""

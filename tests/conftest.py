@@ -53,7 +53,7 @@ class Place:
         )
         self.layout = Layout(root)
         self.now = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)
-        self.layout.raw.mkdir(parents=True)
+        self.layout.raw.mkdir(parents=True, exist_ok=True)
 
     def write_raw(self, file: str, *content: bytes | Record | str) -> Path:
         """Put a raw file in place: bytes as they are, or one line for each record or text."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -12,8 +13,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, instant
+from pipeline.contract.layout import rollup_folder
 
 APPLICATION = "keytally"  # names our transactions in the Delta log
+CONTENTS = "keytally.contents"  # names the transaction that carries digest_of a version's files
 LOG = "_delta_log"  # its folder in the table's; checkpoints in it are Parquet files too
 RUN_STARTED = "keytally.run_started"  # in a commit: when its run started
 FINDINGS = "keytally.findings"  # in a commit: the days of which its run held something back
@@ -56,7 +59,8 @@ def open_published(rollups: Path) -> DeltaTable | None:
 def publication_of(table: DeltaTable) -> Publication:
     """What the handle's version publishes.
 
-    Raises ValueError when a rollup's month would be held by two files: no reader may sum them.
+    Raises ValueError when a rollup's month would be held by two files, for no reader may sum them; and when the files
+    are not those that were committed: a log entry that is cut at the end of a line still reads as a log entry.
     """
     files: dict[tuple[str, date | None], PublishedFile] = {}
     # Not pa.table(): it imports pandas, only to rule out that it was given a data frame.
@@ -69,10 +73,23 @@ def publication_of(table: DeltaTable) -> Publication:
             size=added["size_bytes"],
             published_at=datetime.fromtimestamp(added["modification_time"] / 1000, UTC),
         )
+        if not file.path.startswith(rollup_folder(file.rollup, file.month) + "/"):
+            raise ValueError(f"the log is damaged: it names {file.path} as {file.rollup} of {month}")
         if (file.rollup, file.month) in files:
             raise ValueError(f"two published files hold {file.rollup} of {month}")
         files[file.rollup, file.month] = file
-    return Publication(table.version(), table.transaction_version(APPLICATION) or 0, files)
+    generation = table.transaction_version(APPLICATION) or 0
+    contents = table.transaction_version(CONTENTS)
+    if (files and not generation) or contents not in (None, digest_of(file.path for file in files.values())):
+        raise ValueError(
+            f"the log of version {table.version()} is damaged: its files are not those that were committed"
+        )
+    return Publication(table.version(), generation, files)
+
+
+def digest_of(paths: Iterable[str]) -> int:
+    """A number that stands for a set of published files: 63 bits of the SHA-256 of their paths."""
+    return int.from_bytes(hashlib.sha256("\0".join(sorted(paths)).encode()).digest()[:8]) >> 1
 
 
 def log_entry(rollups: Path, version: int) -> Path:
