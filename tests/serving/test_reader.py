@@ -101,6 +101,15 @@ def test_a_file_that_is_not_what_we_write_is_an_error(data: Path, content: pa.Ta
     assert refusal.value.system_message == "Published usage data cannot be read"
 
 
+def test_more_than_31_days_of_an_organization_are_an_error(data: Path) -> None:
+    rows: list[Row] = [("org_b", date(2025, 12, 1 + day % 31), 1, "1", "1", "1") for day in range(32)]
+    publish_days(data, date(2025, 12, 1), rows)
+    with pytest.raises(UsageUnavailable) as refusal:
+        usage(data, "org_b", date(2025, 12, 1))
+    assert refusal.value.status == 503
+    assert "more than 31 days" in str(refusal.value.reason)
+
+
 def test_a_table_that_cannot_be_read_at_the_start_is_an_error_and_never_zeros(data: Path) -> None:
     publish_days(data, NOVEMBER, [ROW])
     log = next((data / "rollups" / "_delta_log").glob("*1.json"))
