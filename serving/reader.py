@@ -1,11 +1,15 @@
 """Reads what is published of one organization: at most 31 rows of one sorted file, and at most 31 of the ledger.
 
-Nothing is read from a file whose bytes are not the ones its name was given for: an error, never a wrong number.
+Nothing is read from a file whose bytes are not the ones its name was given for, and whatever is read of it later is
+checked again: an error, never a wrong number.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
+import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -22,7 +26,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout, checksum_of, month_of, stated_checksum
+from pipeline.contract.layout import Layout, month_of, stated_checksum
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
     Publication,
@@ -143,11 +147,11 @@ class Reader:
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
         """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.
 
-        Costs the reading of one row group, two where the organization lies across; the first call for a file also
-        reads all of it, to check its bytes.
+        Costs the reading and checking of one row group, two where the organization lies across; the first call for a
+        file also reads all of it, to check its bytes.
         """
         try:
-            days = self._open(file).days_of(organization_id)
+            days = self._days_of(organization_id, file)
             if any(value is None for usage in days for value in usage):
                 raise ValueError("a value is missing")
             if any(month_of(usage.day) != file.month for usage in days):
@@ -232,6 +236,16 @@ class Reader:
             return self._confirmed.publication
         return publication_of(self._table)
 
+    def _days_of(self, organization_id: str, file: PublishedFile) -> list[Usage]:
+        opened = self._open(file)
+        try:
+            return opened.days_of(organization_id)
+        except (OSError, _OtherBytes):
+            with self._opening:  # the next call opens and checks what stands there then
+                if self._files.get(file.path) is opened:
+                    del self._files[file.path]
+            raise
+
     def _open(self, file: PublishedFile) -> _SortedFile:
         opened = self._files.get(file.path)
         if opened is not None:
@@ -239,28 +253,92 @@ class Reader:
         with self._opening:
             opened = self._files.get(file.path)
             if opened is None:
-                opened = self._checked(file, _SortedFile.at)
+                opened = self._checked(file, _SortedFile.of)
                 self._files[file.path] = opened
                 if len(self._files) > self.OPEN_FILES:
                     self._files.popitem(last=False)  # closed when its last reader lets go of it
         return opened
 
-    def _checked(self, file: PublishedFile, open_at: Callable[[Path], _Opened]) -> _Opened:
+    def _checked(self, file: PublishedFile, read: Callable[[_CheckedFile], _Opened]) -> _Opened:
         path = self._rollups / file.path
         status = path.stat()
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        signature = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         refused = self._refused.get(file.path)
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
-            if checksum_of(path) != stated_checksum(path):
-                raise ValueError("its bytes are not those that were published")
-            opened = open_at(path)
+            opened = read(_CheckedFile(path))
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))
             raise
         self._refused.pop(file.path, None)
         return opened
+
+
+class _OtherBytes(ValueError):
+    """A file that is not what was published."""
+
+    def __init__(self) -> None:
+        super().__init__("its bytes are not those that were published")
+
+
+class _CheckedFile(io.RawIOBase):
+    """A published file whose bytes are those that its name was given for: at the first look, and at each read.
+
+    Its blocks are hashed when all of it is, and again when they are read, so that what is damaged on the disk
+    afterwards is an error as well. 32 bytes of memory a block. Not for several threads at once.
+    """
+
+    BLOCK = 64 * 1024  # bytes
+
+    def __init__(self, path: Path) -> None:
+        """Reads all of it. Raises ValueError when it is not what was published."""
+        whole = hashlib.sha256()
+        self._digests = []
+        self._size = 0
+        self._position = 0
+        with path.open("rb") as file:
+            while block := file.read(self.BLOCK):
+                whole.update(block)
+                self._digests.append(hashlib.sha256(block).digest())
+                self._size += len(block)
+        if whole.hexdigest()[:32] != stated_checksum(path):  # as `checksum_of`, in one pass with the blocks
+            raise _OtherBytes
+        # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
+        self._file = pa.OSFile(str(path))
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes there; where that is from the beginning."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, fewer at the end. Raises ValueError when they are no longer what they were."""
+        start = self._position
+        end = self._size if size < 0 else min(start + size, self._size)
+        if start >= end:
+            return b""
+        first, behind = start // self.BLOCK, -(-end // self.BLOCK)
+        offset = first * self.BLOCK
+        read = memoryview(self._file.read_at(behind * self.BLOCK - offset, offset))
+        for number, digest in enumerate(self._digests[first:behind]):
+            block = read[number * self.BLOCK : (number + 1) * self.BLOCK]
+            if hashlib.sha256(block).digest() != digest:
+                raise _OtherBytes
+        self._position = end
+        return bytes(read[start - offset : end - offset])
 
 
 @dataclass(frozen=True)
@@ -274,10 +352,9 @@ class _SortedFile:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def at(cls, path: Path) -> _SortedFile:
-        """Opens the file. Raises ValueError when it is no sorted file of `organization_day`."""
-        # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
-        parquet = pq.ParquetFile(path)
+    def of(cls, file: _CheckedFile) -> _SortedFile:
+        """The file as a sorted one. Raises ValueError when it is no sorted file of `organization_day`."""
+        parquet = pq.ParquetFile(file, pre_buffer=False)
         for column in _SCHEMA:
             index = parquet.schema_arrow.get_field_index(column.name)
             if index < 0 or parquet.schema_arrow.field(index).type != column.type:
@@ -310,9 +387,9 @@ class _SortedFile:
         return [Usage(*row) for row in zip(*(column.to_pylist() for column in found.columns), strict=True)]
 
 
-def _loaded_days(path: Path) -> frozenset[date]:
+def _loaded_days(file: _CheckedFile) -> frozenset[date]:
     """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
-    with pq.ParquetFile(path) as parquet:
+    with file, pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows > 31:
             raise ValueError("it has more than 31 days")
         table = parquet.read(columns=_LEDGER_SCHEMA.names, use_threads=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from pipeline.contract.layout import Layout
 from serving.errors import UsageUnavailable
 from serving.models import Usage
-from serving.reader import Reader
+from serving.reader import Reader, _CheckedFile
 from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.publishing import Row, publish_days, rollup_rows
 
@@ -79,6 +81,42 @@ def test_a_damaged_file_is_an_error_until_it_is_restored(data: Path, damage: obj
         assert server.daily(key).json()["summary"]["totalApiKeyRequests"] == 5
 
 
+def damage_cost(path: Path) -> None:
+    other = publish_days(path.parent / "other", NOVEMBER, [("org_b", date(2025, 11, 3), 5, "2.5", "2", "3")])
+    assert other.stat().st_size == path.stat().st_size
+    path.write_bytes(other.read_bytes())
+
+
+def damage_cut(path: Path) -> None:
+    os.truncate(path, 100)
+
+
+@pytest.mark.parametrize("block", [16, 64 * 1024])
+@pytest.mark.parametrize("damage", [damage_cost, damage_cut])
+def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_is_restored(
+    data: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], block: int
+) -> None:
+    monkeypatch.setattr(_CheckedFile, "BLOCK", block)
+    path = publish_days(data, NOVEMBER, [ROW])
+    good, status = path.read_bytes(), path.stat()
+    reader = Reader(Layout(data))
+    reader.refresh()
+    file = reader.file_of(NOVEMBER)
+    assert file is not None
+    days = reader.usage_of("org_b", file)
+    assert [day.cost for day in days] == [Decimal("1.5")]
+    damage(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for _ in range(3):
+        with pytest.raises(UsageUnavailable, match="cannot be read") as refusal:
+            reader.usage_of("org_b", file)
+        assert "not those that were published" in str(refusal.value.reason)
+    path.write_bytes(good)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_ino == status.st_ino
+    assert reader.usage_of("org_b", file) == days
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -99,6 +137,15 @@ def test_a_file_that_is_not_what_we_write_is_an_error(data: Path, content: pa.Ta
         usage(data, "org_b")
     assert why in str(refusal.value.reason)
     assert refusal.value.system_message == "Published usage data cannot be read"
+
+
+def test_more_than_31_days_of_an_organization_are_an_error(data: Path) -> None:
+    rows: list[Row] = [("org_b", date(2025, 12, 1 + day % 31), 1, "1", "1", "1") for day in range(32)]
+    publish_days(data, date(2025, 12, 1), rows)
+    with pytest.raises(UsageUnavailable) as refusal:
+        usage(data, "org_b", date(2025, 12, 1))
+    assert refusal.value.status == 503
+    assert "more than 31 days" in str(refusal.value.reason)
 
 
 def test_a_table_that_cannot_be_read_at_the_start_is_an_error_and_never_zeros(data: Path) -> None:
