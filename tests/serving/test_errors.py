@@ -222,6 +222,17 @@ def test_an_unusable_request_id_is_replaced_by_a_uuid(server: LiveServer, sent: 
     assert UUID(error_of(answer)["trace_id"])
 
 
+@pytest.mark.parametrize("sent", ["bytes=abc", "bytes=999999999-", "bytes=0-9", "bytes=9-0", "lines=1-2", ""])
+@pytest.mark.parametrize("path", ["/static-offline-docs/swagger-ui.css", "/openapi.json", "/docs", "/nowhere", PATH])
+def test_a_range_changes_nothing(server: LiveServer, path: str, sent: str) -> None:
+    answer, whole = server.client.get(path, headers={"Range": sent}), server.client.get(path)
+    assert answer.status_code == whole.status_code in (200, 401, 404)
+    if answer.status_code == 200:
+        assert answer.content == whole.content
+    else:
+        assert words_of(answer) == words_of(whole)
+
+
 def exchange(port: int, request: bytes) -> bytes:
     """What comes back for these bytes, until the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
