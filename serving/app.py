@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
@@ -75,6 +76,8 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
     for route in app.routes:
         if isinstance(route, Mount):
             route.app = _whole(route.app)
+        elif isinstance(route, APIRoute):
+            route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
     app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of)
     return app

@@ -133,17 +133,23 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """uvicorn's protocol, but what is not HTTP gets the same shape of error as everything else."""
 
+    _head = False  # whether the newest request's method is HEAD, as far as it can be told
+
+    def handle_events(self) -> None:
+        """As uvicorn's. It reads one request at most, and what cannot be read is gone afterwards: so look before."""
+        if self.conn.their_state is h11.IDLE:
+            self._head = self.conn.trailing_data[0].startswith(b"HEAD ")
+        super().handle_events()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answers, and closes the connection."""
         trace_id = trace_id_of(())
         headers, body = error_answer(BadRequest(), trace_id, utc_now())
         headers += [(b"x-request-id", trace_id.encode("ascii")), (b"connection", b"close")]
         try:
-            for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
+            response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            # h11 knows no method of what it could not read, and would insist on the body.
+            for event in (response,) if self._head else (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             log_request({"method": "-"}, trace_id, BadRequest.status, 0.0, None)
         except h11.LocalProtocolError:
