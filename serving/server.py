@@ -23,6 +23,7 @@ from serving.errors import BadRequest, error_answer
 from serving.keys import KeyRegistry, RegistryError
 from serving.tracing import ACCESS_LOG, log_request, trace_id_of
 
+_LOG = logging.getLogger("keytally.server")
 GRACE_SECONDS = 30  # running requests may finish within this time
 KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
 LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
@@ -59,6 +60,13 @@ def serve(
 
     # A partial, since workers are spawned: they get these very settings, not another look at the environment.
     configuration = configure(functools.partial(create_app, settings, workers=workers), workers)
+    limit = settings.rate_limit
+    if limit and limit.amount < workers and not settings.rate_limit_store:
+        _LOG.warning(
+            "KEYTALLY_RATE_LIMIT grants %d in %d seconds, but each of %d workers grants at least 1: up to %d together;"
+            " with KEYTALLY_RATE_LIMIT_STORE they share one limit",
+            *(limit.amount, limit.seconds, workers, workers),
+        )
     with listener, _stopping_quietly():
         if workers > 1:
             if on_started is not None:
