@@ -386,7 +386,10 @@ def create_keys(
         wanted = [line.strip() for line in organizations if line.strip()]
     else:
         wanted = [organization_id]
-    created = _on_registry(lambda registry: registry.create_many(wanted, name, expires, now=utc_now()))
+    settings = Settings.from_environment()
+    if settings.keys.parent == settings.data:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    created = _on_registry(settings, lambda registry: registry.create_many(wanted, name, expires, now=utc_now()))
     if expires and expires <= utc_now():
         click.echo(f"keytally: the key has expired already, at {_instant(expires)}", err=True)
     for key in created:
@@ -403,7 +406,7 @@ def create_keys(
 @click.option("--org", "organization_id", metavar="ORG", help="Only this organization's keys.")
 def list_keys(organization_id: str | None, as_json: bool) -> int:
     """List keys, without the keys themselves."""
-    found = _on_registry(lambda registry: registry.list(organization_id))
+    found = _on_registry(Settings.from_environment(), lambda registry: registry.list(organization_id))
     if as_json:
         _print_json([_key_as_json(key) for key in found])
         return 0
@@ -423,7 +426,7 @@ def list_keys(organization_id: str | None, as_json: bool) -> int:
 def revoke_key(key_id: str, as_json: bool) -> int:
     """Revoke a key for good. Servers refuse it within a second."""
     now = utc_now()
-    newly = _on_registry(lambda registry: registry.revoke(key_id, now=now))
+    newly = _on_registry(Settings.from_environment(), lambda registry: registry.revoke(key_id, now=now))
     if as_json:
         _print_json({"id": key_id, "revoked": True, "revoked_now": newly})
     else:
@@ -431,12 +434,9 @@ def revoke_key(key_id: str, as_json: bool) -> int:
     return 0
 
 
-def _on_registry(use: Callable[[KeyRegistry], _T]) -> _T:
+def _on_registry(settings: Settings, use: Callable[[KeyRegistry], _T]) -> _T:
     from serving.keys import KeyRegistry, RegistryError
 
-    settings = Settings.from_environment()
-    if settings.keys.parent == settings.data:
-        settings.data.mkdir(parents=True, exist_ok=True)
     try:
         return use(KeyRegistry(settings.keys))
     except RegistryError as error:

@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.contract.layout import Layout
 from pipeline.contract.settings import Settings
@@ -70,6 +73,11 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
     )
     document = openapi_document(app.title, app.version, settings.currency)
     app.openapi = lambda: document  # type: ignore[method-assign]
+    for route in app.routes:
+        if isinstance(route, Mount):
+            route.app = _whole(route.app)
+        elif isinstance(route, APIRoute):
+            route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
     app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of)
     return app
@@ -92,6 +100,19 @@ async def _refuse(_: Request, error: Exception) -> None:
     if error.status_code == 404:
         raise NotFound
     raise BadRequest if error.status_code < 500 else InternalError
+
+
+def _whole(files: ASGIApp) -> ASGIApp:
+    """The files, never a part of one: to a bad Range Starlette answers by itself, and in another shape than ours.
+
+    A server may ignore Range.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await files({**scope, "headers": headers}, receive, send)
+
+    return answer
 
 
 async def _repeat(look: Callable[[], None], seconds: float) -> None:

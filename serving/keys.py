@@ -63,6 +63,18 @@ class RegistryUnavailable(RegistryError):
         self.path = path
 
 
+class NoRegistry(RegistryUnavailable):
+    """There is no registry yet, or it is elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        RegistryError.__init__(
+            self,
+            f"there is no registry of keys at {path}; 'keytally keys create' makes it,"
+            " and KEYTALLY_KEYS or KEYTALLY_DATA says where",
+        )
+        self.path = path
+
+
 @dataclass(frozen=True)
 class ReadingKey:
     """A key as the registry knows it, without the key itself. Instants are UTC."""
@@ -88,7 +100,7 @@ class CreatedKey:
 
 
 class KeyRegistry:
-    """The registry in the file `path`, which is made, empty and readable by its owner only, when it is first needed.
+    """The registry in the file `path`, which `create` and `open` make, readable by its owner only, where there is none.
 
     Safe to share between threads. Every method raises RegistryUnavailable when the file cannot be used.
     """
@@ -134,8 +146,9 @@ class KeyRegistry:
         return tuple(created)
 
     def list(self, organization_id: str | None = None) -> tuple[ReadingKey, ...]:
-        """The keys of `organization_id`, or all; oldest first, revoked and expired ones too."""
-        with self._writing() as connection:
+        """The keys of `organization_id`, or all; oldest first, revoked and expired ones too. Raises NoRegistry."""
+        self._require()
+        with self._told(), closing(self._connect()) as connection:
             rows = connection.execute(
                 f"select {_COLUMNS} from reading_key where ?1 is null or organization_id = ?1 order by created_at, id",  # noqa: S608
                 (organization_id,),
@@ -143,7 +156,8 @@ class KeyRegistry:
         return tuple(_reading_key(row) for row in rows)
 
     def revoke(self, id: str, *, now: datetime) -> bool:
-        """Revokes the key, for good; False when it was revoked before. Raises UnknownKey."""
+        """Revokes the key, for good; False when it was revoked before. Raises UnknownKey, NoRegistry."""
+        self._require()
         with self._writing() as connection:
             revoked = connection.execute(
                 "update reading_key set revoked_at = ? where id = ? and revoked_at is null", (_text(now), id)
@@ -225,6 +239,11 @@ class KeyRegistry:
         self._seen = ()
         self._remembered.clear()
 
+    def _require(self) -> None:
+        with self._told():
+            if not self.path.exists():
+                raise NoRegistry(self.path)
+
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: SQLite itself must never make the file, with the rights that happen to be the default.
         # A reader has no need to wait for a writer in WAL mode; the timeout is for recovery after a crash.
@@ -233,7 +252,7 @@ class KeyRegistry:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on a connection of its own, so that the reading one sees the file change."""
+        """A transaction on a connection of its own, so that the reading one sees the file change. Makes the file."""
         with self._told():
             # The -wal and -shm files get the rights of this one.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

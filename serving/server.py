@@ -23,6 +23,7 @@ from serving.errors import BadRequest, error_answer
 from serving.keys import KeyRegistry, RegistryError
 from serving.tracing import ACCESS_LOG, log_request, trace_id_of
 
+_LOG = logging.getLogger("keytally.server")
 GRACE_SECONDS = 30  # running requests may finish within this time
 KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
 LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
@@ -59,6 +60,13 @@ def serve(
 
     # A partial, since workers are spawned: they get these very settings, not another look at the environment.
     configuration = configure(functools.partial(create_app, settings, workers=workers), workers)
+    limit = settings.rate_limit
+    if limit and limit.amount < workers and not settings.rate_limit_store:
+        _LOG.warning(
+            "KEYTALLY_RATE_LIMIT grants %d in %d seconds, but each of %d workers grants at least 1: up to %d together;"
+            " with KEYTALLY_RATE_LIMIT_STORE they share one limit",
+            *(limit.amount, limit.seconds, workers, workers),
+        )
     with listener, _stopping_quietly():
         if workers > 1:
             if on_started is not None:
@@ -133,6 +141,14 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """uvicorn's protocol, but what is not HTTP gets the same shape of error as everything else."""
 
+    _head = False  # whether the newest request's method is HEAD, as far as it can be told
+
+    def handle_events(self) -> None:
+        """As uvicorn's. It reads one request at most, and what cannot be read is gone afterwards: so look before."""
+        if self.conn.their_state is h11.IDLE:
+            self._head = self.conn.trailing_data[0].startswith(b"HEAD ")
+        super().handle_events()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answers, and closes the connection."""
         if self.cycle is not None and not self.cycle.response_started:
@@ -144,11 +160,9 @@ class _Protocol(H11Protocol):
         headers, body = error_answer(BadRequest(), trace_id, utc_now())
         headers += [(b"x-request-id", trace_id.encode("ascii")), (b"connection", b"close")]
         try:
-            for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
+            response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            # h11 knows no method of what it could not read, and would insist on the body.
+            for event in (response,) if self._head else (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             log_request({"method": "-"}, trace_id, BadRequest.status, 0.0, None)
         except h11.LocalProtocolError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -209,6 +210,19 @@ def test_head_gets_an_error_without_its_body(server: LiveServer, path: str, stat
     assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/docs", "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs/favicon.png"]
+)
+def test_head_gets_a_page_without_its_body(server: LiveServer, path: str) -> None:
+    answer, page = server.client.head(path), server.client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == page.headers["content-type"]
+    assert answer.headers["content-length"] == page.headers["content-length"]
+    refused = server.client.post(path)
+    assert words_of(refused)[:2] == (405, "METHOD_NOT_ALLOWED")
+    assert refused.headers["allow"] == "GET, HEAD"
+
+
 @pytest.mark.parametrize("sent", ["a", "A-1", "0" * 64, "b1946ac9-2492-4d23-8a1f-3f2b0a6f1a11"])
 @pytest.mark.parametrize("path", ["/nowhere", PATH, "/docs"])
 def test_a_clients_request_id_is_taken_over(server: LiveServer, path: str, sent: str) -> None:
@@ -220,6 +234,17 @@ def test_a_clients_request_id_is_taken_over(server: LiveServer, path: str, sent:
 def test_an_unusable_request_id_is_replaced_by_a_uuid(server: LiveServer, sent: bytes) -> None:
     answer = server.client.get(PATH, headers={b"X-Request-Id": sent})
     assert UUID(error_of(answer)["trace_id"])
+
+
+@pytest.mark.parametrize("sent", ["bytes=abc", "bytes=999999999-", "bytes=0-9", "bytes=9-0", "lines=1-2", ""])
+@pytest.mark.parametrize("path", ["/static-offline-docs/swagger-ui.css", "/openapi.json", "/docs", "/nowhere", PATH])
+def test_a_range_changes_nothing(server: LiveServer, path: str, sent: str) -> None:
+    answer, whole = server.client.get(path, headers={"Range": sent}), server.client.get(path)
+    assert answer.status_code == whole.status_code in (200, 401, 404)
+    if answer.status_code == 200:
+        assert answer.content == whole.content
+    else:
+        assert words_of(answer) == words_of(whole)
 
 
 def exchange(port: int, request: bytes) -> bytes:
@@ -275,3 +300,35 @@ def test_rubbish_behind_a_request_is_answered_once_and_leaves_no_traceback(
         assert answer.count(b"HTTP/1.1 ") >= 1
         assert b"Traceback" not in answer
     assert not [record for record in caplog.records if record.exc_info]
+
+
+HEAD_REFUSED = b"HEAD " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"HEAD / HTTP/1.1\r\n\r\n"],
+        [b"HEAD /\xff HTTP/1.1\r\nHost: x\r\n\r\n"],
+        [b"HEAD / HTTP/1.1\r\nHost: x\r\nX: ", b"a" * 20_000],
+        [b"HE", b"AD / HTTP/1.1\r\n", b"rubbish\r\n\r\n"],
+        [b"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n"],
+    ],
+)
+@pytest.mark.parametrize("before", [b"", HEAD_REFUSED])
+def test_rubbish_with_head_gets_no_body(server: LiveServer, before: bytes, parts: list[bytes]) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in (before + parts[0], *parts[1:]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        answered = b"".join(iter(lambda: connection.recv(65536), b""))
+    *heads, body = answered.split(b"\r\n\r\n")
+    assert [head.split()[1] for head in heads] == [b"401"] * bool(before) + [b"400"]
+    assert b"\r\nx-request-id: " in heads[-1].lower()
+    assert body == b""
+
+
+def test_rubbish_behind_a_head_request_has_its_body(server: LiveServer) -> None:
+    *_, body = exchange(server.port, HEAD_REFUSED + b"rubbish\r\n\r\n").split(b"\r\n\r\n")
+    assert msgspec.json.decode(body)["error"]["status"] == 400

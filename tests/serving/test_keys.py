@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cli import main
 from serving.keys import InvalidOrganization, KeyRegistry, ReadingKey, RegistryUnavailable, UnknownKey
 from tests.serving.conftest import NOW, LiveServer, eventually
 
@@ -52,7 +54,7 @@ def test_the_files_are_for_their_owner_only(registry: KeyRegistry) -> None:
 def test_no_key_is_made_for_what_is_no_organization(registry: KeyRegistry, organization: str) -> None:
     with pytest.raises(InvalidOrganization, match="letters, digits"):
         registry.create_many(["good", organization], now=NOW)
-    assert registry.list() == ()
+    assert not registry.path.exists()
 
 
 def test_many_keys_come_in_the_order_of_their_organizations(registry: KeyRegistry) -> None:
@@ -87,6 +89,29 @@ def test_a_missing_or_damaged_registry_is_an_error_in_one_line(registry: KeyRegi
     registry.path.write_text("no database, whatever it looks like" * 100)
     with pytest.raises(RegistryUnavailable, match="not a database"):
         registry.list()
+
+
+def test_only_making_a_key_makes_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "mistyped"
+    monkeypatch.delenv("KEYTALLY_KEYS", raising=False)
+    monkeypatch.setenv("KEYTALLY_DATA", str(data))
+    for command in (["list"], ["list", "--org", "org_abc123"], ["revoke", "key_nobody"]):
+        result = CliRunner().invoke(main, ["keys", *command])
+        assert (result.exit_code, result.stdout) == (1, "")
+        (sentence,) = result.stderr.splitlines()
+        assert f"there is no registry of keys at {data / 'keys.sqlite'}" in sentence
+        assert "KEYTALLY_DATA" in sentence
+        assert not data.exists()
+    assert CliRunner().invoke(main, ["keys", "create", "--org", "org_abc123"]).exit_code == 0
+    assert "org_abc123" in CliRunner().invoke(main, ["keys", "list"]).stdout
+
+
+def test_listing_leaves_the_registry_as_it_was(registry: KeyRegistry) -> None:
+    registry.create("org_abc123", now=NOW)
+    content = registry.path.read_bytes()
+    assert len(registry.list()) == 1
+    assert list(registry.path.parent.iterdir()) == [registry.path]
+    assert registry.path.read_bytes() == content
 
 
 def test_reading_goes_on_while_another_process_writes(registry: KeyRegistry) -> None:

@@ -180,6 +180,18 @@ def test_several_workers_share_the_port_and_the_limit(data: Path) -> None:
         server.stop()
 
 
+@pytest.mark.parametrize(("limit", "warned"), [("1/hour", 1), ("2/hour", 0), ("off", 0)])
+def test_a_limit_that_workers_cannot_share_is_warned_of_once(data: Path, limit: str, warned: int) -> None:
+    with served(data, workers=2, KEYTALLY_RATE_LIMIT=limit) as server:
+        connection = server.connect()
+        assert server.status(connection) == 200
+        connection.close()
+        lines = [json.loads(line) for line in server.stop()]
+    warnings = [line["message"] for line in lines if line.get("level") == "warning"]
+    assert len(warnings) == warned
+    assert all("KEYTALLY_RATE_LIMIT" in message and "2 workers" in message for message in warnings)
+
+
 def test_the_factory_for_uvicorn_reads_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYTALLY_DATA", str(data))
     monkeypatch.setenv("KEYTALLY_CURRENCY", "EUR")
