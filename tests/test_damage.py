@@ -46,17 +46,16 @@ def keytally(place: Place, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 # --- a disk that is full, or cannot be written -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(later: Scene, tmp_path: Path, code: int) -> None:
+def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(later: Scene, tmp_path: Path) -> None:
     # A raw file that cannot be read is held back, which is another promise.
     numbered = [(number, name) for number, name in enumerate(later.steps) if "raw" not in name]
     for number in sorted({name: number for number, name in reversed(numbered)}.values()):
         place = later.copy(tmp_path / "data")
-        with stepping(failing_at(number, lambda: OSError(code, os.strerror(code)))):
+        with stepping(failing_at(number, lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))):
             try:
                 place.roll_up()
             except Exception as error:
-                assert os.strerror(code) in str(error), later.steps[number]
+                assert os.strerror(errno.ENOSPC) in str(error), later.steps[number]
         assert_one_version(place, later)
         place.roll_up()
         assert shown(place) == later.after
