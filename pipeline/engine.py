@@ -20,6 +20,10 @@ POINT_READ_ROWS = 16_384
 SCAN_ROWS = 122_880
 
 
+# It would be drawn on stdout after two seconds, into the one document of --json.
+_NO_PROGRESS_BAR = "set enable_progress_bar = false"
+
+
 @cache
 def statement(name: str) -> str:
     """The text of `name`.sql, below sql/ unless the name says otherwise, as "formats/native"."""
@@ -39,10 +43,10 @@ class Engine:
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
-                "enable_progress_bar": False,  # it is drawn on stdout after two seconds, --json or not
             }
         )
         self._connection.execute("set timezone = 'UTC'")
+        self._connection.execute(_NO_PROGRESS_BAR)
 
     def close(self) -> None:
         self._connection.close()
@@ -58,7 +62,9 @@ class Engine:
 
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
-        return self._connection.cursor().sql(statement(name)).to_arrow_reader(rows)
+        cursor = self._connection.cursor()
+        cursor.execute(_NO_PROGRESS_BAR)
+        return cursor.sql(statement(name)).to_arrow_reader(rows)
 
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
         """Write the rows of a statement, in its order, as one Parquet file."""
