@@ -50,9 +50,7 @@ def texts_of(path: Path) -> Iterator[bytes]:
 def ours(place: Place) -> list[Path]:
     """Every file below the data root but those in raw/."""
     return [
-        path
-        for path in place.layout.root.rglob("*")
-        if path.is_file() and not path.is_relative_to(place.layout.raw)
+        path for path in place.layout.root.rglob("*") if path.is_file() and not path.is_relative_to(place.layout.raw)
     ]
 
 
@@ -104,7 +102,9 @@ def test_key_material_in_a_log_is_copied_nowhere(place: Place) -> None:
         assert code in (0, 1, 3), err
     assert place.ledger().files["a.jsonl"].take_in.accepted == 1
     assert not [text for text in said if "PLANTED" in text]
-    assert not [path for path in ours(place) for text in texts_of(path) if b"PLANTED" in text or b"PLANTED" in bytes(path)]
+    assert not [
+        path for path in ours(place) for text in texts_of(path) if b"PLANTED" in text or b"PLANTED" in bytes(path)
+    ]
     assert "PLANTED" in keytally(place, "quarantine")[1], "which shows the raw text on purpose"
     assert not [path for path in ours(place) for text in texts_of(path) if b"PLANTED" in text]
 
@@ -174,7 +174,9 @@ def test_no_file_name_reaches_a_path_or_a_query(place: Place) -> None:
         assert not any(line.startswith("line.jsonl") for line in out.splitlines())
 
 
-@pytest.mark.parametrize("organization", ["../../up", "..", ".", "a'b", "a;drop table x", "a b", "a\0b", "a\nb", "", "é"])
+@pytest.mark.parametrize(
+    "organization", ["../../up", "..", ".", "a'b", "a;drop table x", "a b", "a\0b", "a\nb", "", "é"]
+)
 def test_an_organization_that_could_be_anything_but_a_name_is_quarantined(place: Place, organization: str) -> None:
     place.write_raw("a.jsonl", {**request(1), "organization_id": organization}, request(2))
     place.roll_up()
@@ -182,7 +184,9 @@ def test_an_organization_that_could_be_anything_but_a_name_is_quarantined(place:
     assert place.usage().keys() == {("org_a", "2025-11-10")}
 
 
-@pytest.mark.parametrize("text", ["' or 1=1 --", "'); drop table judged; --", "$day", "{day}", "%s", "../../x", "\u202e"])
+@pytest.mark.parametrize(
+    "text", ["' or 1=1 --", "'); drop table judged; --", "$day", "{day}", "%s", "../../x", "\u202e"]
+)
 def test_what_a_request_is_named_is_a_value_and_nothing_else(place: Place, text: str) -> None:
     fields = {"request_id": text, "model": text, "endpoint": text}
     place.write_raw("a.jsonl", request(1, **fields), request(2))
@@ -219,7 +223,17 @@ def test_only_the_three_answers_to_a_path_exist_whatever_it_tries(place: Place) 
     place.roll_up()
     with LiveServer(place.settings) as server:
         key = server.create_key("org_a")
-        for tried in ("org_b", "..%2forg_b", "org_a%00", "org_a'", "org_a%0a", "%2e%2e", "org_a%20", "ORG_A", "org_a%2f..%2forg_b"):
+        for tried in (
+            "org_b",
+            "..%2forg_b",
+            "org_a%00",
+            "org_a'",
+            "org_a%0a",
+            "%2e%2e",
+            "org_a%20",
+            "ORG_A",
+            "org_a%2f..%2forg_b",
+        ):
             answer = server.client.get(f"/v1/analytics/api-keys/daily/{tried}", headers={"X-API-Key": key.key})
             assert answer.status_code in (403, 404), tried
             assert tried not in answer.text

@@ -136,7 +136,9 @@ def main(seconds: float = 600, seed: int = 0) -> int:
                 rounds, lines = rounds + 1, lines + content.count(b"\n") + 1
                 if found:
                     less = shortest(content, lambda text: difference(run, place, text, packed) is not None)  # noqa: B023
-                    print(f"seed {seed}, round {rounds}, block {pipeline.rows.BLOCK_BYTES}, limit {limit}\n{found}\n{less!r}")
+                    print(
+                        f"seed {seed}, round {rounds}, block {pipeline.rows.BLOCK_BYTES}, limit {limit}\n{found}\n{less!r}"
+                    )
                     return 1
     print(f"seed {seed}: {rounds:,} files with {lines:,} lines in {time.monotonic() - begun:.0f} s, no difference")
     return 0

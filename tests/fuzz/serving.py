@@ -36,7 +36,21 @@ PIECES = (
     b"\r", b"\n", b"\r\n", b"\r\n\r\n", b": ", b":", b"org_abc123", b"org_other", b"{org_id}", WORD, b"docs", b"openapi.json",
     b"static-offline-docs", b"-", b"*", b"[", b"]", b"{", b"}", b'"', b"\x1b[2J", b"\x7f", b"a" * 5000, b"a" * 17000,
 )  # fmt: skip
-METHODS = (b"GET", b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"TRACE", b"CONNECT", b"PUT", b"get", b"G\0T", WORD)
+METHODS = (
+    b"GET",
+    b"GET",
+    b"GET",
+    b"GET",
+    b"HEAD",
+    b"POST",
+    b"OPTIONS",
+    b"TRACE",
+    b"CONNECT",
+    b"PUT",
+    b"get",
+    b"G\0T",
+    WORD,
+)
 
 
 def mutated(chance: random.Random, text: bytes, most: int = 3) -> bytes:
@@ -51,13 +65,19 @@ def mutated(chance: random.Random, text: bytes, most: int = 3) -> bytes:
 
 def a_request(chance: random.Random, key: bytes) -> bytes:
     """A request as bytes: right, nearly right, or nothing like it."""
-    organization = chance.choice((b"org_abc123", b"org_abc123", b"org_abc123", b"org_other", WORD, b"", b"..", b"%6frg_abc123"))
+    organization = chance.choice(
+        (b"org_abc123", b"org_abc123", b"org_abc123", b"org_other", WORD, b"", b"..", b"%6frg_abc123")
+    )
     query = chance.choice((b"?year=2025&month=11", b"?month=11", b"?year=2025", b"", b"?year=2025&month=11&x=" + WORD))
-    path = chance.choice((DAILY + organization, DAILY + organization, DAILY + organization, b"/docs", b"/openapi.json", b"/", b"*"))
+    path = chance.choice(
+        (DAILY + organization, DAILY + organization, DAILY + organization, b"/docs", b"/openapi.json", b"/", b"*")
+    )
     target = path + query
     if chance.random() < 0.6:
         target = mutated(chance, target)
-    sent = chance.choice((key, key, key, key[:-1] + b"!", b"kt_" + b"s" * 43, WORD, b"", b"\xff\xfe", b" " + key + b" "))
+    sent = chance.choice(
+        (key, key, key, key[:-1] + b"!", b"kt_" + b"s" * 43, WORD, b"", b"\xff\xfe", b" " + key + b" ")
+    )
     headers = [
         chance.choice((b"X-API-Key", b"x-api-key", b"Api-Key", b"X-API-Key ", b"X_API_Key")) + b": " + sent,
         b"Host: " + chance.choice((b"localhost", WORD, b"a\tb", b"")),
@@ -170,7 +190,11 @@ def main(seconds: float = 600, seed: int = 0) -> int:
     statuses: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         day = date(2025, 11, 3)
-        publish_days(Path(folder), day, [("org_abc123", day, 5, "1", "1", "1"), ("org_other", day, 777_777_777, "777777777", "1", "1")])
+        publish_days(
+            Path(folder),
+            day,
+            [("org_abc123", day, 5, "1", "1", "1"), ("org_other", day, 777_777_777, "777777777", "1", "1")],
+        )
         with LiveServer(settings_for(Path(folder))) as server:
             created = server.create_key("org_abc123")
             own_body = server.daily(created).content
