@@ -27,9 +27,7 @@ from pipeline.run import Run
 
 TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
 SUSPECTS_AT_ONCE = 4_096
-WIDE_BYTES = (
-    8_192  # lines longer than this are judged at once: the engine never hands out thousands of texts of a megabyte
-)
+WIDE_BYTES = 8_192  # longer lines are judged at once: the engine would hand out thousands of megabytes in one batch
 FEW_BYTES = 8_192  # of text; to prepare the bulk read takes longer than to judge so few lines one by one
 
 

@@ -43,8 +43,8 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
     assert {(each.reason, each.file): each.lines for each in found} == every
     text = quarantine(place)
     assert text.startswith("73 lines of 2 files did not count")
-    assert re.search(r"^not_json +70 +a\.jsonl *$", text, re.MULTILINE)
-    assert re.search(r"^missing_field +b\.jsonl +3 +\{\} *$", text, re.MULTILINE)
+    assert re.search(r"^ *not_json +70 +a\.jsonl *$", text, re.MULTILINE)
+    assert re.search(r"^ *missing_field +b\.jsonl +3 +\{\} *$", text, re.MULTILINE)
     assert "Correct the file below raw/ and run 'keytally rollup'" in text
     assert "need nothing" not in text
 
