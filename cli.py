@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 
 FAILED, WRONG_USAGE, FINDINGS = 1, 2, 3
 SHOWN_LINES = 50
+EXAMPLES = 3  # of each reason
 SHOWN_CHARACTERS = 100
 
 
@@ -452,32 +453,46 @@ def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
 
 @command(main, "quarantine")
 def quarantine(as_json: bool) -> int:
-    """List the lines that are no requests, and why. Their text is read from raw/."""
-    from pipeline.quarantine import quarantined_lines
+    """Show the lines that are no requests: how many, why, in which files, with a few of them read from raw/.
 
-    lines = quarantined_lines(Layout(Settings.from_environment().data))
+    --json lists every line.
+    """
+    from pipeline.quarantine import quarantined_lines, summarize
+
+    layout = Layout(Settings.from_environment().data)
     if as_json:
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
-        for position, line in enumerate(lines):
+        for position, line in enumerate(quarantined_lines(layout)):
             click.echo((", " if position else "") + json.dumps(vars(line), ensure_ascii=True), nl=False)
         click.echo("]")
         return 0
-    reasons: Counter[str] = Counter()
-    table = _table("file", "line", "reason", "text", numbers=False)
-    for line in lines:
-        reasons[line.reason] += 1
-        if reasons.total() <= SHOWN_LINES:
-            text = "(the raw file is gone or was changed)" if line.text is None else line.text
-            _add(table, _visible(line.file), line.line, line.reason, _visible(text)[:SHOWN_CHARACTERS])
-    if not reasons:
+    found = summarize(layout, EXAMPLES)
+    if not found:
         click.echo("The quarantine is empty: every line that was read is a request.")
         return 0
+    reasons: Counter[str] = Counter()
+    for rejection in found:
+        reasons[rejection.reason] += rejection.lines
+    files = len({rejection.file for rejection in found})
+    click.echo(f"{_count(reasons.total(), 'line')} of {_count(files, 'file')} did not count; all other lines did.\n")
+    table = _table("reason", "lines", "file", numbers=False)
+    for rejection in found[:SHOWN_LINES]:
+        _add(table, rejection.reason, rejection.lines, _visible(rejection.file))
     _print_table(table)
-    if reasons.total() > SHOWN_LINES:
-        click.echo(f"The first {SHOWN_LINES} of {reasons.total():,} lines (--json lists all).")
+    if len(found) > SHOWN_LINES:
+        click.echo(f"The first {SHOWN_LINES} of {len(found):,} (--json lists every line).")
+    table = _table("reason", "file", "line", "text", numbers=False)
+    for line in (line for rejection in found for line in rejection.examples):
+        text = "(the raw file is gone or was changed)" if line.text is None else line.text
+        _add(table, line.reason, _visible(line.file), line.line, _visible(text)[:SHOWN_CHARACTERS])
+    click.echo("For example:")
+    _print_table(table)
     click.echo("; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) + ".")
-    click.echo("Correct the file below raw/ and run 'keytally rollup': its new content replaces the old one.")
+    if set(reasons) - {"future_timestamp"}:
+        click.echo("Correct the file below raw/ and run 'keytally rollup': its new content replaces the old one.")
+    if "future_timestamp" in reasons:
+        click.echo("Lines from the future need nothing: the first run after their moment takes them in.")
     return 0
 
 

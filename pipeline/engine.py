@@ -25,6 +25,9 @@ SCAN_ROWS = 122_880
 QUIET = "set enable_progress_bar = false"
 
 
+# It would be drawn on stdout after two seconds, into the one document of --json.
+
+
 @cache
 def statement(name: str) -> str:
     """The text of `name`.sql, below sql/ unless the name says otherwise, as "formats/native"."""

@@ -5,21 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
-import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import pipeline.engine
 import pipeline.raw
@@ -182,141 +176,6 @@ def test_bad_files_stay_as_they_were_and_are_tried_again(place: Place) -> None:
         report = place.roll_up()
         assert [held.file for held in report.held_back] == ["a.jsonl.gz"]
         assert report.version == 1
-
-
-# --- the numbers -----------------------------------------------------------------------------------------------------
-
-
-def winner(copies: Sequence[Record]) -> Record:
-    """The copy that counts, by the contract's words."""
-
-    def rank(record: Record) -> tuple[Any, ...]:
-        key, model = record["api_key_id"], record.get("model")
-        return (
-            record["timestamp"],
-            (key is not None, (key or "").encode()),
-            Decimal(record["cost"]),
-            Decimal(record.get("synapses", "0")),
-            (model is not None, (model or "").encode()),
-            record.get("input_tokens", 0),
-        )
-
-    return min(copies, key=rank)
-
-
-def recount(records: Sequence[Record]) -> tuple[dict[Any, Any], dict[str, tuple[int, int, int]]]:
-    """Usage by organization, day, key and model, and accepted, duplicate and session lines by day. Plain Python."""
-    copies: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        copies[record["organization_id"], record["timestamp"][:10], record["request_id"]].append(record)
-    usage: dict[Any, list[Any]] = defaultdict(lambda: [0, Decimal(0), Decimal(0), 0])
-    days: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for (organization, day, _), same in copies.items():
-        record = winner(same)
-        days[day][0] += len(same)
-        days[day][1] += len(same) - 1
-        if record["api_key_id"] is None:
-            days[day][2] += 1
-            continue
-        row = usage[organization, day, record["api_key_id"], record.get("model")]
-        row[0] += 1
-        row[1] += Decimal(record["cost"])
-        row[2] += Decimal(record.get("synapses", "0"))
-        row[3] += record.get("input_tokens", 0)
-    return {key: tuple(row) for key, row in usage.items()}, {day: tuple(row) for day, row in days.items()}
-
-
-def as_published(place: Place, rollup: str, grain: Sequence[str]) -> dict[Any, Any]:
-    rows = place.published(rollup).to_dict("records")
-    found = {
-        tuple(str(row[name]) if name == "day" else row[name] for name in grain): (
-            row["requests"],
-            row["cost"],
-            row["synapses"],
-            int(row["input_tokens"]),
-        )
-        for row in [{k: None if v != v else v for k, v in row.items()} for row in rows]
-    }
-    assert len(found) == len(rows), "a row of the grain is repeated"
-    return found
-
-
-def summed(usage: Mapping[Any, Any], *kept: int, month: bool = False) -> dict[Any, Any]:
-    sums: dict[Any, Any] = {}
-    for key, row in usage.items():
-        group = tuple(key[position] for position in kept) + ((key[1][:7],) if month else ())
-        sums[group] = tuple(a + b for a, b in zip(sums.get(group, (0, 0, 0, 0)), row, strict=True))
-    return sums
-
-
-records_strategy = st.lists(
-    st.builds(
-        lambda number, moment, organization, key, cost, synapses, model, tokens: request(
-            number,
-            timestamp=moment,
-            organization_id=organization,
-            api_key_id=key,
-            cost=cost,
-            synapses=synapses,
-            **({} if model is ... else {"model": model}),
-            input_tokens=tokens,
-        ),
-        st.integers(1, 6),
-        st.sampled_from(["2025-10-31T23:59:59.999999Z", "2025-11-01T00:00:00.000000Z", "2025-11-01T12:00:00.000000Z"]),
-        st.sampled_from(["org_a", "org_b"]),
-        st.sampled_from([None, "k", "K", "k.1"]),
-        st.sampled_from(["0", "0.000000000001", "999999.999999999999", "10", "9", "0.1", "0.2"]),
-        st.sampled_from(["0", "0.1", "999999999999.999999"]),
-        st.sampled_from([..., None, "m", "é", "z"]),
-        st.sampled_from([0, 1, 2**63 - 1]),
-    ),
-    min_size=1,
-    max_size=25,
-)
-
-
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(records_strategy, st.integers(1, 4), st.integers(1, 2), st.randoms(use_true_random=False))
-def test_whatever_the_order_the_files_and_the_runs_the_numbers_are_a_plain_recount(
-    records: list[Record], files: int, runs: int, chance: random.Random
-) -> None:
-    usage, days = recount(records)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder) / "data")
-        chance.shuffle(records)
-        parts = [records[start::files] for start in range(files)]
-        chance.shuffle(parts)
-        for run in range(runs):
-            for number, part in enumerate(parts):
-                if number % runs == run and part:
-                    place.write_raw(f"{chance.randrange(10**6)}-{number}.jsonl", *part)
-            place.roll_up()
-
-        ledger = place.ledger()
-        assert {str(d): (entry.accepted, entry.duplicate, entry.session) for d, entry in ledger.days.items()} == days
-        assert as_published(place, "api_key_day", ("organization_id", "day", "api_key_id", "model")) == usage
-        assert as_published(place, "organization_day", ("organization_id", "day")) == summed(usage, 0, 1)
-        by_month = summed(usage, 0, month=True)
-        for rollup, grain, kept in (
-            ("organization_month", ("organization_id",), (0,)),
-            ("api_key_month", ("organization_id", "api_key_id", "model"), (0, 2, 3)),
-        ):
-            for month in place.publication().files:
-                if month[0] == rollup and month[1]:
-                    name = f"{month[1]:%Y-%m}"
-                    expected = {
-                        key[:-1]: row for key, row in summed(usage, *kept, month=True).items() if key[-1] == name
-                    }
-                    assert month_of_rollup(place, rollup, month[1], grain) == expected
-        assert sum(row[0] for row in by_month.values()) == sum(entry.counted for entry in ledger.days.values())
-
-
-def month_of_rollup(place: Place, rollup: str, month: date, grain: Sequence[str]) -> dict[Any, Any]:
-    path = place.layout.rollups / place.publication().files[rollup, month].path
-    return {
-        tuple(row[name] for name in grain): (row["requests"], row["cost"], row["synapses"], int(row["input_tokens"]))
-        for row in pq.read_table(path, partitioning=None).to_pylist()
-    }
 
 
 # --- a check that fails ----------------------------------------------------------------------------------------------

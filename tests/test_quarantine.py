@@ -1,0 +1,109 @@
+"""The quarantine: what is in it, how it is shown, and how it empties."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import pipeline.intake
+import pipeline.line
+from cli import main
+from pipeline.quarantine import quarantined_lines, summarize
+from tests.conftest import Place, request
+
+
+def quarantine(place: Place, *arguments: str) -> str:
+    environment = {"KEYTALLY_DATA": str(place.layout.root)}
+    result = CliRunner().invoke(main, ["quarantine", *arguments], env=environment)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def counted(place: Place) -> int:
+    return sum(entry.counted for entry in place.ledger().days.values())
+
+
+def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Place) -> None:
+    place.write_raw("a.jsonl", *["bad"] * 70, request(1))
+    place.write_raw("b.jsonl", *["worse"] * 2, "{}", request(2))
+    place.roll_up()
+    found = summarize(place.layout, 3)
+    assert [(each.reason, each.file, each.lines, len(each.examples)) for each in found] == [
+        ("not_json", "a.jsonl", 70, 3),
+        ("not_json", "b.jsonl", 2, 0),
+        ("missing_field", "b.jsonl", 1, 1),
+    ]
+    every = Counter((line.reason, line.file) for line in quarantined_lines(place.layout))
+    assert {(each.reason, each.file): each.lines for each in found} == every
+    text = quarantine(place)
+    assert text.startswith("73 lines of 2 files did not count")
+    assert re.search(r"^ *not_json +70 +a\.jsonl *$", text, re.MULTILINE)
+    assert re.search(r"^ *missing_field +b\.jsonl +3 +\{\} *$", text, re.MULTILINE)
+    assert "Correct the file below raw/ and run 'keytally rollup'" in text
+    assert "need nothing" not in text
+
+
+def test_a_corrected_file_empties_it_and_counts_once(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1), request(2, cost="-1"))
+    place.roll_up()
+    assert (counted(place), len(list(quarantined_lines(place.layout)))) == (1, 1)
+    place.write_raw("a.jsonl", request(1), request(2))
+    for _ in range(2):
+        place.roll_up()
+        assert (counted(place), list(quarantined_lines(place.layout))) == (2, [])
+    assert "is empty" in quarantine(place)
+
+
+@pytest.mark.parametrize("few_bytes", [0, 8_192])
+def test_a_line_from_the_future_leaves_it_when_its_moment_has_come(
+    place: Place, monkeypatch: pytest.MonkeyPatch, few_bytes: int
+) -> None:
+    monkeypatch.setattr(pipeline.intake, "FEW_BYTES", few_bytes)
+    wide = {"other": "x" * 10_000}
+    soon = f"{place.now + timedelta(minutes=5, microseconds=1):%Y-%m-%dT%H:%M:%S.%fZ}"
+    place.write_raw("a.jsonl", request(1), request(2, timestamp=soon, **wide), request(3, timestamp=soon), "bad")
+    place.roll_up()
+    assert place.rejected("a.jsonl") == [(2, "future_timestamp"), (3, "future_timestamp"), (4, "not_json")]
+    assert "need nothing" in quarantine(place)
+    place.now += timedelta(microseconds=1)
+    for _ in range(2):
+        place.roll_up()
+        assert (counted(place), place.rejected("a.jsonl")) == (3, [(4, "not_json")])
+
+
+def test_a_rule_that_was_fixed_lets_out_what_it_held_and_counts_it_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_raw("a.jsonl", request(1), request(2, organization_id="org.b"))
+    place.write_raw("again.jsonl", request(1), "bad")
+    place.roll_up()
+    assert place.rejected("a.jsonl") == [(2, "bad_id")]
+    monkeypatch.setattr(pipeline.line, "_ORGANIZATION_ID", re.compile(r"[A-Za-z0-9._-]{1,128}"))
+    monkeypatch.setattr(pipeline.intake, "TAKE_IN_RULE", pipeline.intake.TAKE_IN_RULE + 1)
+    pipeline.intake.rule_of.cache_clear()
+    try:
+        for _ in range(2):
+            place.roll_up()
+            assert (counted(place), place.rejected("a.jsonl")) == (2, [])
+            assert place.rejected("again.jsonl") == [(2, "not_json")]
+    finally:
+        pipeline.intake.rule_of.cache_clear()
+
+
+@pytest.mark.parametrize("what", ["gone", "changed"])
+def test_without_its_raw_file_a_line_is_shown_without_its_text(place: Place, what: str) -> None:
+    path: Path = place.write_raw("a.jsonl", "bad")
+    place.roll_up()
+    if what == "gone":
+        path.unlink()
+    else:
+        path.write_text("something else\n")
+    shown: list[Any] = [line.text for each in summarize(place.layout, 3) for line in each.examples]
+    assert shown == [None]
+    assert "(the raw file is gone or was changed)" in quarantine(place)
