@@ -639,7 +639,7 @@ def test_an_accident_that_stays_fails_the_night_after_the_last_attempt(
     monkeypatch.setattr(flows, "STEPS", steps)
     state = flows.nightly(return_state=True)
     assert state.is_failed()
-    assert "Not a directory" in str(state.message)
+    assert "File exists" in str(state.message)
     assert task_runs_of(client, state, 2)["roll up 2025-11-01"].run_count == 1 + len(flows.RETRY_AFTER_SECONDS)
     assert published(data) == {}
 
