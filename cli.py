@@ -461,9 +461,10 @@ def quarantine(as_json: bool) -> int:
 
     layout = Layout(Settings.from_environment().data)
     if as_json:
+        lines = quarantined_lines(layout)
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
-        for position, line in enumerate(quarantined_lines(layout)):
+        for position, line in enumerate(lines):
             click.echo((", " if position else "") + json.dumps(vars(line), ensure_ascii=True), nl=False)
         click.echo("]")
         return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,18 +33,38 @@ class QuarantinedLine:
 def quarantined_lines(layout: Layout) -> Iterator[QuarantinedLine]:
     """Every quarantined line of the newest version, in order of file and line, with its text read from raw/.
 
-    Raises ArtifactDamaged when a list of rejected lines is missing or damaged.
+    However many there are, a few are in memory. Raises ArtifactDamaged, before the first of them, when a list of
+    rejected lines is missing or damaged.
     """
     present = {raw_file.file: raw_file for raw_file in list_raw(layout.raw).files}
-    for _, entry in sorted(read_ledger(layout).files.items()):
-        if entry.same_as or not entry.take_in.rejected:
-            continue
-        rejected = layout.rejected / entry.take_in.rejected
+    lists = _lists(layout)
+    return (line for entry, rejected in lists for line in _lines(entry, rejected, present.get(entry.file)))
+
+
+def _lists(layout: Layout) -> list[tuple[FileEntry, Path]]:
+    """The files of which lines were rejected, with the list of these, in order of file."""
+    lists = [
+        (entry, layout.rejected / entry.take_in.rejected)
+        for _, entry in sorted(read_ledger(layout).files.items())
+        if entry.take_in.rejected and not entry.same_as
+    ]
+    for _, rejected in lists:
         verify(rejected)
-        rows = pq.read_table(rejected).to_pydict()
-        texts = _texts(entry, present.get(entry.file), frozenset(rows["line"]))
-        for line, reason in zip(rows["line"], rows["reason"], strict=True):
-            yield QuarantinedLine(entry.file, line, reason, texts.get(line))
+    return lists
+
+
+def _lines(entry: FileEntry, rejected: Path, raw_file: RawFile | None) -> Iterator[QuarantinedLine]:
+    texts = _texts(entry, raw_file, (line for line, _ in _rejected_lines(rejected)))
+    number, text = next(texts, (0, None))
+    for line, reason in _rejected_lines(rejected):
+        yield QuarantinedLine(entry.file, line, reason, text if number == line else None)
+        if number == line:
+            number, text = next(texts, (0, None))
+
+
+def _rejected_lines(rejected: Path) -> Iterator[tuple[int, str]]:
+    for batch in pq.ParquetFile(rejected).iter_batches():
+        yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +85,7 @@ def summarize(layout: Layout, examples: int) -> list[Rejection]:
     present = {raw_file.file: raw_file for raw_file in list_raw(layout.raw).files}
     found: list[Rejection] = []
     shown: Counter[str] = Counter()
-    for _, entry in sorted(read_ledger(layout).files.items()):
-        if entry.same_as or not entry.take_in.rejected:
-            continue
-        rejected = layout.rejected / entry.take_in.rejected
-        verify(rejected)
+    for entry, rejected in _lists(layout):
         counts: Counter[str] = Counter()
         first: dict[str, list[int]] = {}
         for batch in pq.ParquetFile(rejected).iter_batches():
@@ -76,8 +94,8 @@ def summarize(layout: Layout, examples: int) -> list[Rejection]:
                 wanted = examples - shown[reason] - len(first.setdefault(reason, []))
                 first[reason] += numbers.slice(0, max(wanted, 0)).to_pylist()
                 counts[reason] += len(numbers)
-        wanted_lines = frozenset(number for numbers in first.values() for number in numbers)
-        texts = _texts(entry, present.get(entry.file), wanted_lines) if wanted_lines else {}
+        wanted_lines = sorted(number for numbers in first.values() for number in numbers)
+        texts = dict(_texts(entry, present.get(entry.file), wanted_lines))
         for reason, count in counts.items():
             lines = tuple(QuarantinedLine(entry.file, n, reason, texts.get(n)) for n in first[reason])
             shown[reason] += len(lines)
@@ -88,10 +106,9 @@ def summarize(layout: Layout, examples: int) -> list[Rejection]:
     return sorted(found, key=lambda each: (-totals[each.reason], each.reason, -each.lines, each.file))
 
 
-def _texts(entry: FileEntry, raw_file: RawFile | None, lines: frozenset[int]) -> dict[int, str]:
+def _texts(entry: FileEntry, raw_file: RawFile | None, lines: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Those of a file's lines whose text can be read."""
     if raw_file is None or raw_file.signature != entry.signature:
-        return {}
-    try:
-        return read_texts(raw_file, lines, TEXT_CHARACTERS)
-    except HeldBack:
-        return {}  # it changed at this moment: as good as gone
+        return
+    with suppress(HeldBack):  # it changed at this moment: as good as gone
+        yield from read_texts(raw_file, lines, TEXT_CHARACTERS)

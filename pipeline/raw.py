@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,12 +191,13 @@ class RawPass:
             raise self._held_back("changing: it was written to while it was read; the next run tries again")
         return self._hash.hexdigest()
 
-    def texts(self, lines: frozenset[int], characters: int) -> dict[int, str]:
-        """The texts of some lines, each cut at `characters`. Instead of `batches()`."""
+    def texts(self, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+        """Some lines, by their numbers in order, each cut at `characters`. Instead of `batches()`."""
         with self._errors_as_held_back():
             if self.is_parquet:
-                return rows.row_texts(self.raw_file.path, lines, characters)
-            return rows.line_texts(self._plain(), lines, characters)
+                yield from rows.row_texts(self.raw_file.path, lines, characters)
+            else:
+                yield from rows.line_texts(self._plain(), lines, characters)
 
     def _plain(self) -> rows.Plain:
         hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)
@@ -234,13 +235,13 @@ def hash_raw(raw_file: RawFile) -> str:
         return opened.content()
 
 
-def read_texts(raw_file: RawFile, lines: frozenset[int], characters: int) -> dict[int, str]:
-    """The texts of some of a file's lines by their number, each cut at `characters`; a Parquet row as JSON.
+def read_texts(raw_file: RawFile, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+    """Some of a file's lines, by their numbers in order, with their texts cut at `characters`; a Parquet row as JSON.
 
     Bytes that are no UTF-8 are shown as U+FFFD. Raises HeldBack.
     """
     with RawPass(raw_file) as opened:
-        return opened.texts(lines, characters)
+        yield from opened.texts(lines, characters)
 
 
 class _Hashed(io.RawIOBase):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,29 +210,33 @@ def _is_strict_json(block: bytes) -> bool:
     return True
 
 
-def line_texts(plain: Plain, lines: frozenset[int], characters: int) -> dict[int, str]:
-    """The texts of some lines by their number, each cut at `characters`; U+FFFD stands for what is no UTF-8."""
-    texts: dict[int, str] = {}
+def line_texts(plain: Plain, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+    """Some lines, by their numbers in order, each cut at `characters`; U+FFFD stands for what is no UTF-8."""
+    wanted = iter(lines)
+    next_wanted = next(wanted, None)
     number = 0
     at_start = True
-    while piece := plain.readline(64 * 2**10):  # a longer line comes in pieces; its first is more than is shown
+    while next_wanted is not None and (
+        piece := plain.readline(64 * 2**10)
+    ):  # of a longer line, its first piece will do
         number += at_start
-        if at_start and number in lines:
+        if at_start and number == next_wanted:
             bare = without_line_end(piece.removeprefix(_BYTE_ORDER_MARK) if number == 1 else piece)
-            texts[number] = bare.decode("utf-8", "replace")[:characters]
+            yield number, bare.decode("utf-8", "replace")[:characters]
+            next_wanted = next(wanted, None)
         at_start = piece.endswith(b"\n")
-    return texts
 
 
-def row_texts(path: Path, lines: frozenset[int], characters: int) -> dict[int, str]:
-    """The rows of a Parquet file by their number, as JSON cut at `characters`."""
-    texts: dict[int, str] = {}
+def row_texts(path: Path, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+    """Some rows of a Parquet file, by their numbers in order, as JSON cut at `characters`."""
+    wanted = iter(lines)
+    next_wanted = next(wanted, None)
     for batch in ParquetRows(path).batches():
         first = batch.column("line")[0].as_py()
-        for number in lines.intersection(range(first, first + batch.num_rows)):
-            row = batch.slice(number - first, 1).drop_columns(["line", "reason"]).to_pylist()[0]
-            texts[number] = json.dumps(row, ensure_ascii=False)[:characters]
-    return texts
+        while next_wanted is not None and next_wanted < first + batch.num_rows:
+            row = batch.slice(next_wanted - first, 1).drop_columns(["line", "reason"]).to_pylist()[0]
+            yield next_wanted, json.dumps(row, ensure_ascii=False)[:characters]
+            next_wanted = next(wanted, None)
 
 
 def as_json_record(row: Mapping[str, Any]) -> dict[str, Any]:

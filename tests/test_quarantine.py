@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import pipeline.intake
 import pipeline.line
 from cli import main
+from pipeline.errors import ArtifactDamaged
 from pipeline.quarantine import quarantined_lines, summarize
 from tests.conftest import Place, request
 
@@ -107,3 +108,14 @@ def test_without_its_raw_file_a_line_is_shown_without_its_text(place: Place, wha
     shown: list[Any] = [line.text for each in summarize(place.layout, 3) for line in each.examples]
     assert shown == [None]
     assert "(the raw file is gone or was changed)" in quarantine(place)
+
+
+def test_a_list_that_is_damaged_is_told_before_the_first_line(place: Place) -> None:
+    for name in ("a", "b"):
+        place.write_raw(f"{name}.jsonl", "rubbish", request(1))
+    place.roll_up()
+    damaged = place.ledger().files["b.jsonl"].take_in.rejected
+    assert damaged
+    (place.layout.rejected / damaged).unlink()
+    with pytest.raises(ArtifactDamaged):
+        quarantined_lines(place.layout)
