@@ -435,13 +435,14 @@ def test_the_same_bytes_under_another_ending_are_another_take_in(run: Run, place
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 TAKE_IN_APART = """
-import resource, sys
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from pipeline.contract.settings import Settings
 from pipeline.run import start_run
 from pipeline.update import roll_up
+from tests.peak import kilobytes
 
 settings = Settings.from_environment(
     {"KEYTALLY_DATA": sys.argv[2], "KEYTALLY_THREADS": "2", "KEYTALLY_MEMORY_LIMIT": "256MB"}
@@ -449,7 +450,7 @@ settings = Settings.from_environment(
 with start_run(settings, lambda: datetime(2025, 11, 15, tzinfo=UTC)) as run:
     report = roll_up(run)
 print(report.ingested[0].take_in.accepted, report.ingested[0].take_in.lines)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(kilobytes())
 """
 
 
@@ -461,7 +462,7 @@ def peak_of(root: Path) -> tuple[str, int]:
     return counts, int(peak) // 1024
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak of a process")
 def test_memory_depends_neither_on_the_length_of_a_line_nor_on_the_size_of_a_file(tmp_path: Path) -> None:
     small, long_line, many = Place(tmp_path / "small"), Place(tmp_path / "long"), Place(tmp_path / "many")
     small.write_raw("a.jsonl", request(1))

@@ -24,15 +24,16 @@ MB = 10**6
 MIB = 2**20
 LIMIT_MB = 256
 SCRIPT = """
-import resource, sys
+import sys
 from cli import main
+from tests.peak import kilobytes
 try:
     main(["rollup", "--json"])
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+    print(kilobytes(), file=sys.stderr)
 """
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak of a process")
 
 
 def rolled_up(place: Place) -> dict[str, Any]:
