@@ -21,6 +21,7 @@ import click
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout
 from pipeline.contract.settings import Settings, SettingsError
+from pipeline.contract.wording import count_of, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
@@ -237,14 +238,14 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
     if report.ingested:
         lines, quarantined = sum(one.lines for one in taken), sum(one.quarantined for one in taken)
         click.echo(
-            f"Took in {_count(len(report.ingested), 'file')} with {_count(lines, 'line')}; {quarantined:,} quarantined"
-            f"{' (keytally quarantine lists them)' if quarantined else ''}."
+            f"Took in {count_of(len(report.ingested), 'file')} with {count_of(lines, 'line')}; "
+            f"{quarantined:,} quarantined{' (keytally quarantine lists them)' if quarantined else ''}."
         )
     for file, before, after in report.replaced:
         click.echo(f"{_visible(file)} has a new content: {after:,} accepted lines, {before:,} before.")
     if report.days:
         months = ", ".join(report.as_json()["months"])
-        click.echo(f"Rolled up {_count(len(report.days), 'day')} of {months} in {report.seconds:.1f} s.")
+        click.echo(f"Rolled up {count_of(len(report.days), 'day')} of {months} in {report.seconds:.1f} s.")
     if report.published:
         click.echo(f"Version {report.version} is published.")
     elif report.days or report.ingested:
@@ -392,7 +393,7 @@ def create_keys(
         settings.data.mkdir(parents=True, exist_ok=True)
     created = _on_registry(settings, lambda registry: registry.create_many(wanted, name, expires, now=utc_now()))
     if expires and expires <= utc_now():
-        click.echo(f"keytally: the key has expired already, at {_instant(expires)}", err=True)
+        click.echo(f"keytally: the key has expired already, at {instant_text(expires)}", err=True)
     for key in created:
         if as_json:
             _print_json(_key_as_json(key))
@@ -416,7 +417,7 @@ def list_keys(organization_id: str | None, as_json: bool) -> int:
         return 0
     table = _table("id", "organization", "name", "created", "expires", "revoked", numbers=False)
     for key in found:
-        moments = (_instant(moment) or "-" for moment in (key.created_at, key.expires_at, key.revoked_at))
+        moments = (instant_text(moment) or "-" for moment in (key.created_at, key.expires_at, key.revoked_at))
         _add(table, key.id, key.organization_id, _visible(key.name or "-"), *moments)
     _print_table(table)
     return 0
@@ -445,7 +446,7 @@ def _on_registry(settings: Settings, use: Callable[[KeyRegistry], _T]) -> _T:
 
 
 def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
-    return {name: _instant(value) if isinstance(value, datetime) else value for name, value in vars(key).items()}
+    return {name: instant_text(value) if isinstance(value, datetime) else value for name, value in vars(key).items()}
 
 
 # --- look ------------------------------------------------------------------------------------------------------------
@@ -476,7 +477,9 @@ def quarantine(as_json: bool) -> int:
     for rejection in found:
         reasons[rejection.reason] += rejection.lines
     files = len({rejection.file for rejection in found})
-    click.echo(f"{_count(reasons.total(), 'line')} of {_count(files, 'file')} did not count; all other lines did.\n")
+    click.echo(
+        f"{count_of(reasons.total(), 'line')} of {count_of(files, 'file')} did not count; all other lines did.\n"
+    )
     table = _table("reason", "lines", "file", numbers=False)
     for rejection in found[:SHOWN_LINES]:
         _add(table, rejection.reason, rejection.lines, _visible(rejection.file))
@@ -534,13 +537,13 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
         _print_table(table)
         if len(found.differences) > SHOWN_LINES:
             click.echo(f"The first {SHOWN_LINES} of {len(found.differences):,} differences (--json lists all).")
-    counted = f"version {found.version} on {_count(found.days, 'day')} from {first_day} to {last_day}"
+    counted = f"version {found.version} on {count_of(found.days, 'day')} from {first_day} to {last_day}"
     if found.equal and found.days:
         click.echo(f"Equal: the raw logs, recounted, say what is published by {counted}.")
     elif found.equal:
         click.echo(f"Nothing could be compared from {first_day} to {last_day}.")
     else:
-        click.echo(f"DIFFERENT: {_count(len(found.differences), 'number')} published by {counted}.", err=True)
+        click.echo(f"DIFFERENT: {count_of(len(found.differences), 'number')} published by {counted}.", err=True)
         click.echo(
             f"Next: keytally backfill --from {first_day} --to {last_day}, then reconcile again. What differs still is a"
             " fault in keytally: keep the raw files, and report it with this list.",
@@ -554,7 +557,7 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
             err=True,
         )
     if found.waiting:
-        waiting = _count(len(found.waiting), "raw file")
+        waiting = count_of(len(found.waiting), "raw file")
         click.echo(f"{waiting} waiting: keytally rollup takes in what is new or changed.")
 
 
@@ -580,7 +583,7 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
             str(row.day),
             row.organization_id,
             row.version,
-            _instant(row.run_started) or "",
+            instant_text(row.run_started) or "",
             f"{row.requests_before:,} → {row.requests_after:,}",
             f"{_amount(row.cost_before)} → {_amount(row.cost_after)}",
             row.cause,
@@ -615,7 +618,7 @@ def status(as_json: bool) -> int:
         click.echo(f"Files       {shown['files']:,}, with {shown['quarantined']:,} lines in quarantine")
     waiting = sum(raw_file.size for raw_file in found.waiting)
     click.echo(
-        f"Waiting     {_count(len(found.waiting), 'file')}, {waiting:,} bytes: keytally rollup takes them in"
+        f"Waiting     {count_of(len(found.waiting), 'file')}, {waiting:,} bytes: keytally rollup takes them in"
         if found.waiting
         else "Waiting     nothing"
     )
@@ -655,14 +658,6 @@ def _print_table(table: Table) -> None:
 
     # In a file or a pipe there is no width to fold a table to.
     Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _instant(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _amount(amount: Decimal) -> str:

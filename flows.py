@@ -42,6 +42,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.settings import Settings, SettingsError
+from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
 from pipeline.intake import take_in
 from pipeline.publish import publish
@@ -278,7 +279,7 @@ def _compared(recounted: Reconciliation, day: date) -> State[None]:
     )
     return Completed(
         name="CompletedWithFindings",
-        message=f"{day}: {_count(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
+        message=f"{day}: {count_of(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
         f"backfill' over the day, then 'keytally reconcile --from {day} --to {day}'.",
     )
 
@@ -288,13 +289,9 @@ def _summary(report: Report) -> str:
         return f"Nothing new: version {report.version} stands."
     quarantined = sum(entry.take_in.quarantined for entry in report.ingested if not entry.same_as)
     return (
-        f"Version {report.version}: {_count(len(report.ingested), 'file')} taken in, "
-        f"{_count(quarantined, 'line')} quarantined, {_count(len(report.days), 'day')} rolled up."
+        f"Version {report.version}: {count_of(len(report.ingested), 'file')} taken in, "
+        f"{count_of(quarantined, 'line')} quarantined, {count_of(len(report.days), 'day')} rolled up."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _show(report: Report) -> None:

@@ -18,6 +18,7 @@ from pipeline.contents import events_by_day
 from pipeline.contract.layout import Layout, month_of
 from pipeline.contract.published import PublishedFile
 from pipeline.contract.tables import ORGANIZATION_DAY, RESTATEMENT
+from pipeline.contract.wording import instant_text
 from pipeline.ledger import DayEntry, FileEntry, read_ledger
 from pipeline.run import Run
 from pipeline.seam import step
@@ -56,7 +57,7 @@ class Restatement:
         """Plain values; amounts as strings, which keep every digit."""
         return {
             name: str(value) if isinstance(value, (Decimal, date)) else value for name, value in vars(self).items()
-        } | {"run_started": self.run_started.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        } | {"run_started": instant_text(self.run_started)}
 
 
 def was_over(entry: DayEntry, confirmed_at: datetime | None) -> bool:

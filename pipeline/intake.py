@@ -138,11 +138,13 @@ def _judge(engine: Engine, opened: RawPass, latest: datetime) -> datetime | None
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
     """The batches, some of them at a time: enough for every thread, and a bounded number of bytes."""
     block: list[pa.RecordBatch] = []
+    size = 0
     for batch in batches:
         block.append(batch)
-        if sum(held.nbytes for held in block) >= BLOCK_BYTES:
+        size += batch.nbytes
+        if size >= BLOCK_BYTES:
             yield block
-            block = []
+            block, size = [], 0
     if block:
         yield block
 

@@ -11,6 +11,7 @@ from pipeline.artifacts import sync
 from pipeline.contents import needs_reading
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout
+from pipeline.contract.wording import instant_text
 from pipeline.errors import HeldBack
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.raw import RawFile, list_raw
@@ -38,8 +39,8 @@ class Status:
         counting = [entry.take_in for entry in self.ledger.files.values() if entry.same_as is None]
         return {
             "version": self.ledger.publication.version,
-            "published_at": _instant(published),
-            "as_of": _instant(self.confirmed_at),
+            "published_at": instant_text(published),
+            "as_of": instant_text(self.confirmed_at),
             "first_day": str(min(entry.day for entry in days)) if days else None,
             "last_day": str(max(entry.day for entry in days)) if days else None,
             "days": len(days),
@@ -94,7 +95,3 @@ def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], s
     sync(unfinished)
     step("rename the note of the run")
     unfinished.replace(run.layout.last_run)
-
-
-def _instant(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
