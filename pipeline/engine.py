@@ -21,11 +21,9 @@ _PACKAGE = Path(__file__).parent
 POINT_READ_ROWS = 16_384
 SCAN_ROWS = 122_880
 
-# Of a statement that takes long DuckDB draws a bar on stdout, where the JSON document of the command is to stand alone.
-QUIET = "set enable_progress_bar = false"
-
-
-# It would be drawn on stdout after two seconds, into the one document of --json.
+# A cursor does not have them of its connection. The bar would be drawn on stdout, where the JSON document of a command
+# is to stand alone.
+SESSION = "set timezone = 'UTC'; set enable_progress_bar = false"
 
 
 @cache
@@ -49,8 +47,7 @@ class Engine:
                 "autoload_known_extensions": False,
             }
         )
-        self._connection.execute("set timezone = 'UTC'")
-        self._connection.execute(QUIET)
+        self._connection.execute(SESSION)
 
     def close(self) -> None:
         self._connection.close()
@@ -72,7 +69,7 @@ class Engine:
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
         cursor = self._connection.cursor()
-        cursor.execute(QUIET)
+        cursor.execute(SESSION)
         return cursor.sql(statement(name)).to_arrow_reader(rows)
 
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:

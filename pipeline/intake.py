@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import chain, groupby, pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import artifacts
-from pipeline.contract.tables import EVENT
-from pipeline.engine import SCAN_ROWS, Engine, statement
+from pipeline.contract.tables import EVENT, REJECTED, Table
+from pipeline.engine import statement
 from pipeline.errors import CheckFailed
-from pipeline.line import (
-    END_INSTANT,
-    FIRST_INSTANT,
-    FUTURE_TOLERANCE,
-    Reason,
-    Rejected,
-    Request,
-    read_line,
-    read_record,
-)
+from pipeline.judge import judge
+from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
-from pipeline.rows import as_json_record, without_line_end
 from pipeline.run import Run
+from pipeline.seam import step
 
-TAKE_IN_RULE = 1  # counts changes to line.py, rows.py or raw.py after which a file must be taken in anew
-FEW_BYTES = 8_192  # of lines; to prepare the bulk read takes longer than to judge so few one by one
-BLOCK_BYTES = 32 * 2**20  # of lines judged together
-SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
+TAKE_IN_RULE = 1  # counts changes to line.py, rows.py, raw.py or judge.py after which a file must be taken in anew
 
-Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers
+# Of the rest, a dictionary of the values is larger than the values.
+_REPEATED = ["organization_id", "api_key_id", "model", "endpoint", "status", "reason"]
 
 
 @dataclass(frozen=True)
@@ -84,19 +75,16 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     Raises HeldBack when the file cannot be read whole and right; then nothing of it is kept.
     """
     latest = run.started + FUTURE_TOLERANCE
-    engine = run.engine
     with RawPass(raw_file, run.watch.advance) as opened:
-        heals_at = _judge(engine, opened, latest)
+        judged = judge(run.engine, opened, latest)
         content = opened.content()
         lines = opened.numbered
 
     rule = rule_of(raw_file.read_as)
-    made_from = (content, rule, str(latest) if heals_at else "")
+    made_from = (content, rule, str(latest) if judged.heals_at else "")
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
-    events = tuple(
-        EventFile(day, accepted, _keep_events(run, name, day)) for day, accepted in engine.query("accepted_days")
-    )
-    ((quarantined,),) = engine.query("count_rejected")
+    events = tuple(_keep_events(run, name, judged.events))
+    rejected, quarantined = _keep_rejected(run, name, judged.rejected)
     accepted = sum(event_file.accepted for event_file in events)
     if lines != accepted + quarantined:
         raise CheckFailed("lines = accepted + quarantined", raw_file.file, lines, accepted + quarantined)
@@ -109,108 +97,52 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         lines=lines,
         accepted=accepted,
         quarantined=quarantined,
-        heals_at=heals_at,
-        rejected=_keep_rejected(run, name) if quarantined else None,
+        heals_at=judged.heals_at,
+        rejected=rejected,
         events=events,
     )
 
 
-def _judge(engine: Engine, opened: RawPass, latest: datetime) -> datetime | None:
-    """Judge every line, a block of them at a time; when the first one from the future heals."""
-    engine.run("create_judged")
-    format_name = f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}"
-    heals_at: list[datetime] = []
-    # A thread of its own: how deeply a line may be nested must not depend on who called us.
-    with ThreadPoolExecutor(1, thread_name_prefix="second-look") as second_look:
-        for block in _blocks(opened.batches()):
-            if opened.is_parquet or sum(batch.nbytes for batch in block) > FEW_BYTES:
-                suspects = _judge_in_bulk(engine, block, format_name, latest)
-            else:
-                suspects = np.concatenate([batch["line"].to_numpy() for batch in block])
-            for part in _of(block, suspects):
-                looked = second_look.submit(_look_again, part, latest, opened.is_parquet).result()
-                heals_at += looked.heals_at
-                engine.name_arrow("second_look", _as_arrow(looked.judged))
-                engine.run("add_second_look")
-    return min(heals_at, default=None)
-
-
-def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """The batches, some of them at a time: enough for every thread, and a bounded number of bytes."""
-    block: list[pa.RecordBatch] = []
-    size = 0
-    for batch in batches:
-        block.append(batch)
-        size += batch.nbytes
-        if size >= BLOCK_BYTES:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-def _judge_in_bulk(engine: Engine, block: list[pa.RecordBatch], format_name: str, latest: datetime) -> Lines:
-    """The numbers, in order, of the block's lines that the bulk read could not take."""
-    engine.name_arrow("lines", pa.Table.from_batches(block))
-    engine.name_statement("candidates", format_name)
-    start, end, latest = (instant.replace(tzinfo=None) for instant in (FIRST_INSTANT, END_INSTANT, latest))
-    engine.run("accept", start=start, end=end, latest=latest)
-    first, last = block[0]["line"][0].as_py(), block[-1]["line"][-1].as_py()
-    return engine.column("suspects", first=first, last=last)
-
-
-def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
-    """Some of the block's lines, by their numbers in order, not too many at a time."""
-    for batch in block:
-        numbers = batch["line"].to_numpy()
-        start, end = np.searchsorted(lines, (numbers[0], numbers[-1] + 1))
-        for position in range(start, end, SUSPECTS_AT_ONCE):
-            wanted = lines[position : min(end, position + SUSPECTS_AT_ONCE)]
-            yield batch.take(pa.array(np.searchsorted(numbers, wanted)))
-
-
-class _Looked(NamedTuple):
-    judged: list[tuple[Any, ...]]  # line, reason, and the values of an event
-    heals_at: list[datetime]
-
-
-def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> _Looked:
-    """What plain Python makes of lines that the bulk read could not take, or was not asked to."""
-    looked = _Looked([], [])
-    for row in suspects.to_pylist():
-        if row["reason"]:
-            verdict: Request | Rejected = Rejected(Reason(row["reason"]))
-        elif is_parquet:
-            verdict = read_record(as_json_record(row), latest)
-        else:
-            verdict = read_line(without_line_end(row["text"].encode()), latest)
-        if isinstance(verdict, Rejected):
-            looked.judged.append((row["line"], verdict.reason.value, *(None,) * len(EVENT.columns)))
-            if verdict.heals_at:
-                looked.heals_at.append(verdict.heals_at)
-        else:
-            looked.judged.append((row["line"], None, *verdict))
-    return looked
-
-
-_SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])
-
-
-def _as_arrow(judged: list[tuple[Any, ...]]) -> pa.Table:
-    columns = zip(*judged, strict=True) if judged else ((),) * len(_SECOND_LOOK)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, _SECOND_LOOK, strict=True)],
-        schema=_SECOND_LOOK,
-    )
-
-
-def _keep_events(run: Run, name: str, day: date) -> str:
+def _keep_events(run: Run, name: str, events: Iterable[pa.RecordBatch]) -> Iterator[EventFile]:
     path = run.scratch / "events.parquet"
-    run.engine.copy("event", path, SCAN_ROWS, day=day)
-    return artifacts.keep(path, run.layout.events_of(day), name)
+    for day, pieces in groupby(_by_day(events), key=lambda piece: piece[0]):
+        accepted = _write((piece for _, piece in pieces), path, EVENT)
+        yield EventFile(day, accepted, artifacts.keep(path, run.layout.events_of(day), name))
 
 
-def _keep_rejected(run: Run, name: str) -> str:
+def _by_day(events: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBatch]]:
+    """The events of a day, and of the next: a batch may run over the end of a day."""
+    for batch in (batch for batch in events if batch.num_rows):
+        days = batch["day"].cast(pa.int32()).to_numpy()
+        ends = np.flatnonzero(np.diff(days)) + 1
+        for start, end in pairwise((0, *ends.tolist(), len(days))):
+            yield batch["day"][start].as_py(), batch.slice(start, end - start).select(EVENT.arrow_schema.names)
+
+
+def _keep_rejected(run: Run, name: str, rejected: Iterable[pa.RecordBatch]) -> tuple[str | None, int]:
+    """The name of the list of rejected lines, if there are any, and how many there are."""
+    batches = (batch for batch in rejected if batch.num_rows)
+    first = next(batches, None)
+    if first is None:
+        return None, 0
     path = run.scratch / "rejected.parquet"
-    run.engine.copy("rejected", path, SCAN_ROWS)
-    return artifacts.keep(path, run.layout.rejected, name)
+    quarantined = _write(chain([first], batches), path, REJECTED)
+    return artifacts.keep(path, run.layout.rejected, name), quarantined
+
+
+def _write(batches: Iterable[pa.RecordBatch], path: Path, table: Table) -> int:
+    """Write batches as a Parquet file; how many rows that are."""
+    step("write a file in scratch")
+    rows = 0
+    with pq.ParquetWriter(
+        path,
+        table.arrow_schema,
+        compression="zstd",
+        use_dictionary=[name for name in table.arrow_schema.names if name in _REPEATED],
+        write_statistics=False,  # whoever reads it reads all of it
+        store_schema=False,
+    ) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows

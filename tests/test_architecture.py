@@ -43,7 +43,7 @@ def test_imports_point_in_the_agreed_direction(path: Path) -> None:
 
 
 def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
-    theirs = {"intake", "line", "rows", "rollup", "update", "contents", "checks"}
+    theirs = {"intake", "judge", "line", "rows", "rollup", "update", "contents", "checks"}
     for name in ("reconcile", "recount"):
         path = ROOT / f"pipeline/{name}.py"
         imported = set(imports_of(path))

@@ -196,7 +196,7 @@ def json_lines(draw: st.DrawFn) -> bytes:
 
 @pytest.fixture
 def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setattr("pipeline.intake.FEW_BYTES", 0)  # else the bulk read would see none of these small files
+    monkeypatch.setattr("pipeline.judge.FEW_BYTES", 0)  # else the bulk read would see none of these small files
     with start_run(place.settings, lambda: NOW) as run:
         yield run
 

@@ -161,7 +161,7 @@ def test_whatever_the_order_the_split_the_kinds_and_the_runs_the_numbers_are_a_p
     log: list[Record | str], parts: int, runs: int, bulk: int, chance: random.Random
 ) -> None:
     files = split(log, parts, chance)
-    with tempfile.TemporaryDirectory() as folder, patch("pipeline.intake.FEW_BYTES", 0 if bulk else 8_192):
+    with tempfile.TemporaryDirectory() as folder, patch("pipeline.judge.FEW_BYTES", 0 if bulk else 8_192):
         place = place_in(folder)
         for run in range(runs):
             put(place, {file: part for number, (file, part) in enumerate(files.items()) if number % runs == run})

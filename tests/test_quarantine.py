@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline.intake
+import pipeline.judge
 import pipeline.line
 from cli import main
 from pipeline.errors import ArtifactDamaged
@@ -65,7 +66,7 @@ def test_a_corrected_file_empties_it_and_counts_once(place: Place) -> None:
 def test_a_line_from_the_future_leaves_it_when_its_moment_has_come(
     place: Place, monkeypatch: pytest.MonkeyPatch, few_bytes: int
 ) -> None:
-    monkeypatch.setattr(pipeline.intake, "FEW_BYTES", few_bytes)
+    monkeypatch.setattr(pipeline.judge, "FEW_BYTES", few_bytes)
     wide = {"other": "x" * 10_000}
     soon = f"{place.now + timedelta(minutes=5, microseconds=1):%Y-%m-%dT%H:%M:%S.%fZ}"
     place.write_raw("a.jsonl", request(1), request(2, timestamp=soon, **wide), request(3, timestamp=soon), "bad")

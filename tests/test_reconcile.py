@@ -387,7 +387,7 @@ def with_wrong_statement(monkeypatch: pytest.MonkeyPatch, name: str, right: str,
         ("accept", "exact_cost as cost", "cast(exact_cost as decimal(18, 11)) as cost", "cost"),
         ("accept", "exact_cost as cost", "cast(cast(exact_cost as float) as decimal(18, 12)) as cost", "cost"),
         ("accept", "cast(instant as date) as day", "cast(instant + interval 12 hours as date) as day", "requests"),
-        ("event", "day = $day", "day = $day and status is distinct from 500", "failed_requests"),
+        ("event", "    status,", "    cast(200 as smallint) as status,", "failed_requests"),
         ("copies", "order by\n        timestamp", "order by\n        timestamp desc", "cost"),
         ("copies", "cost nulls first,", "cost desc,", "cost"),
         ("copies", "api_key_id nulls first", "api_key_id nulls last", "requests"),
@@ -403,7 +403,7 @@ def test_a_pipeline_that_counts_wrong_is_found_out(
     place: Place, monkeypatch: pytest.MonkeyPatch, name: str, right: str, wrong: str, field: str
 ) -> None:
     with_wrong_statement(monkeypatch, name, right, wrong)
-    monkeypatch.setattr("pipeline.intake.FEW_BYTES", 0)  # however few the lines are, the bulk read takes them
+    monkeypatch.setattr("pipeline.judge.FEW_BYTES", 0)  # however few the lines are, the bulk read takes them
     monkeypatch.setattr("pipeline.rollup.check_month", lambda *_, **__: None)
     monkeypatch.setattr("pipeline.rollup.check_day", lambda *_, **__: None)
     rule_of.cache_clear()

@@ -1,6 +1,6 @@
 -- Every line of one raw file, judged. Rejected: a reason. Accepted: neither that nor suspect. A suspect line stands
 -- once more, as what the second look made of it, unless it was blank. No text: lines may be as long as they like.
-create or replace temp table judged (
+create or replace table judged (
     line bigint,
     reason varchar,
     suspect boolean,

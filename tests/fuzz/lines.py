@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pipeline.intake
+import pipeline.judge
 import pipeline.line
 import pipeline.rows
 from pipeline.intake import take_in
@@ -125,8 +126,7 @@ def main(seconds: float = 600, seed: int = 0) -> int:
                 pipeline.rows.BLOCK_BYTES = chance.randint(40, 5_000) if small else 4 * 2**20
                 limit = chance.randint(60, 600) if small else 2**20
                 pipeline.rows.MAX_LINE_BYTES = pipeline.line.MAX_LINE_BYTES = limit
-                pipeline.intake.FEW_BYTES = chance.choice((0, 0, 8_192))
-                pipeline.intake.WIDE_BYTES = 8_192 if small else chance.choice((200, 8_192))
+                pipeline.judge.FEW_BYTES = chance.choice((0, 0, 8_192))
                 end = chance.choice((b"\n", b"\r\n"))
                 content = end.join(mutated(chance, chance.choice(SEEDS)) for _ in range(chance.randint(1, 800)))
                 if chance.random() < 0.2:
