@@ -43,6 +43,7 @@ class Engine:
                 "threads": settings.threads,
                 "temp_directory": str(scratch / "spilled"),
                 "preserve_insertion_order": False,  # every file we write says its own order
+                "enable_external_file_cache": False,  # it would hold on to every file ever read
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
             }

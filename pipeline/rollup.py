@@ -17,6 +17,7 @@ from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.ledger import DayEntry
 from pipeline.run import Run
 
+FILES_AT_ONCE = 1_000  # DuckDB holds some 10 KB of each file a statement reads, and every statement opens all anew
 ROLL_UP_RULE = 1  # counts changes outside the SQL after which every day must be rolled up anew
 
 
@@ -45,7 +46,7 @@ def roll_up_day(run: Run, day: date, fingerprint: str, events: Sequence[Path], a
     Raises CheckFailed when the day's lines do not add up.
     """
     engine = run.engine
-    engine.name_files("events", events, EVENT)
+    engine.name_files("events", _gathered(run, events), EVENT)
     engine.run("copies")
     engine.run("roll_up_day")
     ((in_events, counted, duplicate, conflicting, session),) = engine.query("count_day")
@@ -54,6 +55,18 @@ def roll_up_day(run: Run, day: date, fingerprint: str, events: Sequence[Path], a
     engine.copy("daily", path, SCAN_ROWS, day=day)
     artifact = artifacts.keep(path, run.layout.daily_of(day), fingerprint)
     return DayEntry(day, fingerprint, artifact, run.started, accepted, counted, duplicate, conflicting, session)
+
+
+def _gathered(run: Run, events: Sequence[Path]) -> Sequence[Path]:
+    """The events of a day in files that are not too many: a gateway may have written a file for each request."""
+    if len(events) <= FILES_AT_ONCE:
+        return events
+    gathered = []
+    for start in range(0, len(events), FILES_AT_ONCE):
+        run.engine.name_files("some_event_files", events[start : start + FILES_AT_ONCE], EVENT)
+        gathered.append(run.scratch / f"events-{start}.parquet")
+        run.engine.copy("some_events", gathered[-1], SCAN_ROWS)
+    return gathered
 
 
 def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMonth:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.rollup
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import Engine, statement
 from pipeline.rollup import fingerprint_of, roll_up_day
@@ -43,6 +45,31 @@ def test_a_request_without_a_price_counts_with_a_cost_of_nothing(place: Place) -
     (usage,) = pq.read_table(place.layout.daily_of(DAY) / entry.artifact, partitioning=None).to_pylist()
     assert (usage["requests"], usage["cost"], usage["synapses"]) == (2, Decimal("0.5"), Decimal(2))
     assert (entry.duplicate, entry.conflicting) == (1, 1)
+
+
+def test_a_day_of_many_files_is_rolled_up_as_one_of_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        place.write_raw(f"{number}.jsonl", request(number), request(number, organization_id="org_b"), request(7))
+    place.roll_up()
+    few = place.usage()
+    assert few[("org_a", "2025-11-10")] == (6, Decimal("1.5"))
+    monkeypatch.setattr("pipeline.rollup.FILES_AT_ONCE", 2)
+    monkeypatch.setattr("pipeline.rollup.ROLL_UP_RULE", 99)
+    pipeline.rollup._rule.cache_clear()
+    gathered: list[str] = []
+    honest = Engine.copy
+
+    def watched(engine: Engine, name: str, *arguments: Any, **parameters: Any) -> None:
+        gathered.append(name)
+        honest(engine, name, *arguments, **parameters)
+
+    monkeypatch.setattr(Engine, "copy", watched)
+    try:
+        assert [entry.duplicate for entry in place.roll_up().days] == [4]
+    finally:
+        pipeline.rollup._rule.cache_clear()
+    assert place.usage() == few
+    assert gathered.count("some_events") == 3
 
 
 def test_requests_that_share_a_hash_are_told_apart(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
