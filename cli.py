@@ -264,7 +264,18 @@ def _show_findings(report: Report) -> None:
         click.echo("Everything else is published. The next run tries these files again.", err=True)
     for file, before, after in report.replaced:
         if after < before:
-            click.echo(f"LOWERED {_visible(file)}: its new content has {before - after:,} requests less.", err=True)
+            click.echo(
+                f"LOWERED {_visible(file)}: its content is another now, and {before - after:,} requests that it brought"
+                " count no more. If a log was rotated onto it, put the older one back under a name of its own.",
+                err=True,
+            )
+    if report.lost_days:
+        days = ", ".join(str(day) for day in report.lost_days[:5]) + (" ..." if len(report.lost_days) > 5 else "")
+        click.echo(
+            f"LOST {count_of(len(report.lost_days), 'day')} of a version that is gone ({days}): their raw files are not"
+            " in raw/ any more. Put these back, or rollups/ as it was; for a week nothing that needs is deleted.",
+            err=True,
+        )
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------

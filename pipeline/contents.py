@@ -15,12 +15,28 @@ from pipeline.ledger import FileEntry
 from pipeline.raw import RawFile
 
 
-def needs_reading(raw_file: RawFile, files: Mapping[str, FileEntry], now: datetime) -> bool:
-    """Whether a raw file is new, changed, read by rules that changed since, or has a line whose moment has come."""
+def needs_reading(
+    raw_file: RawFile, files: Mapping[str, FileEntry], confirmed: Mapping[tuple[str, str], str], now: datetime
+) -> bool:
+    """Whether a raw file is new, changed, read by rules that changed since, or has a line whose moment has come.
+
+    files: the ledger's. confirmed: contents that files still hold under another signature; see LastRun.
+    """
     entry = files.get(raw_file.file)
-    if entry is None or entry.signature != raw_file.signature or entry.take_in.rule != rule_of(raw_file.read_as):
+    if entry is None:
         return True
-    return entry.take_in.heals_at is not None and entry.take_in.heals_at <= now
+    is_confirmed = is_still(entry, raw_file, confirmed)
+    if is_confirmed and raw_file.size == 0:  # emptied: what it held before stays
+        return False
+    if not is_confirmed and entry.signature != raw_file.signature:
+        return True
+    heals_at = entry.take_in.heals_at
+    return entry.take_in.rule != rule_of(raw_file.read_as) or (heals_at is not None and heals_at <= now)
+
+
+def is_still(entry: FileEntry, raw_file: RawFile, confirmed: Mapping[tuple[str, str], str]) -> bool:
+    """Whether a run saw that the raw file is the entry's, under a signature that the ledger does not know."""
+    return confirmed.get((raw_file.file, raw_file.signature)) == entry.take_in.content
 
 
 def size_of(entry: FileEntry) -> int:
@@ -85,9 +101,9 @@ def events_by_day(files: Mapping[str, FileEntry]) -> dict[date, dict[str, EventF
 def days_touched(files: Mapping[str, FileEntry], held_back: Collection[str]) -> frozenset[date]:
     """The days of what held-back files, and files below held-back folders, were made into when they last could be read.
 
-    A file that never could be read touches no day that anybody knows of.
+    A file that never could be read touches no day that anybody knows of. A link to nothing may have been a folder.
     """
-    folders = tuple(name for name in held_back if name.endswith("/"))
+    folders = tuple(f"{name.rstrip('/')}/" for name in held_back)
     return frozenset(
         event.day
         for file, entry in files.items()

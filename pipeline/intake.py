@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import artifacts
+from pipeline.contract.layout import Layout
 from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed
@@ -37,6 +38,9 @@ class EventFile:
     day: date
     accepted: int
     artifact: str
+
+    def path_in(self, layout: Layout) -> Path:
+        return layout.events_of(self.day) / self.artifact
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class DayEntry:
     conflicting: int
     session: int
 
+    def path_in(self, layout: Layout) -> Path:
+        return layout.daily_of(self.day) / self.artifact
+
 
 @dataclass(frozen=True)
 class Ledger:

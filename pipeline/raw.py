@@ -75,7 +75,9 @@ def list_raw(raw: Path) -> RawListing:
         try:
             found = path.stat()
         except FileNotFoundError:
-            continue  # gone since it was listed, or a link to nothing
+            if path.is_symlink():  # perhaps to what is not mounted; else the file is gone since it was listed
+                held_back.append(HeldBack(file, "unreadable: a link to nothing"))
+            continue
         except OSError as error:
             held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
             continue

@@ -20,14 +20,17 @@ class Report:
     held_back: list[HeldBack] = field(default_factory=list)
     days: list[DayEntry] = field(default_factory=list)
     months: list[date] = field(default_factory=list)
+    lost_days: list[date] = field(default_factory=list)  # no longer published, for the log and their raw files are gone
     version: int = 0
     published: bool = False  # whether this run made that version
     seconds: float = 0.0
 
     @property
     def has_findings(self) -> bool:
-        """Whether somebody should look: a file was held back, or a new content has fewer requests than the old."""
-        return bool(self.held_back) or any(after < before for _, before, after in self.replaced)
+        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, or days
+        that were published are not any more.
+        """
+        return bool(self.held_back or self.lost_days) or any(after < before for _, before, after in self.replaced)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -49,6 +52,7 @@ class Report:
                 for entry in self.days
             ],
             "months": [month_name(month) for month in self.months],
+            **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
             "version": self.version,
             "seconds": round(self.seconds, 3),
         }

@@ -75,7 +75,7 @@ def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMont
     Raises CheckFailed when a rollup repeats a row of its grain, or does not sum to its days.
     """
     engine = run.engine
-    engine.name_files("daily", [run.layout.daily_of(entry.day) / entry.artifact for entry in days], API_KEY_DAY)
+    engine.name_files("daily", [entry.path_in(run.layout) for entry in days], API_KEY_DAY)
     files = {}
     for table in USAGE:
         path = run.scratch / f"{table.name}-{month_name(month)}.parquet"

@@ -62,7 +62,8 @@ def status_of(layout: Layout, now: datetime) -> Status:
     listing = list_raw(layout.raw)
     last_run = read_last_run(layout)
     refused = last_run.held_back if last_run else {}
-    unread = [raw_file for raw_file in listing.files if needs_reading(raw_file, ledger.files, now)]
+    confirmed = last_run.confirmed if last_run else {}
+    unread = [raw_file for raw_file in listing.files if needs_reading(raw_file, ledger.files, confirmed, now)]
     held_back = [
         HeldBack(raw_file.file, refused[raw_file.file, raw_file.signature])
         for raw_file in unread
@@ -78,10 +79,22 @@ def status_of(layout: Layout, now: datetime) -> Status:
     )
 
 
-def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], str], findings: frozenset[date]) -> None:
+def lost_versions(newest: int, last_run: LastRun) -> str:
+    """A sentence on versions that a run published and that are there no more. newest: the one that is."""
+    there = f"the log ends at version {newest}" if newest else "the published table is gone"
+    return f"version {last_run.version} was published, but {there}: what is in raw/ is published anew"
+
+
+def write_last_run(
+    run: Run,
+    version: int,
+    held_back: Mapping[tuple[str, str], str],
+    findings: frozenset[date],
+    confirmed: Mapping[tuple[str, str], str],
+) -> None:
     """Note that this run published or confirmed `version`, but for these files.
 
-    held_back: reasons by file and signature. findings: days of which something is held back.
+    held_back: reasons by file and signature. findings: days of which something is held back. confirmed: see LastRun.
     """
     started = run.started
     before = read_last_run(run.layout)
@@ -91,7 +104,7 @@ def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], s
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    unfinished.write_text(LastRun(started, version, held_back, findings).as_json(), encoding="utf-8")
+    unfinished.write_text(LastRun(started, version, held_back, findings, confirmed).as_json(), encoding="utf-8")
     sync(unfinished)
     step("rename the note of the run")
     unfinished.replace(run.layout.last_run)

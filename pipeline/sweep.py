@@ -41,6 +41,21 @@ def start_grace(
     superseded -= {*_artifacts(layout, files.values(), days.values())}
     replaced = [before.publication.files.get((partition.table.name, partition.month)) for partition in partitions]
     superseded |= {layout.rollups / file.path for file in replaced if file}
+    _start_grace(superseded, now)
+
+
+def start_grace_of_all(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
+    """Start the grace of every artifact that a version made of `files` and `days` does not need.
+
+    The version that named them was lost, so that nobody can say for how long they have not been needed; until the grace
+    is over it may be put back.
+    """
+    layout = run.layout
+    there = {path for folder in (layout.events, layout.daily, layout.rejected) for path in folder.rglob("*.parquet")}
+    _start_grace(there - {*_artifacts(layout, files.values(), days.values())}, run.clock().timestamp())
+
+
+def _start_grace(superseded: Iterable[Path], now: float) -> None:
     for path in sorted(superseded):
         step("start the grace of a file")
         with contextlib.suppress(FileNotFoundError):
@@ -97,8 +112,8 @@ def _published(layout: Layout, publication: Publication) -> Iterable[Path]:
 def _artifacts(layout: Layout, files: Iterable[FileEntry], days: Iterable[DayEntry]) -> Iterable[Path]:
     for entry in files:
         for event in entry.take_in.events:
-            yield layout.events_of(event.day) / event.artifact
+            yield event.path_in(layout)
         if entry.take_in.rejected:
             yield layout.rejected / entry.take_in.rejected
     for day in days:
-        yield layout.daily_of(day.day) / day.artifact
+        yield day.path_in(layout)

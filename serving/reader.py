@@ -193,8 +193,10 @@ class Reader:
         before = self._confirmed
         if before is not None and before.publication is publication and before.last_run is last_run:
             return before
-        # A note of a later version than this one speaks of another table: an older copy was put back in its place.
-        said = [last_run] if last_run is not None and last_run.version <= publication.version else []
+        if last_run is not None and last_run.version > publication.version:
+            # Older numbers, or none, in the place of those that a run published: the next run publishes them anew.
+            raise ValueError(f"version {last_run.version} was published, and the log ends at {publication.version}")
+        said = [last_run] if last_run is not None else []
         if not said or said[0].version < publication.version:  # the note is written after the commit
             committed = run_of(self._rollups, publication.version)
             said += [committed] if committed is not None else []

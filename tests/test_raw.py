@@ -69,7 +69,9 @@ def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(place: Place, tmp_path
     (place.layout.raw / "nowhere.jsonl").symlink_to("gone.jsonl")
     listing = list_raw(place.layout.raw)
     assert names(listing) == ["a/b/c.jsonl", "e.jsonl", "linked/d.jsonl"]
-    assert listing.held_back == ()
+    assert [(held.file, held.reason) for held in listing.held_back] == [
+        ("nowhere.jsonl", "unreadable: a link to nothing")
+    ]
 
 
 def test_a_link_to_itself_is_held_back_and_nothing_else(place: Place) -> None:

@@ -18,7 +18,7 @@ import pytest
 import pipeline.engine
 import pipeline.raw
 from pipeline.contract.published import open_published
-from pipeline.errors import ArtifactDamaged, CheckFailed, CommitRefused, KeytallyError
+from pipeline.errors import CheckFailed, CommitRefused, KeytallyError
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
 from pipeline.update import Steps, roll_up
@@ -426,21 +426,6 @@ def test_without_raw_and_events_a_day_stays_as_published_and_all_else_goes_on(pl
     raw.write_text(raw_text)
     assert not place.roll_up().has_findings
     assert {str(row.day): row.requests for row in place.published("organization_day").itertuples()}["2025-11-01"] == 2
-
-
-def test_a_month_is_never_rolled_up_from_a_damaged_day(place: Place) -> None:
-    raw = place.write_raw("a.jsonl", dated(1), dated(2))
-    place.roll_up()
-    raw.unlink()
-    for path in (
-        *(place.layout.events / "day=2025-11-01").iterdir(),
-        *(place.layout.daily / "day=2025-11-01").iterdir(),
-    ):
-        path.unlink()
-    place.write_raw("late.jsonl", dated(2, 5))
-    with pytest.raises(ArtifactDamaged, match="day=2025-11-01"):
-        place.roll_up()
-    assert place.publication().version == 1
 
 
 def test_a_late_file_finds_the_damaged_events_of_its_day_rebuilt(place: Place) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
 from pipeline.contract.layout import Layout
@@ -18,13 +18,16 @@ class LastRun:
     """What the note says.
 
     started: start of the newest run, UTC. version: the one it published or confirmed. held_back: the files it could
-    not take, reasons by file and signature. findings: the days of which something is held back.
+    not take, reasons by file and signature. findings: the days of which something is held back. confirmed: by
+    file and signature, the content that the version's ledger says the file has, although it knows another signature:
+    the file was touched and holds it still, or was emptied, which takes nothing back.
     """
 
     started: datetime
     version: int
     held_back: Mapping[tuple[str, str], str]
     findings: frozenset[date]
+    confirmed: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -36,6 +39,10 @@ class LastRun:
                 for (file, signature), reason in self.held_back.items()
             ],
             "findings": [str(day) for day in sorted(self.findings)],
+            "confirmed": [
+                {"file": file, "signature": signature, "content": content}
+                for (file, signature), content in self.confirmed.items()
+            ],
         }
         return json.dumps(note, indent=2) + "\n"
 
@@ -49,6 +56,7 @@ def read_last_run(layout: Layout) -> LastRun | None:
             version=int(note["version"]),
             held_back={(held["file"], held["signature"]): held["reason"] for held in note["held_back"]},
             findings=frozenset(date.fromisoformat(day) for day in note["findings"]),
+            confirmed={(one["file"], one["signature"]): one["content"] for one in note.get("confirmed", ())},
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

@@ -56,6 +56,14 @@ class Layout:
     def events_of(self, day: date) -> Path:
         return self.events / f"day={day}"
 
+    def days_with_events(self) -> set[date]:
+        """The days that have a folder of events with something in it."""
+        return {
+            date.fromisoformat(folder.name.removeprefix("day="))
+            for folder in self.events.glob("day=????-??-??")
+            if any(folder.iterdir())
+        }
+
     def daily_of(self, day: date) -> Path:
         return self.daily / f"day={day}"
 

@@ -17,6 +17,7 @@ from pipeline.contract.layout import Layout
 from serving.errors import UsageUnavailable
 from serving.models import Usage
 from serving.reader import Reader, _CheckedFile
+from tests.conftest import Place, request
 from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.publishing import Row, publish_days, rollup_rows
 
@@ -50,6 +51,33 @@ def test_every_organization_gets_its_own_days_wherever_row_groups_end(data: Path
             for name, day, requests, cost, synapses, neurons in rows
             if name == organization
         ]
+
+
+@pytest.mark.parametrize("lost", ["the newest entry", "the log", "the table"])
+def test_a_version_that_is_gone_is_an_error_and_not_an_older_one(place: Place, lost: str) -> None:
+    for number in (1, 2):
+        place.write_raw(f"{number}.jsonl", request(number))
+        place.roll_up()
+    running = Reader(place.layout)
+    running.refresh()
+    log = place.layout.rollups / "_delta_log"
+    if lost == "the newest entry":
+        (log / f"{2:020d}.json").unlink()
+    else:
+        shutil.rmtree(log if lost == "the log" else place.layout.rollups)
+    started = Reader(place.layout)
+    started.refresh()
+    with pytest.raises(UsageUnavailable):
+        started.file_of(NOVEMBER)
+    assert "version 2 was published, and the log ends at" in (started.failure or "")
+    running.refresh()
+    assert running.publication.version == 2, "the last good version"
+    place.roll_up()
+    for reader in (started, running):
+        reader.refresh()
+        file = reader.file_of(NOVEMBER)
+        assert reader.failure is None and file
+        assert [day.requests for day in reader.usage_of("org_a", file)] == [2]
 
 
 def damage_flip(path: Path) -> None:

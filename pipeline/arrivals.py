@@ -1,0 +1,110 @@
+"""What arrived in raw/ since the newest version, taken in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.contents import content_of, count_each_content_once, held_contents, is_still, needs_reading, size_of
+from pipeline.errors import HeldBack
+from pipeline.intake import TakeIn, rule_of
+from pipeline.ledger import FileEntry, Ledger
+from pipeline.raw import RawFile, hash_raw
+from pipeline.report import Report
+from pipeline.run import Run
+
+
+@dataclass
+class Arrivals:
+    """Takes in what is new or changed. What was taken in is kept over the attempts of an update.
+
+    confirmed: as in LastRun; from the newest run's note, and for the next one.
+    """
+
+    run: Run
+    take_in: Callable[[Run, RawFile], TakeIn]
+    confirmed: dict[tuple[str, str], str]
+    held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
+    _taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
+
+    def added_to(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
+        """The ledger's files and those that arrived; what cannot be taken in is reported and left."""
+        self.held_back.clear()
+        files = dict(ledger.files)
+        known = {(entry.take_in.content, entry.take_in.rule): entry.take_in for entry in files.values()}
+        sizes = {size_of(entry) for entry in files.values()}
+        waiting = [file for file in raw_files if needs_reading(file, files, self.confirmed, self.run.started)]
+        self.run.watch.begin("taking in", sum(raw_file.size for raw_file in waiting))
+        read: list[str] = []
+        for raw_file in waiting:
+            try:
+                taken = self._take_in(raw_file, known if raw_file.size in sizes else {})
+            except HeldBack as held_back:
+                report.held_back.append(held_back)
+                self.held_back[raw_file.file, raw_file.signature] = held_back.reason
+                continue
+            known[taken.content, taken.rule] = taken
+            sizes.add(raw_file.size)
+            before = ledger.files.get(raw_file.file)
+            if before and before.take_in.lines and not taken.lines:
+                # Emptied: as good as deleted, and a deleted file takes nothing back.
+                self.confirmed[raw_file.file, raw_file.signature] = before.take_in.content
+                continue
+            if before and content_of(before.take_in) == content_of(taken):
+                self.confirmed[raw_file.file, raw_file.signature] = taken.content
+            files[raw_file.file] = FileEntry(raw_file.file, raw_file.signature, None, taken)
+            read.append(raw_file.file)
+        for raw_file in raw_files:
+            entry = files.get(raw_file.file)
+            if entry and raw_file.size and is_still(entry, raw_file, self.confirmed):
+                # No reason to publish; when there is one, the signature goes along.
+                files[raw_file.file] = replace(entry, signature=raw_file.signature)
+
+        files = count_each_content_once(files, ledger.files)
+        contents = held_contents(files)
+        known_before = held_contents(ledger.files)
+        for file in read:
+            _report(files[file], ledger.files.get(file), contents, known_before, report)
+        return files
+
+    def still_confirmed(
+        self, files: Mapping[str, FileEntry], raw_files: Sequence[RawFile]
+    ) -> dict[tuple[str, str], str]:
+        """What of `confirmed` the next run needs to know, when `files` is the ledger it will find."""
+        return {
+            (raw_file.file, raw_file.signature): entry.take_in.content
+            for raw_file in raw_files
+            if (entry := files.get(raw_file.file)) is not None
+            and entry.signature != raw_file.signature
+            and is_still(entry, raw_file, self.confirmed)
+        }
+
+    def _take_in(self, raw_file: RawFile, same_size: Mapping[tuple[str, str], TakeIn]) -> TakeIn:
+        """What a file's content is made into; known contents, of which some have its size, are not parsed again."""
+        key = (raw_file.file, raw_file.signature)
+        if key not in self._taken:
+            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
+            heals = known and known.heals_at and known.heals_at <= self.run.started
+            self._taken[key] = known if known and not heals else self.take_in(self.run, raw_file)
+        return self._taken[key]
+
+
+def _report(
+    entry: FileEntry,
+    before: FileEntry | None,
+    contents: set[tuple[str, str]],
+    known_before: set[tuple[str, str]],
+    report: Report,
+) -> None:
+    if before is None or before.take_in.name != entry.take_in.name:
+        report.ingested.append(entry)
+    if before is None:
+        return
+    if before.take_in.content == entry.take_in.content:
+        if entry.counted_lines < before.counted_lines:  # by a changed rule
+            report.replaced.append((entry.file, before.counted_lines, entry.counted_lines))
+    elif content_of(before.take_in) not in contents:
+        # Else a log was rotated by rename: it counts under its new name, and nothing was replaced. What moved here
+        # counted already, and makes up for nothing: the oldest log of a chain fell off its end.
+        moved_here = content_of(entry.take_in) in known_before
+        report.replaced.append((entry.file, before.counted_lines, 0 if moved_here else entry.counted_lines))

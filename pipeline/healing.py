@@ -1,0 +1,148 @@
+"""Healing: what is missing or damaged of our own files, made anew from raw/ or from what is published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.artifacts import verify
+from pipeline.contents import content_of, with_take_in
+from pipeline.contract.layout import month_of
+from pipeline.contract.tables import API_KEY_DAY
+from pipeline.engine import SCAN_ROWS
+from pipeline.errors import ArtifactDamaged, HeldBack
+from pipeline.intake import TakeIn
+from pipeline.ledger import DayEntry, FileEntry, Ledger
+from pipeline.raw import RawFile
+from pipeline.report import Report
+from pipeline.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Inspection:
+    """Which files of ours hold the bytes that their names were given for; each is read once a run."""
+
+    def __init__(self) -> None:
+        self._sound: set[Path] = set()
+
+    def is_sound(self, artifact: Path) -> bool:
+        """Whether it does. What is wrong with it is logged."""
+        if artifact not in self._sound:
+            try:
+                verify(artifact)
+            except ArtifactDamaged as damage:
+                log.warning("%s %s", damage.artifact, damage.what)
+                return False
+            self._sound.add(artifact)
+        return True
+
+
+@dataclass
+class Healing:
+    """Makes anew what a run needs and finds damaged, and knows what cannot be.
+
+    thorough: look at the lists of quarantined lines too, as a backfill does. beyond_repair: days that stay as they are
+    published, because their events are gone and no raw file has their content.
+    """
+
+    run: Run
+    take_in: Callable[[Run, RawFile], TakeIn]
+    inspection: Inspection
+    thorough: bool
+    beyond_repair: set[date] = field(default_factory=set)
+    _rejected_beyond_repair: set[str] = field(default_factory=set)  # take-ins whose rejected lines are gone likewise
+
+    def healed(
+        self, dirty: set[date], raw_files: Sequence[RawFile], files: dict[str, FileEntry], report: Report
+    ) -> dict[str, FileEntry]:
+        """The files with one of them taken in anew whose events are missing or damaged on a dirty day.
+
+        The very files when there is none. What cannot be healed is reported, and its days are no longer dirty.
+        """
+        present = {raw_file.file: raw_file for raw_file in raw_files}
+        for entry in list(files.values()):
+            damaged = [
+                event
+                for event in entry.take_in.events
+                if entry.same_as is None
+                and event.day in dirty
+                and not self.inspection.is_sound(event.path_in(self.run.layout))
+            ]
+            if not damaged and self._has_its_rejected(entry):
+                continue
+            taken = self._taken_anew(entry, files, present)
+            if taken:
+                return with_take_in(files, taken)
+            if not self._has_its_rejected(entry):
+                self._rejected_beyond_repair.add(entry.take_in.name)
+                report.held_back.append(
+                    HeldBack(
+                        entry.file,
+                        "damaged: its list of quarantined lines cannot be rebuilt, because this content"
+                        " is no longer in raw/; its requests count as they did",
+                    )
+                )
+            for day in sorted({event.day for event in damaged}):
+                dirty.discard(day)
+                self.beyond_repair.add(day)
+                report.held_back.append(
+                    HeldBack(
+                        entry.file,
+                        f"damaged: its events of {day} cannot be rebuilt, because this content is no longer in raw/; "
+                        "the published day stays as it is until it is there again",
+                    )
+                )
+        return files
+
+    def restored(self, entry: DayEntry, ledger: Ledger) -> DayEntry | None:
+        """A day whose file is damaged and cannot be rolled up anew, with its rows out of what is published of it.
+
+        None when that is damaged too.
+        """
+        published = ledger.publication.files.get((API_KEY_DAY.name, month_of(entry.day)))
+        if published is None or not self.inspection.is_sound(self.run.layout.rollups / published.path):
+            return None
+        engine = self.run.engine
+        engine.name_files("published", [self.run.layout.rollups / published.path], API_KEY_DAY)
+        path = self.run.scratch / "daily.parquet"
+        engine.copy("published_day", path, SCAN_ROWS, day=entry.day)
+        log.warning("the rows of %s are taken from what is published of it", entry.day)
+        return replace(entry, artifact=artifacts.keep(path, self.run.layout.daily_of(entry.day), entry.fingerprint))
+
+    def _has_its_rejected(self, entry: FileEntry) -> bool:
+        """Whether a file's list of quarantined lines is sound, as far as that is looked at."""
+        rejected = entry.take_in.rejected
+        if not self.thorough or rejected is None or entry.same_as or entry.take_in.name in self._rejected_beyond_repair:
+            return True
+        return self.inspection.is_sound(self.run.layout.rejected / rejected)
+
+    def _taken_anew(
+        self, entry: FileEntry, files: Mapping[str, FileEntry], present: Mapping[str, RawFile]
+    ) -> TakeIn | None:
+        """What an entry's content is made into now; None when no raw file has it any more."""
+        for other in files.values():
+            source = present.get(other.file)
+            if (
+                source is None
+                or content_of(other.take_in) != content_of(entry.take_in)
+                or source.signature != other.signature
+            ):
+                continue
+            try:
+                # No earlier than it was taken in: a request that was accepted is not from the future.
+                run = replace(self.run, started=max(self.run.started, entry.take_in.taken_at))
+                taken = self.take_in(run, source)
+            except HeldBack as held_back:  # a disk may have changed its bytes and not its times, or lost some
+                log.warning("%s", held_back)
+                continue
+            if content_of(taken) != content_of(entry.take_in):
+                continue
+            if taken.name == entry.take_in.name:  # the same again: rebuilt, not taken in anew
+                return replace(taken, taken_at=entry.take_in.taken_at)
+            return taken
+        return None
