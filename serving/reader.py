@@ -190,6 +190,8 @@ class Reader:
         # The note before the table: what it confirms was committed before it was written.
         last_run = self._newest_run()
         publication = self._newest()
+        if not publication.files and last_run is not None and last_run.version:
+            raise FileNotFoundError(f"it is gone: the newest run's note says that version {last_run.version} was there")
         before = self._confirmed
         if before is not None and before.publication is publication and before.last_run is last_run:
             return before

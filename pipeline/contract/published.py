@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -48,10 +49,13 @@ NOTHING_PUBLISHED = Publication(version=0, generation=0, files={})
 def open_published(rollups: Path) -> DeltaTable | None:
     """A handle on the published table at its newest version; None where nothing was ever published.
 
-    Raises deltalake.exceptions.DeltaError when there is a table but it cannot be read.
+    Raises deltalake.exceptions.DeltaError or OSError when there is a table but it cannot be read.
     """
-    log = rollups / LOG
-    if not log.is_dir() or not any(log.glob("*.json")):
+    try:
+        # Not Path.glob(): to it a folder that is closed to us is one with nothing in it.
+        if not any(name.endswith(".json") for name in os.listdir(rollups / LOG)):
+            return None
+    except FileNotFoundError:
         return None
     return DeltaTable(rollups)
 
