@@ -75,12 +75,14 @@ def list_raw(raw: Path) -> RawListing:
         try:
             found = path.stat()
         except FileNotFoundError:
-            continue  # gone since it was listed, or a link to nothing
+            if path.is_symlink():
+                ignored.append(_as_text(file))  # a link to nothing
+            continue  # gone since it was listed
         except OSError as error:
             held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
             continue
         if not stat.S_ISREG(found.st_mode) or not file.endswith(ENDINGS) or not _is_text(file):
-            ignored.append(file.encode("utf-8", "replace").decode())
+            ignored.append(_as_text(file))
             continue
         files.append(RawFile(file, path, NATIVE, found.st_size, _signature(found)))
     files.sort(key=lambda raw_file: raw_file.file)
@@ -117,6 +119,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself, or through a folder closed to us
         return False
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()
 
 
 def _is_text(name: str) -> bool:

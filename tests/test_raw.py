@@ -69,6 +69,7 @@ def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(place: Place, tmp_path
     (place.layout.raw / "nowhere.jsonl").symlink_to("gone.jsonl")
     listing = list_raw(place.layout.raw)
     assert names(listing) == ["a/b/c.jsonl", "e.jsonl", "linked/d.jsonl"]
+    assert listing.ignored == ("nowhere.jsonl",)
     assert listing.held_back == ()
 
 
