@@ -25,6 +25,8 @@ class Status:
 
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
+    findings: days of which that run held something back, or that it could not roll up anew.
+    lost: the version that run published or confirmed, where nothing is published any more.
     """
 
     ledger: Ledger
@@ -32,6 +34,8 @@ class Status:
     waiting: tuple[RawFile, ...]
     held_back: tuple[HeldBack, ...]
     ignored: tuple[str, ...]
+    findings: tuple[date, ...] = ()
+    lost: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         days = [entry for entry in self.ledger.days.values() if entry.accepted]
@@ -53,6 +57,7 @@ class Status:
             "waiting": [{"file": raw_file.file, "bytes": raw_file.size} for raw_file in self.waiting],
             "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
             "ignored": list(self.ignored),
+            "findings": [str(day) for day in self.findings],
         }
 
 
@@ -75,6 +80,8 @@ def status_of(layout: Layout, now: datetime) -> Status:
         waiting=tuple(raw_file for raw_file in unread if raw_file.file not in held_files),
         held_back=(*listing.held_back, *held_back),
         ignored=listing.ignored,
+        findings=tuple(sorted(last_run.findings)) if last_run else (),
+        lost=last_run.version if last_run and last_run.version and not ledger.publication.files else None,
     )
 
 
