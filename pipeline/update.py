@@ -355,7 +355,11 @@ class _Update:
         published = ledger.publication.files.get((ORGANIZATION_DAY.name, month))
         days = [entry.day for entry in report.days if month_of(entry.day) == month]
         over = [day for day in days if day in ledger.days and was_over(ledger.days[day], self.confirmed_at)]
-        if published is None or not over or not self._is_sound(self.run.layout.rollups / published.path):
+        if published is None or not over:
+            return []
+        if not self._is_sound(self.run.layout.rollups / published.path):
+            days_over = ", ".join(map(str, over))
+            log.warning("what changed of %s is not recorded: what was published of it is damaged", days_over)
             return []
         causes = {day: cause_of(day, ledger.files, files) for day in over}
         version = ledger.publication.version + 1
@@ -414,7 +418,7 @@ class _Update:
             try:
                 verify(artifact)
             except ArtifactDamaged as damage:
-                log.warning("%s %s", damage.artifact, damage.what)
+                log.warning("%s %s; rebuilding it", damage.artifact, damage.what)
                 return False
             self.sound.add(artifact)
         return True

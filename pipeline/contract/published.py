@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -53,7 +52,7 @@ def open_published(rollups: Path) -> DeltaTable | None:
     """
     try:
         # Not Path.glob(): to it a folder that is closed to us is one with nothing in it.
-        if not any(name.endswith(".json") for name in os.listdir(rollups / LOG)):
+        if not any(path.suffix == ".json" for path in (rollups / LOG).iterdir()):
             return None
     except FileNotFoundError:
         return None
