@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -128,8 +129,9 @@ def _nobody_listens() -> int:
 
 
 def _os_sentence(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; running the command again is safe"
+    where = " to ".join(str(name) for name in (error.filename, error.filename2) if name)
+    what = _in_a_line(error.strerror or str(error))
+    return f"{where}{': ' if where else ''}{what}; {_after(what)}"
 
 
 def _engine_sentence(error: Exception) -> str:
@@ -140,7 +142,20 @@ def _engine_sentence(error: Exception) -> str:
     if not isinstance(error, (duckdb.Error, DeltaError)):
         raise error
     first_line = _visible(str(error).strip().split("\n", 1)[0])
-    return f"{first_line}; running the command again is safe"
+    return f"{first_line}; {_after(str(error))}"
+
+
+def _in_a_line(text: str) -> str:
+    return _visible(" ".join(text.split()))
+
+
+def _after(what: str) -> str:
+    """What to do after an accident, by what the system says of it: it reaches us through three libraries."""
+    if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
+        return "make room on that disk, then run the command again"
+    if any(os.strerror(number) in what for number in (errno.EACCES, errno.EPERM, errno.EROFS)):
+        return "see to its rights and owner, then run the command again"
+    return "running the command again is safe"
 
 
 def _print_json(document: Any) -> None:
@@ -252,8 +267,9 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
         raw = Layout(settings.data).raw
-        hint = "" if raw.is_dir() else f" There is no {raw} yet: put request logs there."
-        click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
+        hint = "" if raw.is_dir() else f" There is no {raw}: put request logs there, or mend KEYTALLY_DATA."
+        stands = f"Version {report.version} is up to date." if report.version else "Nothing is published yet."
+        click.echo(f"Nothing new. {stands}{hint}")
     _show_findings(report)
 
 
@@ -261,7 +277,11 @@ def _show_findings(report: Report) -> None:
     for held in report.held_back:
         click.echo(f"HELD BACK {_visible(held.file)}: {_visible(held.reason)}", err=True)
     if report.held_back:
-        click.echo("Everything else is published. The next run tries these files again.", err=True)
+        click.echo(
+            "Everything else is published, and what these files held before still counts. Put right what the reason"
+            " names, or deliver the file again under its name; the next run tries it again.",
+            err=True,
+        )
     for file, before, after in report.replaced:
         if after < before:
             click.echo(
@@ -564,12 +584,12 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
         touched = ", ".join(map(str, content.days[:5])) + (" ..." if len(content.days) > 5 else "")
         click.echo(
             f"NOT COMPARED {touched or 'no day'}: what {_visible(content.file)} held when it was taken in is no longer"
-            " in raw/. Put it back to have it recounted.",
+            " in raw/, or cannot be read there. Put it back to have it recounted.",
             err=True,
         )
     if found.waiting:
         waiting = count_of(len(found.waiting), "raw file")
-        click.echo(f"{waiting} waiting: keytally rollup takes in what is new or changed.")
+        click.echo(f"{waiting} waiting: keytally rollup takes in what is new or changed, keytally status lists them.")
 
 
 @command(main, "history")
@@ -618,11 +638,17 @@ def status(as_json: bool) -> int:
     if as_json:
         _print_json(shown)
         return 0
+    if found.lost:
+        click.echo(
+            f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
+            " in raw/"
+        )
     if not shown["days"]:
         click.echo(f"Nothing is published yet from {settings.data}.")
     else:
         click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
-        click.echo(f"As of       {shown['as_of'] or 'unknown: no run is on record'}")
+        as_of = shown["as_of"] or "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
+        click.echo(f"As of       {as_of}")
         click.echo(f"Days        {shown['days']:,}, from {shown['first_day']} to {shown['last_day']}")
         click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
         click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
@@ -637,8 +663,11 @@ def status(as_json: bool) -> int:
         click.echo(f"              {_visible(raw_file.file)}")
     for held in found.held_back:
         click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}")
+    if found.findings:
+        days = ", ".join(map(str, found.findings[:5])) + (" ..." if len(found.findings) > 5 else "")
+        click.echo(f"Findings    {days}: not all of it could be taken in; keytally rollup says why")
     for file in found.ignored[:10]:
-        click.echo(f"Ignored     {_visible(file)} (not .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
+        click.echo(f"Ignored     {_visible(file)} (no file that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
     if len(found.ignored) > 10:
         click.echo(f"Ignored     and {len(found.ignored) - 10:,} more (--json lists all)")
     return 0

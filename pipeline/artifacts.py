@@ -51,7 +51,10 @@ def verify(artifact: Path) -> None:
 
 
 def _below_the_root(artifact: Path) -> str:
-    return "/".join(artifact.parts[-3:])
+    """events/day=…/…, daily/day=…/…, rejected/…, rollups/rollup=…/month=…/…: as the operator finds it."""
+    roots = ("events", "daily", "rejected", "rollups")
+    position = max((index for index, part in enumerate(artifact.parts) if part in roots), default=0)
+    return "/".join(artifact.parts[position:])
 
 
 def sync(path: Path) -> None:

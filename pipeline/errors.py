@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.contract.wording import backfill_of
+
 
 class KeytallyError(Exception):
     """Something a user can act on. `str()` of it is one line: what is wrong and what to do next."""
@@ -20,7 +22,7 @@ class ArtifactDamaged(KeytallyError):
     """A file of ours that is gone, or whose bytes are not those its name was given for."""
 
     def __init__(self, artifact: str, what: str) -> None:
-        super().__init__(f"{artifact} {what}; run 'keytally backfill' over its days to rebuild it from the raw logs")
+        super().__init__(f"{artifact} {what}; run {backfill_of(artifact)} to rebuild it from the raw logs")
         self.artifact = artifact
         self.what = what
 

@@ -36,7 +36,7 @@ class Inspection:
             try:
                 verify(artifact)
             except ArtifactDamaged as damage:
-                log.warning("%s %s", damage.artifact, damage.what)
+                log.warning("%s %s; rebuilding it", damage.artifact, damage.what)
                 return False
             self._sound.add(artifact)
         return True

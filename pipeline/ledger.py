@@ -23,6 +23,11 @@ from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.intake import EventFile, TakeIn
 from pipeline.seam import step
 
+PUBLISH_ANEW = (
+    "move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+    " (without what is no longer there, and without the record of restatements)"
+)
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -78,7 +83,7 @@ def read_ledger(layout: Layout) -> Ledger:
     except (DeltaError, ValueError, OSError) as error:
         raise KeytallyError(
             f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a"
-            " copy, or move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+            f" copy, or the rights to it, or {PUBLISH_ANEW}"
         ) from error
     files = [_file_entry(row) for row in _rows(layout, publication, FILE_LEDGER)]
     days = [DayEntry(**row) for row in _rows(layout, publication, DAY_LEDGER)]
@@ -94,7 +99,7 @@ def _rows(layout: Layout, publication: Publication, table: Table) -> Iterable[di
             except ArtifactDamaged as damage:
                 raise KeytallyError(
                     f"the ledger cannot be read: {damage.artifact} {damage.what}; restore that file from a copy, or"
-                    " move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
+                    f" the rights to it, or {PUBLISH_ANEW}"
                 ) from damage
             yield from pq.read_table(path, schema=table.arrow_schema, partitioning=None).to_pylist()
 

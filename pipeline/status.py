@@ -25,6 +25,8 @@ class Status:
 
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
+    findings: days of which that run held something back, or that it could not roll up anew.
+    lost: a sentence on what that run published or confirmed and is there no more.
     """
 
     ledger: Ledger
@@ -32,6 +34,8 @@ class Status:
     waiting: tuple[RawFile, ...]
     held_back: tuple[HeldBack, ...]
     ignored: tuple[str, ...]
+    findings: tuple[date, ...] = ()
+    lost: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         days = [entry for entry in self.ledger.days.values() if entry.accepted]
@@ -53,12 +57,14 @@ class Status:
             "waiting": [{"file": raw_file.file, "bytes": raw_file.size} for raw_file in self.waiting],
             "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
             "ignored": list(self.ignored),
+            "findings": [str(day) for day in self.findings],
         }
 
 
 def status_of(layout: Layout, now: datetime) -> Status:
     """How things stand at `now`. Opens no raw file."""
     ledger = read_ledger(layout)
+    newest = ledger.publication.version
     listing = list_raw(layout.raw)
     last_run = read_last_run(layout)
     refused = last_run.held_back if last_run else {}
@@ -76,13 +82,15 @@ def status_of(layout: Layout, now: datetime) -> Status:
         waiting=tuple(raw_file for raw_file in unread if raw_file.file not in held_files),
         held_back=(*listing.held_back, *held_back),
         ignored=listing.ignored,
+        findings=tuple(sorted(last_run.findings)) if last_run else (),
+        lost=lost_versions(newest, last_run) if last_run and last_run.version > newest else None,
     )
 
 
 def lost_versions(newest: int, last_run: LastRun) -> str:
     """A sentence on versions that a run published and that are there no more. newest: the one that is."""
     there = f"the log ends at version {newest}" if newest else "the published table is gone"
-    return f"version {last_run.version} was published, but {there}: what is in raw/ is published anew"
+    return f"version {last_run.version} was published, but {there}"
 
 
 def write_last_run(

@@ -144,8 +144,8 @@ class _Update:
         newest = ledger.publication.version
         if self.last_run and self.last_run.version > newest:
             if not newest and not anything_to_publish:
-                raise KeytallyError(f"{lost_versions(newest, self.last_run)}, and that is nothing; put rollups/ back")
-            log.warning("%s", lost_versions(newest, self.last_run))
+                raise KeytallyError(f"{lost_versions(newest, self.last_run)}, and raw/ is empty; put rollups/ back")
+            log.warning("%s; publishing anew what is in raw/", lost_versions(newest, self.last_run))
         elif ledger.publication.generation:
             return
         report.lost_days = sorted(self.run.layout.days_with_events() - days.keys())
@@ -282,7 +282,11 @@ class _Update:
         published = ledger.publication.files.get((ORGANIZATION_DAY.name, month))
         days = [entry.day for entry in report.days if month_of(entry.day) == month]
         over = [day for day in days if day in ledger.days and was_over(ledger.days[day], self.confirmed_at)]
-        if published is None or not over or not self._is_sound(self.run.layout.rollups / published.path):
+        if published is None or not over:
+            return []
+        if not self._is_sound(self.run.layout.rollups / published.path):
+            days_over = ", ".join(map(str, over))
+            log.warning("what changed of %s is not recorded: what was published of it is damaged", days_over)
             return []
         causes = {day: cause_of(day, ledger.files, files) for day in over}
         version = ledger.publication.version + 1

@@ -59,7 +59,10 @@ class RegistryUnavailable(RegistryError):
     """The registry's file cannot be opened, read or written."""
 
     def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"the key registry {path} cannot be used: {reason}")
+        super().__init__(
+            f"the key registry {path} cannot be used: {reason}; it and its folder must be writable, with room for more;"
+            " what is no registry must be restored from a backup"
+        )
         self.path = path
 
 
@@ -111,7 +114,7 @@ class KeyRegistry:
         self.path = path
         self._lock = threading.Lock()
         self._reader: sqlite3.Connection | None = None
-        self._seen: tuple[int, ...] = ()  # device, inode and data version of the file that `_remembered` was read from
+        self._seen: tuple[int, ...] = ()  # `_look` at the file that `_remembered` was read from
         self._remembered: dict[bytes, ReadingKey] = {}
 
     def create(
@@ -207,8 +210,8 @@ class KeyRegistry:
             try:
                 with self._told():
                     seen = self._look()
-                    if self._seen[:2] != seen[:2]:
-                        self._disconnect()  # another file stands at the path, a restored backup perhaps
+                    if self._seen[:-1] != seen[:-1]:
+                        self._disconnect()  # another file or other bytes, a restored backup perhaps
                         seen = self._look()
             except RegistryUnavailable:
                 self._disconnect()
@@ -225,7 +228,7 @@ class KeyRegistry:
     def _look(self) -> tuple[int, ...]:
         status = self.path.stat()
         version: tuple[int] = self._connected().execute("pragma data_version").fetchone()
-        return (status.st_dev, status.st_ino, *version)
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *version)
 
     def _connected(self) -> sqlite3.Connection:
         if self._reader is None:

@@ -36,6 +36,7 @@ from pipeline.contract.published import (
     run_of,
 )
 from pipeline.contract.tables import DAY_LEDGER, ORGANIZATION_DAY
+from pipeline.contract.wording import backfill_of
 from serving.coverage import Basis
 from serving.errors import UsageUnavailable
 from serving.models import Usage
@@ -129,12 +130,14 @@ class Reader:
                 Exception
             ) as error:  # whatever it is, the last good version is still right, and the next look may succeed
                 self._table = None
-                failure = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"  # deltalake's are pages
             if failure != self._failure:
                 if failure is not None:
-                    _LOG.error("the published table cannot be read: %s", failure)
+                    _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
                 elif self.publication.version:
                     _LOG.info("serving version %d", self.publication.version)
+                else:
+                    _LOG.info("nothing is published yet: every answer is a zero that is not loaded")
                 self._failure = failure
 
     def file_of(self, month: date) -> PublishedFile | None:
@@ -159,7 +162,7 @@ class Reader:
             if len({usage.day for usage in days}) != len(days):
                 raise ValueError("a day is listed twice")
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UsageUnavailable(f"{file.path}: {error}") from error
+            raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
         return sorted(days)
 
     def loaded_days(self, ledger: PublishedFile | None, usage: Sequence[Usage]) -> Collection[date]:
@@ -183,7 +186,7 @@ class Reader:
             if any(day.day not in loaded for day in usage if day.requests):
                 raise ValueError("a day with requests is not in it")
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UsageUnavailable(f"{ledger.path}: {error}") from error
+            raise UsageUnavailable(f"{ledger.path}: {error}; 'keytally status' says what to do") from error
         return loaded
 
     def _newest_confirmed(self) -> Confirmed:

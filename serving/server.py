@@ -48,18 +48,28 @@ def serve(
     """
     if not settings.data.is_dir():
         raise ServeError(f"the data folder {settings.data} does not exist; KEYTALLY_DATA says where it is")
+    registry = KeyRegistry(settings.keys)
     try:
-        KeyRegistry(settings.keys).open()
+        registry.open()
+        has_keys = bool(registry.list())
     except RegistryError as error:
         raise ServeError(f"{error}; KEYTALLY_KEYS says where it is") from error
     try:
         listener = _listen(host, port)
     except OSError as error:
-        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+        raise ServeError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; --host and --port say where"
+        ) from error
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
     # A partial, since workers are spawned: they get these very settings, not another look at the environment.
     configuration = configure(functools.partial(create_app, settings, workers=workers), workers)
+    if not has_keys:
+        _LOG.warning(
+            "%s holds no reading key, so that every request is refused: 'keytally keys create' makes one, and"
+            " KEYTALLY_KEYS says where they are",
+            settings.keys,
+        )
     limit = settings.rate_limit
     if limit and limit.amount < workers and not settings.rate_limit_store:
         _LOG.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -81,6 +82,30 @@ def test_rollup_with_nothing_new_says_so_and_changes_nothing(data: Path, keytall
     assert again.pop("seconds") < 60
     assert list(again.values()) == [[], [], [], [], []]
     assert "Nothing new. Version 1 is up to date." in keytally("rollup").output
+
+
+def test_rollup_where_nothing_is_says_that_the_folder_may_be_the_wrong_one(
+    keytally: Keytally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTALLY_DATA", str(tmp_path / "misspelt"))
+    said = keytally("rollup").output
+    assert "Nothing is published yet" in said
+    assert "KEYTALLY_DATA" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "make room"), (errno.EROFS, "rights"), (errno.EIO, "again is safe")]
+)
+def test_an_accident_says_what_to_do_about_it(
+    keytally: Keytally, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "from", None, "where it goes")
+
+    monkeypatch.setattr("pipeline.update.roll_up", fail)
+    (sentence,) = keytally("rollup").stderr.splitlines()
+    assert f"from to where it goes: {os.strerror(number)}" in sentence
+    assert advice in sentence
 
 
 def test_quarantined_lines_alone_are_no_failure(data: Path, keytally: Keytally) -> None:
@@ -246,6 +271,19 @@ def test_status_shows_what_waits_what_is_held_back_and_what_is_ignored(data: Pat
     text = keytally("status").output
     for word in ("new.jsonl", "bad.jsonl.gz", "notes.txt", "2025-11-15"):
         assert word in text
+
+
+def test_status_shows_the_days_that_have_findings(data: Path, keytally: Keytally) -> None:
+    (data / "raw/a.jsonl").write_text(line())
+    keytally("rollup")
+    assert "Findings" not in keytally("status").output
+    (data / "raw/a.jsonl").unlink()
+    (data / "raw/b.jsonl").write_text(line(2))
+    for events in (data / "events").rglob("*.parquet"):
+        events.unlink()
+    assert keytally("rollup").exit_code == 3
+    assert json.loads(keytally("status", "--json").stdout)["findings"] == ["2025-11-15"]
+    assert "Findings    2025-11-15" in keytally("status").output
 
 
 def test_a_line_from_the_future_counts_once_its_moment_has_come(

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
+from pipeline.errors import KeytallyError
 from tests.conftest import Place, request
 from tests.crashing import (
     Scene,
@@ -186,6 +187,35 @@ def test_a_backfill_heals_every_kind_of_file_and_no_answer_is_wrong(
     assert keytally(place, monkeypatch, "quarantine")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "noticed_by"),
+    [
+        ("organization_day", ("reconcile", "--from", *NOVEMBER[:1], "--to", *NOVEMBER[1:])),
+        ("rejected", ("quarantine",)),
+    ],
+)
+def test_the_command_that_a_message_names_heals(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    noticed_by: tuple[str, ...],
+) -> None:
+    place.write_raw("a.jsonl", request(1), "bad")
+    place.roll_up()
+    (harmed,) = (path for path in place.layout.root.rglob("*.parquet") if kind in path.parts[-2] + path.parts[-3])
+    flip(harmed)
+    code, said = keytally(place, monkeypatch, *noticed_by)
+    assert code == 1
+    assert f"{harmed.relative_to(place.layout.root)} is damaged" in said
+    named = said.split("run '")[1].split("'")[0].split()[1:]
+    days = () if "--from" in named else ("--from", NOVEMBER[1], "--to", NOVEMBER[1])  # "over any day"
+    code, said = keytally(place, monkeypatch, *named, *days)
+    assert code == 0
+    assert "rebuilding it" in caplog.text
+    assert keytally(place, monkeypatch, *noticed_by)[0] == 0
+
+
 def _needed(place: Place) -> Iterator[Path]:
     ledger = place.ledger()
     yield from (place.layout.rollups / file.path for file in ledger.publication.files.values())
@@ -287,6 +317,35 @@ def test_a_lost_log_entry_stops_no_running_server_and_heals(place: Place, monkey
         assert _requests(server) == 2, "the last good version"
         _follow_the_message(place, monkeypatch)
         eventually(lambda: _requests(server) == 2)
+
+
+@pytest.mark.parametrize("lost", ["", "_delta_log", f"_delta_log/{1:020d}.json"])
+def test_a_table_that_was_lost_is_an_error_and_never_zeros(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    (place.layout.rollups / lost).rename(place.layout.root / "lost")
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+    assert "version 1 was" in CliRunner().invoke(cli.main, ["status"]).output
+    with LiveServer(settings_for(place.layout.root)) as server:
+        key = server.create_key(str(request()["organization_id"]))
+        assert server.daily(key).status_code == 503
+        place.roll_up()
+        eventually(lambda: server.daily(key).status_code == 200)
+        assert _requests(server) == 1
+
+
+def test_a_log_that_cannot_be_listed_is_an_error_and_not_an_empty_one(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    log = place.layout.rollups / "_delta_log"
+    log.rename(place.layout.root / "aside")
+    log.write_bytes(b"")  # whoever may look into every folder can be kept out of none
+    with pytest.raises(KeytallyError, match="the published table cannot be read"):
+        place.ledger()
+    with LiveServer(settings_for(place.layout.root)) as server:
+        assert server.daily(server.create_key("org_b")).status_code == 503
 
 
 def test_a_file_damaged_while_it_is_open_is_an_error(place: Place) -> None:

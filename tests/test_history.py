@@ -110,6 +110,16 @@ def test_a_changed_rule_says_so(closed: Place, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_what_cannot_be_recorded_is_said(closed: Place, caplog: pytest.LogCaptureFixture) -> None:
+    published = closed.publication().files["organization_day", date(2025, 11, 1)]
+    (closed.layout.rollups / published.path).unlink()
+    closed.now += timedelta(days=1)
+    closed.write_raw("late.jsonl", dated(3))
+    closed.roll_up()
+    assert history(closed) == []
+    assert "what changed of 2025-11-10 is not recorded" in caplog.text
+
+
 def test_history_outlives_every_later_version(closed: Place) -> None:
     for number in range(3, 6):
         closed.now += timedelta(days=1)

@@ -48,10 +48,13 @@ NOTHING_PUBLISHED = Publication(version=0, generation=0, files={})
 def open_published(rollups: Path) -> DeltaTable | None:
     """A handle on the published table at its newest version; None where nothing was ever published.
 
-    Raises deltalake.exceptions.DeltaError when there is a table but it cannot be read.
+    Raises deltalake.exceptions.DeltaError or OSError when there is a table but it cannot be read.
     """
-    log = rollups / LOG
-    if not log.is_dir() or not any(log.glob("*.json")):
+    try:
+        # Not Path.glob(): to it a folder that is closed to us is one with nothing in it.
+        if not any(path.suffix == ".json" for path in (rollups / LOG).iterdir()):
+            return None
+    except FileNotFoundError:
         return None
     return DeltaTable(rollups)
 

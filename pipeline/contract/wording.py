@@ -1,7 +1,9 @@
-"""How counts and instants are said, the same everywhere."""
+"""How counts, instants and what heals are said, the same everywhere."""
 
 from __future__ import annotations
 
+import calendar
+import re
 from datetime import UTC, datetime
 
 
@@ -13,3 +15,13 @@ def count_of(number: int, noun: str) -> str:
 def instant_text(moment: datetime | None) -> str | None:
     """`2025-11-15T10:30:00Z`: UTC, whole seconds; None for none."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def backfill_of(artifact: str) -> str:
+    """The command that rebuilds an artifact: over the days that its path names; over any where it names none."""
+    named = re.search(r"(day|month)=(\d{4})-(\d{2})(?:-(\d{2}))?/", artifact)
+    if named is None:
+        return "'keytally backfill' over any day"
+    span, year, month, day = named.groups()
+    last = calendar.monthrange(int(year), int(month))[1] if span == "month" else day
+    return f"'keytally backfill --from {year}-{month}-{day or '01'} --to {year}-{month}-{last}'"

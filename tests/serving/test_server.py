@@ -187,9 +187,18 @@ def test_a_limit_that_workers_cannot_share_is_warned_of_once(data: Path, limit: 
         assert server.status(connection) == 200
         connection.close()
         lines = [json.loads(line) for line in server.stop()]
-    warnings = [line["message"] for line in lines if line.get("level") == "warning"]
+    warnings = [line["message"] for line in lines if "KEYTALLY_RATE_LIMIT" in line.get("message", "")]
     assert len(warnings) == warned
-    assert all("KEYTALLY_RATE_LIMIT" in message and "2 workers" in message for message in warnings)
+    assert all("2 workers" in message for message in warnings)
+
+
+def test_a_server_without_keys_or_data_says_so_when_it_starts(data: Path) -> None:
+    with served(data) as server:
+        said = " ".join(server.stop())
+        assert "holds no reading key" in said
+        assert "nothing is published yet" in said
+    with served(data) as server:  # the first one was given a key
+        assert "holds no reading key" not in " ".join(server.stop())
 
 
 def test_the_factory_for_uvicorn_reads_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
