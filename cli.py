@@ -115,6 +115,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
 
 
 def _fail(sentence: str, as_json: bool, code: int) -> int:
+    sentence = _visible(sentence)  # it may name a file, or repeat what one says of itself
     click.echo(f"keytally: {sentence}", err=True)
     if as_json:
         _print_json({"error": sentence})
@@ -139,7 +140,7 @@ def _engine_sentence(error: Exception) -> str:
 
     if not isinstance(error, (duckdb.Error, DeltaError)):
         raise error
-    first_line = _visible(str(error).strip().split("\n", 1)[0])
+    first_line = str(error).strip().split("\n", 1)[0]
     return f"{first_line}; running the command again is safe"
 
 
