@@ -10,18 +10,19 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_of
 from pipeline.contract.settings import Settings, SettingsError
-from pipeline.contract.wording import count_of, instant_text
+from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report
     from pipeline.run import Watch
+    from pipeline.status import Status
     from serving.keys import CreatedKey, KeyRegistry, ReadingKey
 
 # Imports that take long stand in the commands that need them.
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 FAILED, WRONG_USAGE, FINDINGS = 1, 2, 3
-SHOWN_LINES = 50
+SHOWN_LINES, SHOWN_FILES = 50, 10
 EXAMPLES = 3  # of each reason
 SHOWN_CHARACTERS = 100
 
@@ -598,40 +600,132 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
 
 
 @command(main, "status")
-def status(as_json: bool) -> int:
-    """Show what is published, through which moment, and what is waiting, held back or ignored."""
+@click.option("--days", "all_days", is_flag=True, help="List every day.")
+@click.option("--files", "all_files", is_flag=True, help="List every file.")
+def status(all_days: bool, all_files: bool, as_json: bool) -> int:
+    """Show what is published, through which moment, and what is waiting, held back or ignored.
+
+    With the days of the newest month and the files taken in last; --json has every day and file.
+    """
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
     found = status_of(Layout(settings.data), utc_now())
-    shown = found.as_json()
     if as_json:
-        _print_json(shown)
+        _print_json(found.as_json())
         return 0
-    if not shown["days"]:
-        click.echo(f"Nothing is published yet from {settings.data}.")
+    if not found.ledger.publication.files:
+        click.echo(f"Nothing is published yet from {_visible(str(settings.data))}.")
     else:
-        click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
-        click.echo(f"As of       {shown['as_of'] or 'unknown: no run is on record'}")
-        click.echo(f"Days        {shown['days']:,}, from {shown['first_day']} to {shown['last_day']}")
-        click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
-        click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
-        click.echo(f"Files       {shown['files']:,}, with {shown['quarantined']:,} lines in quarantine")
-    waiting = sum(raw_file.size for raw_file in found.waiting)
+        _show_published(found)
+    _show_waiting(found)
+    _show_days(found, all_days)
+    _show_files(found, all_files)
+    return 0
+
+
+def _show_published(found: Status) -> None:
+    shown = found.as_json()
+    states = Counter(day.state for day in found.days)
+    behind = [day.day for day in found.days if day.not_counted]
+    of_range = f", from {shown['first_day']} to {shown['last_day']}" if shown["days"] else " with a request"
+    for number, words in (
+        (states["not_loaded"], "not loaded"),
+        (states["open"], "open"),
+        (states["loaded_with_findings"], "with findings"),
+    ):
+        of_range += f"; {number:,} {words}" if number else ""
+    click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
+    click.echo(f"As of       {shown['as_of'] or 'unknown: no run is on record'}")
+    click.echo(f"Days        {shown['days']:,}{of_range}")
+    click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
+    click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
+    click.echo(f"Files       {shown['files']:,}, with {count_of(shown['quarantined'], 'line')} in quarantine")
+    if behind:
+        on = f"{behind[0]}" + (f" and {len(behind) - 1:,} more" if len(behind) > 1 else "")
+        click.echo(f"NOT COUNTED {count_of(shown['not_counted'], 'accepted line')} of {on}: see the findings below")
+
+
+def _show_waiting(found: Status) -> None:
+    touched = [each for each in found.waiting if each.why == "touched"]
+    waiting = sorted(
+        (each for each in found.waiting if each.why != "touched"), key=lambda each: each.since or found.now
+    )
+    size = sum(each.raw_file.size for each in waiting)
     click.echo(
-        f"Waiting     {count_of(len(found.waiting), 'file')}, {waiting:,} bytes: keytally rollup takes them in"
-        if found.waiting
+        f"Waiting     {count_of(len(waiting), 'file')}, {size:,} bytes: keytally rollup takes them in"
+        if waiting
         else "Waiting     nothing"
     )
-    for raw_file in found.waiting[:10]:
-        click.echo(f"              {_visible(raw_file.file)}")
-    for held in found.held_back:
-        click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}")
-    for file in found.ignored[:10]:
+    for each in waiting[:SHOWN_FILES]:
+        how_long = f" for {duration_text(found.now - each.since)}" if each.since else ""
+        click.echo(f"              {_visible(each.raw_file.file)} ({each.why}{how_long})")
+    _echo_rest("            ", waiting, SHOWN_FILES, "--files lists all")
+    if touched:
+        click.echo(f"Touched     {count_of(len(touched), 'file')}: the newest run looked, and they count as they did")
+    for held in found.held_back[:SHOWN_LINES]:
+        since = found.held_since.get(held.file)
+        told = f" (for {duration_text(found.now - since)})" if since else ""
+        click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
+    _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
+    for file in found.ignored[:SHOWN_FILES]:
         click.echo(f"Ignored     {_visible(file)} (not .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
-    if len(found.ignored) > 10:
-        click.echo(f"Ignored     and {len(found.ignored) - 10:,} more (--json lists all)")
-    return 0
+    _echo_rest("Ignored    ", found.ignored, SHOWN_FILES, "--json lists all")
+
+
+def _echo_rest(label: str, listed: Sequence[object], shown: int, hint: str) -> None:
+    if len(listed) > shown:
+        click.echo(f"{label} and {len(listed) - shown:,} more ({hint})")
+
+
+def _show_days(found: Status, all_days: bool) -> None:
+    if not found.days:
+        return
+    newest = month_of(max(day.day for day in found.days if day.state != "not_loaded" or day.finding))
+    earlier = [day for day in found.days if day.day < newest and (all_days or day.finding)]
+    shown = earlier if all_days else earlier[-SHOWN_LINES:]
+    shown += [day for day in found.days if day.day >= newest]
+    table = _table("day", "state", "accepted", "counted", "session", "duplicate", "files", "quarantined")
+    table.columns[1].justify = "left"
+    # Days in a row of which there is nothing to say are one line.
+    for _, days in groupby(shown, key=lambda day: day.day if day.entry or day.finding else None):
+        first, *others = days
+        row = [f"{first.day} to {others[-1].day}" if others else str(first.day), first.state]
+        if entry := first.entry:
+            counts = (entry.accepted, entry.counted, entry.session, entry.duplicate, first.files, first.quarantined)
+            _add(table, *row, *counts)
+        else:
+            _add(table, *row)
+    _print_table(table)
+    if len(found.days) > len(shown):
+        click.echo(f"and {count_of(len(found.days) - len(shown), 'earlier day')} (--days lists all)")
+    findings = [day for day in found.days if day.finding]
+    for day in findings[-SHOWN_LINES:]:
+        click.echo(f"FINDING     {day.day}: {_visible(day.finding or '')}")
+    _echo_rest("FINDING    ", findings, SHOWN_LINES, "--json lists all")
+
+
+def _show_files(found: Status, all_files: bool) -> None:
+    counting = [(file, file.entry) for file in found.files if file.entry]
+    shown = counting
+    if not all_files:
+        shown = sorted(counting, key=lambda each: each[1].take_in.taken_at, reverse=True)[:SHOWN_FILES]
+    if not shown:
+        return
+    table = _table("file", "lines", "accepted", "quarantined", "taken in", "now")
+    for column in table.columns[-2:]:
+        column.justify = "left"
+    for file, entry in shown:
+        taken = entry.take_in
+        same = entry.same_as is not None
+        now = [f"same as {_visible(entry.same_as)}"] if entry.same_as else []
+        now += ["held back"] if file.held_back else [file.waiting] if file.waiting else []
+        now += [] if file.in_raw else ["gone from raw/"]
+        counts = (taken.lines, 0 if same else taken.accepted, 0 if same else taken.quarantined)
+        _add(table, _visible(file.file), *counts, instant_text(taken.taken_at) or "", ", ".join(now) or "as taken in")
+    _print_table(table)
+    if len(counting) > len(shown):
+        click.echo(f"and {count_of(len(counting) - len(shown), 'file')} taken in before (--files lists all)")
 
 
 # --- for the eye -----------------------------------------------------------------------------------------------------
