@@ -28,6 +28,7 @@ from pipeline.errors import KeytallyError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.quarantine import LostList, Rejection
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report
     from pipeline.run import Watch
@@ -459,23 +460,28 @@ def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
 def quarantine(as_json: bool) -> int:
     """Show the lines that are no requests: how many, why, in which files, with a few of them read from raw/.
 
-    --json lists every line.
+    --json lists every line. Exits 3 when the list of a file's lines is lost; the others are shown.
     """
-    from pipeline.quarantine import quarantined_lines, summarize
+    from pipeline.quarantine import Quarantine
 
-    layout = Layout(Settings.from_environment().data)
+    found = Quarantine(Layout(Settings.from_environment().data))
     if as_json:
-        lines = quarantined_lines(layout)
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
-        for position, line in enumerate(lines):
+        for position, line in enumerate(found.lines()):
             click.echo((", " if position else "") + json.dumps(vars(line), ensure_ascii=True), nl=False)
         click.echo("]")
-        return 0
-    found = summarize(layout, EXAMPLES)
+    else:
+        _show_rejections(found.summary(EXAMPLES), bool(found.lost))
+    _show_lost_lists(found.lost)
+    return FINDINGS if found.lost else 0
+
+
+def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
     if not found:
-        click.echo("The quarantine is empty: every line that was read is a request.")
-        return 0
+        if not some_lost:
+            click.echo("The quarantine is empty: every line that was read is a request.")
+        return
     reasons: Counter[str] = Counter()
     for rejection in found:
         reasons[rejection.reason] += rejection.lines
@@ -500,7 +506,26 @@ def quarantine(as_json: bool) -> int:
         click.echo("Correct the file below raw/ and run 'keytally rollup': its new content replaces the old one.")
     if "future_timestamp" in reasons:
         click.echo("Lines from the future need nothing: the first run after their moment takes them in.")
-    return 0
+
+
+def _show_lost_lists(lost: Sequence[LostList]) -> None:
+    for each in lost[:SHOWN_LINES]:
+        click.echo(
+            f"UNAVAILABLE {_visible(each.file)}: {count_of(each.lines, 'line')} did not count, and the list of them"
+            f" {each.what}",
+            err=True,
+        )
+    if len(lost) > SHOWN_LINES:
+        click.echo(f"UNAVAILABLE and {len(lost) - SHOWN_LINES:,} more", err=True)
+    again = "run 'keytally backfill' over any days: it makes these lists anew"
+    if any(each.in_raw for each in lost):
+        click.echo(f"Next: {again} from raw/.", err=True)
+    if not all(each.in_raw for each in lost):
+        click.echo(
+            f"What is no longer below raw/ as it was taken in: put it back, then {again}. Until then nothing else is"
+            " amiss: its requests count as they did.",
+            err=True,
+        )
 
 
 @command(main, "reconcile")
