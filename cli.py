@@ -256,16 +256,31 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
         raw = Layout(settings.data).raw
-        hint = "" if raw.is_dir() else f" There is no {raw} yet: put request logs there."
-        click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
+        hint = "" if raw.is_dir() else f" There is no {_visible(str(raw))} yet: put request logs there."
+        if not report.version:
+            hint = "" if report.held_back else f" Put request logs below {_visible(str(raw))}."
+            click.echo(f"Nothing is published yet.{hint}")
+        elif report.held_back:
+            click.echo(f"Nothing else is new: version {report.version} stands.{hint}")
+        else:
+            click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
     _show_findings(report)
 
 
 def _show_findings(report: Report) -> None:
+    damaged = [held for held in report.held_back if held.reason.startswith("damaged:")]
     for held in report.held_back:
         click.echo(f"HELD BACK {_visible(held.file)}: {_visible(held.reason)}", err=True)
-    if report.held_back:
-        click.echo("Everything else is published. The next run tries these files again.", err=True)
+    if report.held_back and report.version:
+        click.echo("Everything else is published.", err=True)
+    if len(damaged) < len(report.held_back):
+        click.echo("The next run tries again what could not be read.", err=True)
+    if damaged:
+        click.echo(
+            "What is damaged no run can mend alone: put its raw file back below raw/ as it was, then run 'keytally"
+            " backfill' over its days.",
+            err=True,
+        )
     for file, before, after in report.replaced:
         if after < before:
             click.echo(f"LOWERED {_visible(file)}: its new content has {before - after:,} requests less.", err=True)

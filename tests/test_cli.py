@@ -83,6 +83,34 @@ def test_rollup_with_nothing_new_says_so_and_changes_nothing(data: Path, keytall
     assert "Nothing new. Version 1 is up to date." in keytally("rollup").output
 
 
+def test_where_nothing_is_published_nothing_is_said_to_be(data: Path, keytally: Keytally) -> None:
+    assert keytally("rollup").output == f"Nothing is published yet. Put request logs below {data / 'raw'}.\n"
+    (data / "raw/a.jsonl.gz").write_bytes(b"no gzip")
+    result = keytally("rollup")
+    assert result.stdout == "Nothing is published yet.\n"
+    assert (
+        result.stderr == "HELD BACK a.jsonl.gz: corrupt: not gzip\nThe next run tries again what could not be read.\n"
+    )
+    (data / "raw/b.jsonl").write_text(line())
+    assert "Everything else is published." in keytally("rollup").stderr
+    assert keytally("rollup").stdout == "Nothing else is new: version 1 stands.\n"
+
+
+def test_what_no_run_can_mend_alone_is_said_so(data: Path, keytally: Keytally) -> None:
+    raw = data / "raw/a.jsonl"
+    raw.write_text(line())
+    keytally("rollup")
+    raw.rename(data / "kept")
+    for events in (data / "events").rglob("*.parquet"):
+        events.unlink()
+    result = keytally("backfill", "--from", "2025-11-01", "--to", "2025-11-30")
+    assert "HELD BACK a.jsonl: damaged: " in result.stderr
+    assert "tries again" not in result.stderr
+    assert "put its raw file back below raw/ as it was, then run 'keytally backfill'" in result.stderr
+    (data / "kept").rename(raw)
+    assert keytally("backfill", "--from", "2025-11-01", "--to", "2025-11-30").exit_code == 0
+
+
 def test_quarantined_lines_alone_are_no_failure(data: Path, keytally: Keytally) -> None:
     (data / "raw/a.jsonl").write_text("rubbish\n")
     assert keytally("rollup").exit_code == 0
