@@ -46,9 +46,12 @@ def keytally(place: Place, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 # --- a disk that is full, or cannot be written -----------------------------------------------------------------------
 
 
-def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(later: Scene, tmp_path: Path) -> None:
+def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(
+    later: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # A raw file that cannot be read is held back, which is another promise.
     numbered = [(number, name) for number, name in enumerate(later.steps) if "raw" not in name]
+    unharmed = set()
     for number in sorted({name: number for number, name in reversed(numbered)}.values()):
         place = later.copy(tmp_path / "data")
         with stepping(failing_at(number, lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))):
@@ -56,11 +59,22 @@ def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(later: Sc
                 place.roll_up()
             except Exception as error:
                 assert os.strerror(errno.ENOSPC) in str(error), later.steps[number]
+            else:
+                unharmed.add(later.steps[number])
+                assert os.strerror(errno.ENOSPC) in caplog.text, f"nobody is told of it: {later.steps[number]}"
+            caplog.clear()
         assert_one_version(place, later)
         place.roll_up()
         assert shown(place) == later.after
         assert_nothing_unfinished(place)
         shutil.rmtree(place.layout.root)
+    # What comes behind the commit and is no part of what is published. Any other run must not call itself well.
+    assert unharmed == {
+        "delete a superseded file",
+        "delete an unfinished log entry",
+        "write the note of the run",
+        "rename the note of the run",
+    }
 
 
 @contextmanager
