@@ -11,26 +11,29 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_of
 from pipeline.contract.settings import Settings, SettingsError
-from pipeline.contract.wording import count_of, instant_text
+from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.quarantine import LostList, Rejection
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report
     from pipeline.run import Watch
+    from pipeline.status import Status
     from serving.keys import CreatedKey, KeyRegistry, ReadingKey
 
 # Imports that take long stand in the commands that need them.
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 FAILED, WRONG_USAGE, FINDINGS = 1, 2, 3
-SHOWN_LINES = 50
+SHOWN_LINES, SHOWN_FILES = 50, 10
 EXAMPLES = 3  # of each reason
 SHOWN_CHARACTERS = 100
 
@@ -116,6 +119,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
 
 
 def _fail(sentence: str, as_json: bool, code: int) -> int:
+    sentence = _visible(sentence)  # it may name a file, or repeat what one says of itself
     click.echo(f"keytally: {sentence}", err=True)
     if as_json:
         _print_json({"error": sentence})
@@ -141,12 +145,12 @@ def _engine_sentence(error: Exception) -> str:
 
     if not isinstance(error, (duckdb.Error, DeltaError)):
         raise error
-    first_line = _visible(str(error).strip().split("\n", 1)[0])
+    first_line = str(error).strip().split("\n", 1)[0]
     return f"{first_line}; {_after(str(error))}"
 
 
 def _in_a_line(text: str) -> str:
-    return _visible(" ".join(text.split()))
+    return " ".join(text.split())
 
 
 def _after(what: str) -> str:
@@ -267,19 +271,33 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
         raw = Layout(settings.data).raw
-        hint = "" if raw.is_dir() else f" There is no {raw}: put request logs there, or mend KEYTALLY_DATA."
-        stands = f"Version {report.version} is up to date." if report.version else "Nothing is published yet."
-        click.echo(f"Nothing new. {stands}{hint}")
+        shown = _visible(str(raw))
+        hint = "" if raw.is_dir() else f" There is no {shown}: put request logs there, or mend KEYTALLY_DATA."
+        if not report.version:
+            hint = hint or ("" if report.held_back else f" Put request logs below {shown}.")
+            click.echo(f"Nothing is published yet.{hint}")
+        elif report.held_back:
+            click.echo(f"Nothing else is new: version {report.version} stands.{hint}")
+        else:
+            click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
     _show_findings(report)
 
 
 def _show_findings(report: Report) -> None:
+    damaged = [held for held in report.held_back if held.reason.startswith("damaged:")]
     for held in report.held_back:
         click.echo(f"HELD BACK {_visible(held.file)}: {_visible(held.reason)}", err=True)
-    if report.held_back:
+    if report.held_back and report.version:
+        click.echo("Everything else is published, and what these files held before still counts.", err=True)
+    if len(damaged) < len(report.held_back):
         click.echo(
-            "Everything else is published, and what these files held before still counts. Put right what the reason"
-            " names, or deliver the file again under its name; the next run tries it again.",
+            "Put right what the reason names, or deliver the file again under its name: the next run tries it again.",
+            err=True,
+        )
+    if damaged:
+        click.echo(
+            "What is damaged no run can mend alone: put its raw file back below raw/ as it was, then run 'keytally"
+            " backfill' over its days.",
             err=True,
         )
     for file, before, after in report.replaced:
@@ -487,23 +505,28 @@ def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
 def quarantine(as_json: bool) -> int:
     """Show the lines that are no requests: how many, why, in which files, with a few of them read from raw/.
 
-    --json lists every line.
+    --json lists every line. Exits 3 when the list of a file's lines is lost; the others are shown.
     """
-    from pipeline.quarantine import quarantined_lines, summarize
+    from pipeline.quarantine import Quarantine
 
-    layout = Layout(Settings.from_environment().data)
+    found = Quarantine(Layout(Settings.from_environment().data))
     if as_json:
-        lines = quarantined_lines(layout)
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
-        for position, line in enumerate(lines):
+        for position, line in enumerate(found.lines()):
             click.echo((", " if position else "") + json.dumps(vars(line), ensure_ascii=True), nl=False)
         click.echo("]")
-        return 0
-    found = summarize(layout, EXAMPLES)
+    else:
+        _show_rejections(found.summary(EXAMPLES), bool(found.lost))
+    _show_lost_lists(found.lost)
+    return FINDINGS if found.lost else 0
+
+
+def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
     if not found:
-        click.echo("The quarantine is empty: every line that was read is a request.")
-        return 0
+        if not some_lost:
+            click.echo("The quarantine is empty: every line that was read is a request.")
+        return
     reasons: Counter[str] = Counter()
     for rejection in found:
         reasons[rejection.reason] += rejection.lines
@@ -528,7 +551,26 @@ def quarantine(as_json: bool) -> int:
         click.echo("Correct the file below raw/ and run 'keytally rollup': its new content replaces the old one.")
     if "future_timestamp" in reasons:
         click.echo("Lines from the future need nothing: the first run after their moment takes them in.")
-    return 0
+
+
+def _show_lost_lists(lost: Sequence[LostList]) -> None:
+    for each in lost[:SHOWN_LINES]:
+        click.echo(
+            f"UNAVAILABLE {_visible(each.file)}: {count_of(each.lines, 'line')} did not count, and the list of them"
+            f" {each.what}",
+            err=True,
+        )
+    if len(lost) > SHOWN_LINES:
+        click.echo(f"UNAVAILABLE and {len(lost) - SHOWN_LINES:,} more", err=True)
+    again = "run 'keytally backfill' over any days: it makes these lists anew"
+    if any(each.in_raw for each in lost):
+        click.echo(f"Next: {again} from raw/.", err=True)
+    if not all(each.in_raw for each in lost):
+        click.echo(
+            f"What is no longer below raw/ as it was taken in: put it back, then {again}. Until then nothing else is"
+            " amiss: its requests count as they did.",
+            err=True,
+        )
 
 
 @command(main, "reconcile")
@@ -628,49 +670,133 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
 
 
 @command(main, "status")
-def status(as_json: bool) -> int:
-    """Show what is published, through which moment, and what is waiting, held back or ignored."""
+@click.option("--days", "all_days", is_flag=True, help="List every day.")
+@click.option("--files", "all_files", is_flag=True, help="List every file.")
+def status(all_days: bool, all_files: bool, as_json: bool) -> int:
+    """Show what is published, through which moment, and what is waiting, held back or ignored.
+
+    With the days of the newest month and the files taken in last; --json has every day and file.
+    """
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
     found = status_of(Layout(settings.data), utc_now())
-    shown = found.as_json()
     if as_json:
-        _print_json(shown)
+        _print_json(found.as_json())
         return 0
     if found.lost:
         click.echo(
             f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
             " in raw/"
         )
-    if not shown["days"]:
-        click.echo(f"Nothing is published yet from {settings.data}.")
+    if not found.ledger.publication.files:
+        click.echo(f"Nothing is published yet from {_visible(str(settings.data))}.")
     else:
-        click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
-        as_of = shown["as_of"] or "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
-        click.echo(f"As of       {as_of}")
-        click.echo(f"Days        {shown['days']:,}, from {shown['first_day']} to {shown['last_day']}")
-        click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
-        click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
-        click.echo(f"Files       {shown['files']:,}, with {shown['quarantined']:,} lines in quarantine")
-    waiting = sum(raw_file.size for raw_file in found.waiting)
+        _show_published(found)
+    _show_waiting(found)
+    _show_days(found, all_days)
+    _show_files(found, all_files)
+    return 0
+
+
+def _show_published(found: Status) -> None:
+    shown = found.as_json()
+    states = Counter(day.state for day in found.days)
+    behind = [day.day for day in found.days if day.not_counted]
+    of_range = f", from {shown['first_day']} to {shown['last_day']}" if shown["days"] else " with a request"
+    for number, words in (
+        (states["not_loaded"], "not loaded"),
+        (states["open"], "open"),
+        (states["loaded_with_findings"], "with findings"),
+    ):
+        of_range += f"; {number:,} {words}" if number else ""
+    click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
+    as_of = shown["as_of"] or "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
+    click.echo(f"As of       {as_of}")
+    click.echo(f"Days        {shown['days']:,}{of_range}")
+    click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
+    click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
+    click.echo(f"Files       {shown['files']:,}, with {count_of(shown['quarantined'], 'line')} in quarantine")
+    if behind:
+        on = f"{behind[0]}" + (f" and {len(behind) - 1:,} more" if len(behind) > 1 else "")
+        click.echo(f"NOT COUNTED {count_of(shown['not_counted'], 'accepted line')} of {on}: see the findings below")
+
+
+def _show_waiting(found: Status) -> None:
+    waiting = sorted(found.waiting, key=lambda each: each.since or found.now)
+    size = sum(each.raw_file.size for each in waiting)
     click.echo(
-        f"Waiting     {count_of(len(found.waiting), 'file')}, {waiting:,} bytes: keytally rollup takes them in"
-        if found.waiting
+        f"Waiting     {count_of(len(waiting), 'file')}, {size:,} bytes: keytally rollup takes them in"
+        if waiting
         else "Waiting     nothing"
     )
-    for raw_file in found.waiting[:10]:
-        click.echo(f"              {_visible(raw_file.file)}")
-    for held in found.held_back:
-        click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}")
-    if found.findings:
-        days = ", ".join(map(str, found.findings[:5])) + (" ..." if len(found.findings) > 5 else "")
-        click.echo(f"Findings    {days}: not all of it could be taken in; keytally rollup says why")
-    for file in found.ignored[:10]:
+    for each in waiting[:SHOWN_FILES]:
+        how_long = f" for {duration_text(found.now - each.since)}" if each.since else ""
+        click.echo(f"              {_visible(each.raw_file.file)} ({each.why}{how_long})")
+    _echo_rest("            ", waiting, SHOWN_FILES, "--files lists all")
+    for held in found.held_back[:SHOWN_LINES]:
+        since = found.held_since.get(held.file)
+        told = f" (for {duration_text(found.now - since)})" if since else ""
+        click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
+    _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
+    for file in found.ignored[:SHOWN_FILES]:
         click.echo(f"Ignored     {_visible(file)} (no file that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
-    if len(found.ignored) > 10:
-        click.echo(f"Ignored     and {len(found.ignored) - 10:,} more (--json lists all)")
-    return 0
+    _echo_rest("Ignored    ", found.ignored, SHOWN_FILES, "--json lists all")
+
+
+def _echo_rest(label: str, listed: Sequence[object], shown: int, hint: str) -> None:
+    if len(listed) > shown:
+        click.echo(f"{label} and {len(listed) - shown:,} more ({hint})")
+
+
+def _show_days(found: Status, all_days: bool) -> None:
+    if not found.days:
+        return
+    newest = month_of(max(day.day for day in found.days if day.state != "not_loaded" or day.finding))
+    earlier = [day for day in found.days if day.day < newest and (all_days or day.finding)]
+    shown = earlier if all_days else earlier[-SHOWN_LINES:]
+    shown += [day for day in found.days if day.day >= newest]
+    table = _table("day", "state", "accepted", "counted", "session", "duplicate", "files", "quarantined")
+    table.columns[1].justify = "left"
+    # Days in a row of which there is nothing to say are one line.
+    for _, days in groupby(shown, key=lambda day: day.day if day.entry or day.finding else None):
+        first, *others = days
+        row = [f"{first.day} to {others[-1].day}" if others else str(first.day), first.state]
+        if entry := first.entry:
+            counts = (entry.accepted, entry.counted, entry.session, entry.duplicate, first.files, first.quarantined)
+            _add(table, *row, *counts)
+        else:
+            _add(table, *row)
+    _print_table(table)
+    if len(found.days) > len(shown):
+        click.echo(f"and {count_of(len(found.days) - len(shown), 'earlier day')} (--days lists all)")
+    findings = [day for day in found.days if day.finding]
+    for day in findings[-SHOWN_LINES:]:
+        click.echo(f"FINDING     {day.day}: {_visible(day.finding or '')}")
+    _echo_rest("FINDING    ", findings, SHOWN_LINES, "--json lists all")
+
+
+def _show_files(found: Status, all_files: bool) -> None:
+    counting = [(file, file.entry) for file in found.files if file.entry]
+    shown = counting
+    if not all_files:
+        shown = sorted(counting, key=lambda each: each[1].take_in.taken_at, reverse=True)[:SHOWN_FILES]
+    if not shown:
+        return
+    table = _table("file", "lines", "accepted", "quarantined", "taken in", "now")
+    for column in table.columns[-2:]:
+        column.justify = "left"
+    for file, entry in shown:
+        taken = entry.take_in
+        same = entry.same_as is not None
+        now = [f"same as {_visible(entry.same_as)}"] if entry.same_as else []
+        now += ["held back"] if file.held_back else [file.waiting] if file.waiting else []
+        now += [] if file.in_raw else ["gone from raw/"]
+        counts = (taken.lines, 0 if same else taken.accepted, 0 if same else taken.quarantined)
+        _add(table, _visible(file.file), *counts, instant_text(taken.taken_at) or "", ", ".join(now) or "as taken in")
+    _print_table(table)
+    if len(counting) > len(shown):
+        click.echo(f"and {count_of(len(counting) - len(shown), 'file')} taken in before (--files lists all)")
 
 
 # --- for the eye -----------------------------------------------------------------------------------------------------

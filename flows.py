@@ -269,19 +269,31 @@ def _finished(report: Report) -> State[None]:
 
 
 def _compared(recounted: Reconciliation, day: date) -> State[None]:
-    """Completed either way; when a number differs, under the name of the findings, which is the event to alert on."""
-    if recounted.equal:
-        if recounted.unverifiable:
-            return Completed(message=f"{day} was not compared: some of its raw logs are gone or were changed.")
-        return Completed(message=f"{day} equals its raw logs.")
-    create_table_artifact(
-        recounted.as_json()["differences"], key="differences", description=f"{day}: published, and recounted from raw/."
-    )
-    return Completed(
-        name="CompletedWithFindings",
-        message=f"{day}: {count_of(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
-        f"backfill' over the day, then 'keytally reconcile --from {day} --to {day}'.",
-    )
+    """Completed whatever was found; under another name, which is the event to alert on, when a number differs, and
+    under yet another when the day could not be compared.
+    """
+    if recounted.missing:
+        missing = [{"file": content.file, "days": ", ".join(map(str, content.days))} for content in recounted.missing]
+        create_table_artifact(
+            missing,
+            key="unverifiable",
+            description=f"{day}: these no longer hold in raw/ what they held when taken in.",
+        )
+    if recounted.differences:
+        differences = recounted.as_json()["differences"]
+        create_table_artifact(differences, key="differences", description=f"{day}: published, and recounted from raw/.")
+        return Completed(
+            name="CompletedWithFindings",
+            message=f"{day}: {count_of(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
+            f"backfill' over the day, then 'keytally reconcile --from {day} --to {day}'.",
+        )
+    if recounted.unverifiable:
+        return Completed(
+            name="CompletedUnverified",
+            message=f"{day} was not compared: what {count_of(len(recounted.missing), 'raw file')} held is gone from "
+            f"raw/ or was changed there. Put it back, then run 'keytally reconcile --from {day} --to {day}'.",
+        )
+    return Completed(message=f"{day} equals its raw logs.")
 
 
 def _summary(report: Report) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.contract.layout import checksum_of, stated_checksum
+from pipeline.contract.layout import below_the_root, checksum_of, stated_checksum
 from pipeline.errors import ArtifactDamaged
 from pipeline.seam import step
 
@@ -43,18 +43,11 @@ def verify(artifact: Path) -> None:
     try:
         whole = checksum_of(artifact) == stated_checksum(artifact)
     except FileNotFoundError:
-        raise ArtifactDamaged(_below_the_root(artifact), "is missing") from None
+        raise ArtifactDamaged(below_the_root(artifact), "is missing") from None
     except OSError as error:
-        raise ArtifactDamaged(_below_the_root(artifact), f"cannot be read ({error.strerror})") from error
+        raise ArtifactDamaged(below_the_root(artifact), f"cannot be read ({error.strerror})") from error
     if not whole:
-        raise ArtifactDamaged(_below_the_root(artifact), "is damaged: its bytes are not those that were written")
-
-
-def _below_the_root(artifact: Path) -> str:
-    """events/day=…/…, daily/day=…/…, rejected/…, rollups/rollup=…/month=…/…: as the operator finds it."""
-    roots = ("events", "daily", "rejected", "rollups")
-    position = max((index for index, part in enumerate(artifact.parts) if part in roots), default=0)
-    return "/".join(artifact.parts[position:])
+        raise ArtifactDamaged(below_the_root(artifact), "is damaged: its bytes are not those that were written")
 
 
 def sync(path: Path) -> None:

@@ -36,6 +36,7 @@ LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_ENDING = ".parquet"
 ENDINGS = (*LINE_ENDINGS, PARQUET_ENDING)
 NATIVE = "native"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class RawPass:
         if self.raw_file.size == 0:
             return hashed  # an empty file has no lines, whatever its name says
         if self.raw_file.file.endswith(".gz"):
+            if not GZIP_MAGIC.startswith(hashed.peek(2)[:2]):  # of a short one the inflater says that it ended early
+                raise gzip.BadGzipFile("not gzip")
             gzipped: rows.Plain = igzip.GzipFile(fileobj=hashed)  # type: ignore[no-untyped-call]
             return gzipped
         if self.raw_file.file.endswith(".zst"):

@@ -20,7 +20,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,7 @@ else:
     from backports.zstd import ZstdError
 
 ROWS_AT_ONCE = 16_384
+BLOCK_BYTES = 2**20
 REQUEST_BYTES = 300  # of memory that sorting takes for each request, about
 USAGE_BYTES = 2_000  # of memory that comparing takes for each row, about
 MEASURES = ("requests", "failed_requests", "cost", "synapses", "neurons", "input_tokens", "output_tokens")
@@ -184,24 +185,38 @@ def _needed(ledger: Ledger, days: frozenset[date]) -> list[list[FileEntry]]:
     ]
 
 
+class _Found(NamedTuple):
+    """A content where it lies now: the first `size` bytes of a raw file."""
+
+    raw_file: RawFile
+    size: int
+
+
 class _Contents:
-    """Which raw file holds which content now, by its hash alone."""
+    """Which raw file holds which content now, by its hash alone.
+
+    A log that was appended to holds what it held before in its beginning, compressed or not.
+    """
 
     def __init__(self, raw_files: Sequence[RawFile]) -> None:
         self._by_name = {raw_file.file: raw_file for raw_file in raw_files}
-        self._by_size: dict[tuple[str, int], list[RawFile]] = {}
+        self._by_size: dict[int, list[RawFile]] = {}
+        self._by_inode: dict[str, list[RawFile]] = {}
         for raw_file in raw_files:
-            self._by_size.setdefault((raw_file.read_as, raw_file.size), []).append(raw_file)
-        self._hashes: dict[str, str | None] = {}
+            self._by_size.setdefault(raw_file.size, []).append(raw_file)
+            self._by_inode.setdefault(_inode_of(raw_file), []).append(raw_file)
+        self._hashes: dict[tuple[str, int], str | None] = {}
 
-    def holder(self, entries: Sequence[FileEntry]) -> RawFile | None:
-        """The raw file that holds the content of these entries: under one of their names, or since then renamed."""
+    def where(self, entries: Sequence[FileEntry]) -> _Found | None:
+        """Where the content of these entries lies: under one of their names, or since then renamed."""
         wanted = entries[0].take_in
-        named = [self._by_name[entry.file] for entry in entries if entry.file in self._by_name]
-        renamed = self._by_size.get((wanted.format, _size_of(entries[0])), [])
-        for raw_file in (*named, *renamed):
-            if raw_file.read_as == wanted.format and self._hash_of(raw_file) == wanted.content:
-                return raw_file
+        # Of an emptied file, the signature tells the size of what it holds now.
+        for size in sorted({_size_of(entry) for entry in entries}, reverse=True):
+            named = [self._by_name[entry.file] for entry in entries if entry.file in self._by_name]
+            renamed = [raw_file for entry in entries for raw_file in self._by_inode.get(_inode_of(entry), [])]
+            for raw_file in (*named, *renamed, *self._by_size.get(size, [])):
+                if raw_file.read_as == wanted.format and self._hash_of(raw_file, size) == wanted.content:
+                    return _Found(raw_file, size)
         return None
 
     def is_waiting(self, raw_file: RawFile, ledger: Ledger) -> bool:
@@ -209,22 +224,37 @@ class _Contents:
         entry = ledger.files.get(raw_file.file)
         if entry is None:
             return True
-        return entry.signature != raw_file.signature and self._hash_of(raw_file) != entry.take_in.content
+        return entry.signature != raw_file.signature and self._hash_of(raw_file, raw_file.size) != entry.take_in.content
 
-    def _hash_of(self, raw_file: RawFile) -> str | None:
-        """SHA-256 (hex) of a raw file's bytes; None where it cannot be read."""
-        if raw_file.file not in self._hashes:
-            try:
-                with raw_file.path.open("rb") as file:
-                    self._hashes[raw_file.file] = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError:
-                self._hashes[raw_file.file] = None
-        return self._hashes[raw_file.file]
+    def _hash_of(self, raw_file: RawFile, size: int) -> str | None:
+        """SHA-256 (hex) of a raw file's first `size` bytes; None where they are no content of their own."""
+        if raw_file.size < size or (raw_file.size > size and raw_file.file.endswith(".parquet")):
+            return None
+        key = (raw_file.file, size)
+        if key not in self._hashes:
+            self._hashes[key] = _hash_of_beginning(raw_file, size)
+        return self._hashes[key]
+
+
+def _hash_of_beginning(raw_file: RawFile, size: int) -> str | None:
+    found = hashlib.sha256()
+    try:
+        with raw_file.path.open("rb") as file:
+            while size and (block := file.read(min(size, BLOCK_BYTES))):
+                found.update(block)
+                size -= len(block)
+    except OSError:
+        return None
+    return None if size else found.hexdigest()
 
 
 def _size_of(entry: FileEntry) -> int:
     """Size in bytes of an entry's file when it was looked at."""
     return int(entry.signature.partition(":")[0])
+
+
+def _inode_of(file: FileEntry | RawFile) -> str:
+    return file.signature.rpartition(":")[2]
 
 
 # --- the recount -----------------------------------------------------------------------------------------------------
@@ -242,9 +272,10 @@ class _Lines:
 def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, days: frozenset[date]) -> _Lines:
     """Read a content, and those of its requests that are of these days into recounted_request."""
     lines = _Lines()
-    raw_file = contents.holder(entries)
-    if raw_file is None:
+    found = contents.where(entries)
+    if found is None:
         return lines
+    raw_file, size = found
     form, _, ending = raw_file.read_as.partition(".")
     if form != "native":
         raise KeytallyError(f"{raw_file.file} cannot be recounted: reconcile does not know the format {form}")
@@ -252,7 +283,7 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, 
     accepted: Counter[int] = Counter()
     batch: list[Request] = []
     try:
-        for request in requests_in(raw_file.path, f".{ending}", entries[0].take_in.taken_at):
+        for request in requests_in(raw_file.path, f".{ending}", entries[0].take_in.taken_at, size):
             if request is None:
                 lines.quarantined += 1
                 continue
@@ -263,12 +294,20 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, 
                     _add(engine, "request", _REQUEST, batch)
                     batch = []
     except (OSError, EOFError, zlib.error, ZstdError, pa.ArrowException) as error:
-        if _is_as_listed(raw_file):
+        if _is_still_there(found, entries[0]):
             raise KeytallyError(f"{raw_file.file} cannot be recounted, although it was taken in: {error}") from error
     _add(engine, "request", _REQUEST, batch)
     lines.accepted.update({EPOCH + timedelta(days=day): count for day, count in accepted.items()})
-    lines.whole = _is_as_listed(raw_file)
+    lines.whole = _is_still_there(found, entries[0])
     return lines
+
+
+def _is_still_there(found: _Found, entry: FileEntry) -> bool:
+    """Whether what was read is what was hashed before: nobody wrote to the file, or only behind it."""
+    if _is_as_listed(found.raw_file):
+        return True
+    growing = not found.raw_file.file.endswith(".parquet")
+    return growing and _hash_of_beginning(*found) == entry.take_in.content
 
 
 def _is_as_listed(raw_file: RawFile) -> bool:

@@ -69,14 +69,15 @@ class Request(NamedTuple):
     output_tokens: int
 
 
-def requests_in(path: Path, ending: str, taken_at: datetime) -> Iterator[Request | None]:
+def requests_in(path: Path, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:
     """For each line of a raw file its request, or None where the line is none; blank lines are left out.
 
     ending: the extension it is read by. taken_at: the moment at which it was taken in, which decides what is from
-    the future. Raises what its decompressor or Parquet raise when the file cannot be read whole.
+    the future. size: bytes of it that are read, from its beginning; of Parquet all is read. Raises what its
+    decompressor or Parquet raise when so much of it is not whole.
     """
     latest = _since_1970(taken_at + TOLERANCE)
-    records = _rows(path) if ending == ".parquet" and path.stat().st_size else _objects(path, ending)
+    records = _rows(path) if ending == ".parquet" and size else _objects(path, ending, size)
     for record in records:
         try:
             yield None if record is None else _request(record, latest)
@@ -208,9 +209,9 @@ def _amount(value: Any, limit: int, decimals: int) -> int:
 # --- lines of JSON ---------------------------------------------------------------------------------------------------
 
 
-def _objects(path: Path, ending: str) -> Iterator[Record | None]:
+def _objects(path: Path, ending: str, size: int) -> Iterator[Record | None]:
     """The object on each line that is not blank; None where it holds no object."""
-    with _opened(path, ending) as text:
+    with path.open("rb", buffering=0) as file, _opened(_Beginning(file, size), ending, size) as text:
         for line in _lines(text):
             try:
                 value = None if line is None else _JSON.decode(line.decode("utf-8"))
@@ -219,15 +220,31 @@ def _objects(path: Path, ending: str) -> Iterator[Record | None]:
             yield value if isinstance(value, dict) else None
 
 
-def _opened(path: Path, ending: str) -> io.BufferedReader:
-    source: Any = path.open("rb")
-    if path.stat().st_size == 0:
-        return io.BufferedReader(source)  # nothing, whatever its name says
+def _opened(beginning: _Beginning, ending: str, size: int) -> io.BufferedReader:
+    source: Any = io.BufferedReader(beginning, 2**18)
+    if size == 0:
+        return source  # type: ignore[no-any-return]  # nothing, whatever its name says
     if ending.endswith(".gz"):
         source = gzip.GzipFile(fileobj=source)
     elif ending.endswith(".zst"):
         source = zstd.ZstdFile(source)
     return io.BufferedReader(source, 2**18)
+
+
+class _Beginning(io.RawIOBase):
+    """The first `size` bytes of a file: what was written behind them since is not there."""
+
+    def __init__(self, file: io.FileIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._file.readinto(memoryview(buffer)[: self._left]) or 0
+        self._left -= count
+        return count
 
 
 def _lines(text: io.BufferedReader) -> Iterator[bytes | None]:

@@ -1,22 +1,102 @@
-"""Where things stand: what is published, through which moment, and what of raw/ is not in it."""
+"""Where things stand: what is published, through which moment, and what of raw/ is not in it; by day and by file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
 
 from pipeline.artifacts import sync
-from pipeline.contents import needs_reading
+from pipeline.contents import days_touched, events_by_day, needs_reading
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout
+from pipeline.contract.layout import Layout, days_between
+from pipeline.contract.published import run_of
 from pipeline.contract.wording import instant_text
 from pipeline.errors import HeldBack
-from pipeline.ledger import Ledger, read_ledger
+from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.raw import RawFile, list_raw
+from pipeline.rollup import fingerprint_of
 from pipeline.run import Run
 from pipeline.seam import step
+
+DayState = Literal["not_loaded", "open", "loaded_with_findings", "loaded"]
+Why = Literal["new", "changed", "moment has come", "rules changed"]
+
+
+@dataclass(frozen=True)
+class DayStatus:
+    """A day from the first that is loaded to the last that could be.
+
+    entry: how its accepted lines were counted; None for a day that is not loaded. files: how many contents count on it.
+    quarantined: lines of these contents that are no requests; such a line has no day of its own. not_counted: accepted
+    lines of these contents that the published day does not have. finding: what somebody should look at.
+    """
+
+    day: date
+    state: DayState
+    entry: DayEntry | None
+    files: int
+    quarantined: int
+    not_counted: int
+    finding: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {
+            name: getattr(self.entry, name) if self.entry else 0
+            for name in ("accepted", "counted", "duplicate", "conflicting", "session")
+        }
+        return {
+            "day": str(self.day),
+            "state": self.state,
+            **counts,
+            "files": self.files,
+            "quarantined": self.quarantined,
+            "not_counted": self.not_counted,
+            "finding": self.finding,
+        }
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A raw file that the next run reads, and why. since: from when on it has been waiting; None where nobody knows."""
+
+    raw_file: RawFile
+    why: Why
+    since: datetime | None
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """A raw file as the version counts it (None when it does not), and as it lies in raw/ now.
+
+    waiting, held_back: why the next run reads it, or why the newest could not take it. since: from when on.
+    """
+
+    file: str
+    entry: FileEntry | None
+    in_raw: bool
+    waiting: Why | None
+    held_back: str | None
+    since: datetime | None
+
+    def as_json(self) -> dict[str, Any]:
+        taken = self.entry.take_in if self.entry else None
+        counted = None if self.entry is None else not self.entry.same_as
+        return {
+            "file": self.file,
+            "lines": taken and taken.lines,
+            "accepted": taken and taken.accepted * bool(counted),
+            "quarantined": taken and taken.quarantined * bool(counted),
+            "same_as": self.entry and self.entry.same_as,
+            "taken_at": instant_text(taken.taken_at if taken else None),
+            "heals_at": instant_text(taken.heals_at if taken else None),
+            "in_raw": self.in_raw,
+            "waiting": self.waiting,
+            "held_back": self.held_back,
+            "since": instant_text(self.since),
+        }
 
 
 @dataclass(frozen=True)
@@ -25,17 +105,20 @@ class Status:
 
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
-    findings: days of which that run held something back, or that it could not roll up anew.
+    held_since: since when a held-back file lies there as it is. days, files: all there are, in order.
     lost: a sentence on what that run published or confirmed and is there no more.
     """
 
     ledger: Ledger
+    now: datetime
     confirmed_at: datetime | None
-    waiting: tuple[RawFile, ...]
+    waiting: tuple[Waiting, ...]
     held_back: tuple[HeldBack, ...]
+    held_since: Mapping[str, datetime]
     ignored: tuple[str, ...]
-    findings: tuple[date, ...] = ()
-    lost: str | None = None
+    days: tuple[DayStatus, ...]
+    files: tuple[FileStatus, ...]
+    lost: str | None
 
     def as_json(self) -> dict[str, Any]:
         days = [entry for entry in self.ledger.days.values() if entry.accepted]
@@ -53,37 +136,62 @@ class Status:
             "duplicate": sum(entry.duplicate for entry in days),
             "conflicting": sum(entry.conflicting for entry in days),
             "quarantined": sum(take_in.quarantined for take_in in counting),
+            "not_counted": sum(day.not_counted for day in self.days),
             "files": len(self.ledger.files),
-            "waiting": [{"file": raw_file.file, "bytes": raw_file.size} for raw_file in self.waiting],
-            "held_back": [{"file": held.file, "reason": held.reason} for held in self.held_back],
+            "waiting": [
+                {
+                    "file": waiting.raw_file.file,
+                    "bytes": waiting.raw_file.size,
+                    "why": waiting.why,
+                    **self._since(waiting.since),
+                }
+                for waiting in self.waiting
+            ],
+            "held_back": [
+                {"file": held.file, "reason": held.reason, **self._since(self.held_since.get(held.file))}
+                for held in self.held_back
+            ],
             "ignored": list(self.ignored),
-            "findings": [str(day) for day in self.findings],
+            "lost": self.lost,
+            "findings": [str(day.day) for day in self.days if day.finding],
+            "by_day": [day.as_json() for day in self.days],
+            "by_file": [file.as_json() for file in self.files],
         }
+
+    def _since(self, since: datetime | None) -> dict[str, Any]:
+        seconds = None if since is None else max(int((self.now - since).total_seconds()), 0)
+        return {"since": instant_text(since), "seconds": seconds}
 
 
 def status_of(layout: Layout, now: datetime) -> Status:
     """How things stand at `now`. Opens no raw file."""
     ledger = read_ledger(layout)
-    newest = ledger.publication.version
+    version = ledger.publication.version
     listing = list_raw(layout.raw)
-    last_run = read_last_run(layout)
-    refused = last_run.held_back if last_run else {}
-    confirmed = last_run.confirmed if last_run else {}
+    note = read_last_run(layout)
+    newest = _newest_run(layout, note, version)
+    confirmed_at = newest.started if newest else None
+    refused = note.held_back if note else {}
+    confirmed = note.confirmed if note else {}
     unread = [raw_file for raw_file in listing.files if needs_reading(raw_file, ledger.files, confirmed, now)]
-    held_back = [
-        HeldBack(raw_file.file, refused[raw_file.file, raw_file.signature])
+    held = {
+        raw_file.file: HeldBack(raw_file.file, refused[raw_file.file, raw_file.signature])
         for raw_file in unread
         if (raw_file.file, raw_file.signature) in refused
-    ]
-    held_files = {held.file for held in held_back}
+    }
+    held_back = (*listing.held_back, *held.values())
+    waiting = [_waiting(raw_file, ledger, now) for raw_file in unread if raw_file.file not in held]
     return Status(
         ledger=ledger,
-        confirmed_at=last_run.started if last_run else None,
-        waiting=tuple(raw_file for raw_file in unread if raw_file.file not in held_files),
-        held_back=(*listing.held_back, *held_back),
+        now=now,
+        confirmed_at=confirmed_at,
+        waiting=tuple(waiting),
+        held_back=held_back,
+        held_since={raw_file.file: _as_it_is_since(raw_file) for raw_file in unread if raw_file.file in held},
         ignored=listing.ignored,
-        findings=tuple(sorted(last_run.findings)) if last_run else (),
-        lost=lost_versions(newest, last_run) if last_run and last_run.version > newest else None,
+        days=tuple(_days(ledger, confirmed_at, newest.findings if newest else frozenset(), held_back)),
+        files=tuple(_files(ledger, listing.files, waiting, held)),
+        lost=lost_versions(version, note) if note and note.version > version else None,
     )
 
 
@@ -91,6 +199,120 @@ def lost_versions(newest: int, last_run: LastRun) -> str:
     """A sentence on versions that a run published and that are there no more. newest: the one that is."""
     there = f"the log ends at version {newest}" if newest else "the published table is gone"
     return f"version {last_run.version} was published, but {there}"
+
+
+def _newest_run(layout: Layout, note: LastRun | None, version: int) -> LastRun | None:
+    """The newest run that is known of, as a server knows of it: from its note, or from the commit of `version`."""
+    if note is not None and note.version == version:
+        return note
+    # A note of a later version speaks of another table: an older copy was put back in its place.
+    known = note if note is not None and note.version < version else None
+    committed = run_of(layout.rollups, version)
+    return max((run for run in (known, committed) if run), key=lambda run: run.started, default=None)
+
+
+def _as_it_is_since(raw_file: RawFile) -> datetime:
+    """When a file was last written to, renamed, or put where it lies: its time of change, which nothing sets back."""
+    return datetime.fromtimestamp(int(raw_file.signature.split(":")[2]) // 10**9, UTC)
+
+
+def _waiting(raw_file: RawFile, ledger: Ledger, now: datetime) -> Waiting:
+    entry, since = ledger.files.get(raw_file.file), _as_it_is_since(raw_file)
+    if entry is None:
+        return Waiting(raw_file, "new", since)
+    if entry.signature != raw_file.signature:
+        return Waiting(raw_file, "changed", since)
+    heals_at = entry.take_in.heals_at
+    if heals_at is not None and heals_at <= now:
+        return Waiting(raw_file, "moment has come", heals_at)
+    return Waiting(raw_file, "rules changed", None)
+
+
+def _days(
+    ledger: Ledger, confirmed_at: datetime | None, findings: frozenset[date], held_back: Sequence[HeldBack]
+) -> Iterator[DayStatus]:
+    """Every day from the first loaded one to the last, or to the last that was over when the newest run began."""
+    loaded = {day: entry for day, entry in ledger.days.items() if entry.accepted}
+    inputs = events_by_day(ledger.files)
+    if not loaded and not inputs:
+        return
+    first_open = confirmed_at.astimezone(UTC).date() if confirmed_at else date.min
+    over = [first_open - timedelta(days=1)] if confirmed_at else []
+    quarantined = _quarantined_by_day(ledger.files.values())
+    touched = _held_back_by_day(ledger, held_back)
+    known = {*loaded, *inputs}
+    for day in days_between(min(known), max(*known, *over)):
+        entry, made_from = loaded.get(day), inputs.get(day, {})
+        published = ledger.days[day].fingerprint if day in ledger.days else None
+        behind = bool(published or made_from) and published != fingerprint_of(made_from)
+        finding = _finding(day, behind, day in findings, touched.get(day, []))
+        accepted = sum(event.accepted for event in made_from.values())
+        yield DayStatus(
+            day=day,
+            state=_state_of(entry, day >= first_open, finding is not None),
+            entry=entry,
+            files=len(made_from),
+            quarantined=quarantined.get(day, 0),
+            not_counted=max(accepted - (entry.accepted if entry else 0), 0),
+            finding=finding,
+        )
+
+
+def _state_of(entry: DayEntry | None, is_open: bool, has_finding: bool) -> DayState:
+    """The first that applies, as a customer is told it."""
+    if entry is None:
+        return "not_loaded"
+    if is_open:
+        return "open"
+    return "loaded_with_findings" if has_finding else "loaded"
+
+
+def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> str | None:
+    if held_back:
+        return f"held back: {', '.join(held_back)}"
+    again = f"keytally backfill --from {day} --to {day}"
+    if noted and behind:
+        return (
+            f"it is not what its files say: something it is made from is lost; '{again}' says which raw file it needs"
+        )
+    if noted:
+        return f"a file is held back, or something it is made from is lost; '{again}' says which"
+    return "it is not what its files and rules say by now; 'keytally rollup' rolls it up anew" if behind else None
+
+
+def _quarantined_by_day(files: Collection[FileEntry]) -> dict[date, int]:
+    quarantined: dict[date, int] = defaultdict(int)
+    for entry in files:
+        if entry.same_as is None:
+            for day in {event.day for event in entry.take_in.events}:
+                quarantined[day] += entry.take_in.quarantined
+    return quarantined
+
+
+def _held_back_by_day(ledger: Ledger, held_back: Sequence[HeldBack]) -> dict[date, list[str]]:
+    touched: dict[date, list[str]] = defaultdict(list)
+    for held in held_back:
+        for day in days_touched(ledger.files, {held.file}):
+            touched[day].append(held.file)
+    return touched
+
+
+def _files(
+    ledger: Ledger, raw_files: Sequence[RawFile], waiting: Sequence[Waiting], held_back: Mapping[str, HeldBack]
+) -> Iterator[FileStatus]:
+    """Every file that the version counts, and every one that it does not count yet."""
+    present = {raw_file.file: raw_file for raw_file in raw_files}
+    by_file = {each.raw_file.file: each for each in waiting}
+    for file in sorted({*ledger.files, *by_file, *held_back}):
+        wait, held = by_file.get(file), held_back.get(file)
+        yield FileStatus(
+            file=file,
+            entry=ledger.files.get(file),
+            in_raw=file in present,
+            waiting=wait.why if wait else None,
+            held_back=held.reason if held else None,
+            since=wait.since if wait else _as_it_is_since(present[file]) if held else None,
+        )
 
 
 def write_last_run(

@@ -108,6 +108,35 @@ def test_an_accident_says_what_to_do_about_it(
     assert advice in sentence
 
 
+def test_where_nothing_is_published_nothing_is_said_to_be(data: Path, keytally: Keytally) -> None:
+    assert keytally("rollup").output == f"Nothing is published yet. Put request logs below {data / 'raw'}.\n"
+    (data / "raw/a.jsonl.gz").write_bytes(b"no gzip")
+    result = keytally("rollup")
+    assert result.stdout == "Nothing is published yet.\n"
+    assert result.stderr == (
+        "HELD BACK a.jsonl.gz: corrupt: not gzip\n"
+        "Put right what the reason names, or deliver the file again under its name: the next run tries it again.\n"
+    )
+    (data / "raw/b.jsonl").write_text(line())
+    assert "Everything else is published" in keytally("rollup").stderr
+    assert keytally("rollup").stdout == "Nothing else is new: version 1 stands.\n"
+
+
+def test_what_no_run_can_mend_alone_is_said_so(data: Path, keytally: Keytally) -> None:
+    raw = data / "raw/a.jsonl"
+    raw.write_text(line())
+    keytally("rollup")
+    raw.rename(data / "kept")
+    for events in (data / "events").rglob("*.parquet"):
+        events.unlink()
+    result = keytally("backfill", "--from", "2025-11-01", "--to", "2025-11-30")
+    assert "HELD BACK a.jsonl: damaged: " in result.stderr
+    assert "tries again" not in result.stderr
+    assert "put its raw file back below raw/ as it was, then run 'keytally backfill'" in result.stderr
+    (data / "kept").rename(raw)
+    assert keytally("backfill", "--from", "2025-11-01", "--to", "2025-11-30").exit_code == 0
+
+
 def test_quarantined_lines_alone_are_no_failure(data: Path, keytally: Keytally) -> None:
     (data / "raw/a.jsonl").write_text("rubbish\n")
     assert keytally("rollup").exit_code == 0
@@ -276,14 +305,14 @@ def test_status_shows_what_waits_what_is_held_back_and_what_is_ignored(data: Pat
 def test_status_shows_the_days_that_have_findings(data: Path, keytally: Keytally) -> None:
     (data / "raw/a.jsonl").write_text(line())
     keytally("rollup")
-    assert "Findings" not in keytally("status").output
+    assert "FINDING" not in keytally("status").output
     (data / "raw/a.jsonl").unlink()
     (data / "raw/b.jsonl").write_text(line(2))
     for events in (data / "events").rglob("*.parquet"):
         events.unlink()
     assert keytally("rollup").exit_code == 3
     assert json.loads(keytally("status", "--json").stdout)["findings"] == ["2025-11-15"]
-    assert "Findings    2025-11-15" in keytally("status").output
+    assert "FINDING     2025-11-15" in keytally("status").output
 
 
 def test_a_line_from_the_future_counts_once_its_moment_has_come(

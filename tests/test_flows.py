@@ -436,6 +436,26 @@ def test_yesterday_is_recounted_and_a_difference_leaves_an_artifact(
     assert "2.5" in str(artifact.data)
 
 
+def test_a_yesterday_that_cannot_be_recounted_ends_under_a_name_of_its_own(
+    client: SyncPrefectClient, data: Path
+) -> None:
+    yesterday = str((datetime.now(UTC) - timedelta(days=1)).date())
+    write_raw(data, "eu/app.jsonl", yesterday, 5)
+    write_raw(data, "eu/gone.jsonl", yesterday, 7)
+    flows.nightly(return_state=True)
+    with (data / "raw/eu/app.jsonl").open("ab") as log:
+        log.write(b"more\n")
+    assert flows.reconcile(return_state=True).name == "Completed", "an appended log still holds what it held"
+    (data / "raw/eu/gone.jsonl").unlink()
+    state = flows.reconcile(return_state=True)
+    assert (state.name, state.is_completed()) == ("CompletedUnverified", True)
+    assert f"keytally reconcile --from {yesterday}" in (state.message or "")
+    (artifact,) = client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["unverifiable"])), limit=1
+    )
+    assert "eu/gone.jsonl" in str(artifact.data)
+
+
 # A backfill's days
 
 

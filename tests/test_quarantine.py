@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from datetime import timedelta
@@ -9,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import pipeline.intake
 import pipeline.judge
 import pipeline.line
 from cli import main
-from pipeline.errors import ArtifactDamaged
-from pipeline.quarantine import quarantined_lines, summarize
+from pipeline.quarantine import Quarantine
 from tests.conftest import Place, request
 
 
+def command(place: Place, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["quarantine", *arguments], env={"KEYTALLY_DATA": str(place.layout.root)})
+
+
 def quarantine(place: Place, *arguments: str) -> str:
-    environment = {"KEYTALLY_DATA": str(place.layout.root)}
-    result = CliRunner().invoke(main, ["quarantine", *arguments], env=environment)
+    result = command(place, *arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -35,13 +38,13 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
     place.write_raw("a.jsonl", *["bad"] * 70, request(1))
     place.write_raw("b.jsonl", *["worse"] * 2, "{}", request(2))
     place.roll_up()
-    found = summarize(place.layout, 3)
+    found = Quarantine(place.layout).summary(3)
     assert [(each.reason, each.file, each.lines, len(each.examples)) for each in found] == [
         ("not_json", "a.jsonl", 70, 3),
         ("not_json", "b.jsonl", 2, 0),
         ("missing_field", "b.jsonl", 1, 1),
     ]
-    every = Counter((line.reason, line.file) for line in quarantined_lines(place.layout))
+    every = Counter((line.reason, line.file) for line in Quarantine(place.layout).lines())
     assert {(each.reason, each.file): each.lines for each in found} == every
     text = quarantine(place)
     assert text.startswith("73 lines of 2 files did not count")
@@ -54,11 +57,11 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
 def test_a_corrected_file_empties_it_and_counts_once(place: Place) -> None:
     place.write_raw("a.jsonl", request(1), request(2, cost="-1"))
     place.roll_up()
-    assert (counted(place), len(list(quarantined_lines(place.layout)))) == (1, 1)
+    assert (counted(place), len(list(Quarantine(place.layout).lines()))) == (1, 1)
     place.write_raw("a.jsonl", request(1), request(2))
     for _ in range(2):
         place.roll_up()
-        assert (counted(place), list(quarantined_lines(place.layout))) == (2, [])
+        assert (counted(place), list(Quarantine(place.layout).lines())) == (2, [])
     assert "is empty" in quarantine(place)
 
 
@@ -106,17 +109,45 @@ def test_without_its_raw_file_a_line_is_shown_without_its_text(place: Place, wha
         path.unlink()
     else:
         path.write_text("something else\n")
-    shown: list[Any] = [line.text for each in summarize(place.layout, 3) for line in each.examples]
+    shown: list[Any] = [line.text for each in Quarantine(place.layout).summary(3) for line in each.examples]
     assert shown == [None]
     assert "(the raw file is gone or was changed)" in quarantine(place)
 
 
-def test_a_list_that_is_damaged_is_told_before_the_first_line(place: Place) -> None:
-    for name in ("a", "b"):
-        place.write_raw(f"{name}.jsonl", "rubbish", request(1))
+@pytest.mark.parametrize("raw", ["there", "gone"])
+def test_a_lost_list_of_one_file_hides_no_other_and_says_what_helps(place: Place, raw: str) -> None:
+    old = place.write_raw("old.jsonl", "rubbish", "rubbish", request(1))
+    place.write_raw("b.jsonl", "worse", request(2))
     place.roll_up()
-    damaged = place.ledger().files["b.jsonl"].take_in.rejected
+    damaged = place.ledger().files["old.jsonl"].take_in.rejected
     assert damaged
     (place.layout.rejected / damaged).unlink()
-    with pytest.raises(ArtifactDamaged):
-        quarantined_lines(place.layout)
+    kept = old.read_bytes()
+    if raw == "gone":
+        old.unlink()
+
+    for arguments in ((), ("--json",)):
+        result = command(place, *arguments)
+        assert result.exit_code == 3
+        assert "UNAVAILABLE old.jsonl: 2 lines did not count, and the list of them is missing" in result.stderr
+        assert "keytally backfill" in result.stderr
+        assert ("put it back" in result.stderr) == (raw == "gone")
+    assert [line["file"] for line in json.loads(command(place, "--json").stdout)] == ["b.jsonl"]
+    assert command(place).stdout.startswith("1 line of 1 file did not count")
+
+    if raw == "gone":
+        assert place.backfill("2025-11-01", "2025-11-01").has_findings, "it cannot be made anew"
+        assert command(place).exit_code == 3
+        old.write_bytes(kept)
+    place.backfill("2025-11-01", "2025-11-01")
+    assert command(place).exit_code == 0
+    assert len(json.loads(quarantine(place, "--json"))) == 3
+
+
+def test_an_empty_quarantine_is_not_told_of_one_whose_only_list_is_lost(place: Place) -> None:
+    place.write_raw("a.jsonl", "rubbish")
+    place.roll_up()
+    for path in place.layout.rejected.iterdir():
+        path.write_bytes(b"")
+    result = command(place)
+    assert (result.exit_code, result.stdout) == (3, "")

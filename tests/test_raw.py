@@ -156,3 +156,10 @@ def test_a_file_that_grew_since_it_was_listed_waits_for_the_next_run(place: Plac
     path.write_bytes(path.read_bytes() + lines(request(2)))
     with pytest.raises(HeldBack, match="changing"):
         hash_raw(raw_file)
+
+
+@pytest.mark.parametrize("content", [b"n", b"notgzip", b"no gzip, and too long to be taken for the head of one"])
+def test_what_is_no_gzip_is_called_corrupt_and_not_truncated(place: Place, content: bytes) -> None:
+    place.write_raw("a.jsonl.gz", content)
+    place.write_raw("b.jsonl.gz", b"\x1f")
+    assert [held.reason.partition(":")[0] for held in place.roll_up().held_back] == ["corrupt", "truncated"]

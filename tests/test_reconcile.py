@@ -483,19 +483,58 @@ def test_a_file_whose_bytes_rotted_is_noticed_although_its_times_are_as_they_wer
     assert (found.waiting, found.unverifiable) == ((), (date(2025, 11, 10),))
 
 
-def test_a_file_that_changes_while_it_is_read_leaves_its_days_unverifiable(
-    filled: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("change", "days"), [("append", []), ("rewrite", [date(2025, 11, 10)])])
+def test_a_file_that_changes_while_it_is_read_leaves_its_days_unverifiable_unless_it_only_grows(
+    filled: Place, monkeypatch: pytest.MonkeyPatch, change: str, days: list[date]
 ) -> None:
-    def changing(path: Path, ending: str, taken_at: datetime) -> Any:
-        yield from requests_in(path, ending, taken_at)
+    def changing(path: Path, ending: str, taken_at: datetime, size: int) -> Any:
+        yield from requests_in(path, ending, taken_at, size)
         if path.name == "late.jsonl":
-            with path.open("ab") as file:
-                file.write(lines(request(99, organization_id="org_new")))
+            before = path.read_bytes() if change == "append" else b""
+            path.write_bytes(before + lines(request(99, organization_id="org_new")))
 
     monkeypatch.setattr("pipeline.reconcile.requests_in", changing)
     found = reconciled(filled)
     assert found.equal
-    assert found.as_json()["unverifiable"] == ["2025-11-10"]
+    assert list(found.unverifiable) == days
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "app.jsonl": bytes,
+    "app.jsonl.gz": gzip.compress,
+    "app.jsonl.zst": zstd.compress,
+}
+
+
+@pytest.mark.parametrize("file", COMPRESS)
+@pytest.mark.parametrize("then", ["appended", "appended and renamed", "half a line appended", "no longer its own"])
+def test_a_log_that_was_only_appended_to_is_recounted_as_it_was_taken_in(place: Place, file: str, then: str) -> None:
+    compress = COMPRESS[file]
+    # Its last line was cut when it was taken in: it is whole only in what the file holds now.
+    path = place.write_raw(file, compress(lines(request(1), request(2)) + lines(request(3))[:20]))
+    place.roll_up()
+    assert place.ledger().files[file].take_in.quarantined == 1
+    before = path.read_bytes()
+    if then == "no longer its own":
+        before = compress(lines(request(1, cost="9"), request(2)) + lines(request(3))[:20])
+    path.write_bytes(before + compress(lines(request(3))[20:] if "half" not in then else b'{"half'))
+    if then.endswith("renamed"):
+        path.rename(path.with_name(f"yesterday-{file}"))
+    found = reconciled(place)
+    assert found.equal
+    assert len(found.waiting) == 1
+    assert found.as_json()["unverifiable"] == (["2025-11-10"] if then == "no longer its own" else [])
+    tamper(place, "organization_day", NOVEMBER, with_number("requests", 0, 3))
+    assert reconciled(place).equal == (then == "no longer its own")
+
+
+def test_parquet_that_grew_is_another_content(place: Place) -> None:
+    written = io.BytesIO()
+    pq.write_table(pa.table({name: [value] for name, value in request(1).items()}), written)
+    path = place.write_raw("a.parquet", written.getvalue())
+    place.roll_up()
+    path.write_bytes(written.getvalue() + b"more")
+    assert reconciled(place).as_json()["unverifiable"] == ["2025-11-10"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -666,7 +705,7 @@ def lonely_line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(line=json.dumps(request(pad="x" * (LINE_BYTES - len(json.dumps(request(pad=""))) + 1))).encode())
 def test_the_two_rule_books_agree_on_every_line(lonely_line: Path, line: bytes) -> None:
     lonely_line.write_bytes(line + b"\n")
-    second = list(requests_in(lonely_line, ".jsonl", TAKEN_AT))
+    second = list(requests_in(lonely_line, ".jsonl", TAKEN_AT, lonely_line.stat().st_size))
     bare = line.removesuffix(b"\r")
     expected = [] if is_blank(bare) else [first_verdict(bare)]
     assert [verdict if verdict is None else tuple(verdict) for verdict in second] == expected

@@ -80,7 +80,7 @@ def test_a_file_that_was_touched_is_read_once_more_and_waits_no_longer(
     place.roll_up()
     assert place.ledger().files["a.jsonl"].signature.startswith(f"{path.stat().st_size}:{path.stat().st_mtime_ns}:")
     place.write_raw("a.jsonl", request(3))
-    assert [raw_file.file for raw_file in status_of(place.layout, place.now).waiting] == ["a.jsonl"]
+    assert [waiting.raw_file.file for waiting in status_of(place.layout, place.now).waiting] == ["a.jsonl"]
     assert place.roll_up().replaced == [("a.jsonl", 1, 1)]
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,6 +212,18 @@ def test_what_a_held_back_file_says_of_itself_is_one_visible_line(place: Place) 
     assert code == 3
     assert [line.startswith("HELD BACK x") for line in err.splitlines() if "HELD BACK" in line] == [True]
     assert "\x1b" not in out + err
+
+
+def test_what_a_command_fails_with_is_one_visible_line(tmp_path: Path) -> None:
+    folder = tmp_path / "no folder\nkeytally: all is well\x1b[2J"
+    place = Place(folder / "data")
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    for arguments in (("rollup",), ("rollup", "--json")):
+        code, out, err = keytally(place, *arguments)
+        assert code == 1
+        assert [line for line in err.splitlines() if "all is well" in line] == err.splitlines()
+        assert "\x1b" not in out + err
 
 
 def test_a_data_root_of_odd_characters_works_and_is_told_in_one_line(tmp_path: Path) -> None:

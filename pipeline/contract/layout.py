@@ -15,6 +15,9 @@ from pathlib import Path
 FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 
 
+_FOLDERS = ("events", "rejected", "daily", "rollups")
+
+
 @dataclass(frozen=True)
 class Layout:
     """The folders of one data root."""
@@ -66,6 +69,14 @@ class Layout:
 
     def daily_of(self, day: date) -> Path:
         return self.daily / f"day={day}"
+
+
+def below_the_root(artifact: Path) -> str:
+    """Where a file of ours lies, as it is told to an operator: its path from the data root on."""
+    parts = artifact.parts
+    # From the right: a data root may well lie in a folder of such a name.
+    folder = next((at for at in reversed(range(len(parts))) if parts[at] in _FOLDERS), len(parts) - 1)
+    return "/".join(parts[folder:])
 
 
 def rollup_folder(rollup: str, month: date | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 
 def count_of(number: int, noun: str) -> str:
@@ -25,3 +25,12 @@ def backfill_of(artifact: str) -> str:
     span, year, month, day = named.groups()
     last = calendar.monthrange(int(year), int(month))[1] if span == "month" else day
     return f"'keytally backfill --from {year}-{month}-{day or '01'} --to {year}-{month}-{last}'"
+
+
+def duration_text(duration: timedelta) -> str:
+    """`3 days`, `1 hour`, `5 minutes`: the largest unit of which there is one, rounded down."""
+    minutes = max(duration // timedelta(minutes=1), 0)
+    for noun, length in (("day", 1_440), ("hour", 60), ("minute", 1)):
+        if minutes >= length:
+            return count_of(minutes // length, noun)
+    return "less than a minute"
