@@ -78,10 +78,12 @@ def status_of(layout: Layout, now: datetime) -> Status:
     )
 
 
-def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], str], findings: frozenset[date]) -> None:
+def write_last_run(
+    run: Run, version: int, held_back: Mapping[tuple[str, str], str], findings: frozenset[date], quarantined: int
+) -> None:
     """Note that this run published or confirmed `version`, but for these files.
 
-    held_back: reasons by file and signature. findings: days of which something is held back.
+    held_back: reasons by file and signature. findings: days of which something is held back. quarantined: lines.
     """
     started = run.started
     before = read_last_run(run.layout)
@@ -91,7 +93,7 @@ def write_last_run(run: Run, version: int, held_back: Mapping[tuple[str, str], s
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    unfinished.write_text(LastRun(started, version, held_back, findings).as_json(), encoding="utf-8")
+    unfinished.write_text(LastRun(started, version, held_back, findings, quarantined).as_json(), encoding="utf-8")
     sync(unfinished)
     step("rename the note of the run")
     unfinished.replace(run.layout.last_run)

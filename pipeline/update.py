@@ -86,7 +86,7 @@ def _until_committed(update: _Update) -> Report:
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         try:
             report = update.attempt()
-            update.note(report.version)
+            update.note(report)
             report.seconds = time.monotonic() - begun
             return report
         except CommitRefused:
@@ -143,10 +143,10 @@ class _Update:
             sweep_log(self.run.layout, report.version)
         return report
 
-    def note(self, version: int) -> None:
-        """Note that everything is published in `version`, but for the files held back."""
+    def note(self, report: Report) -> None:
+        """Note that everything is published in the report's version, but for the files held back."""
         try:
-            write_last_run(self.run, version, self.held_back, self.findings)
+            write_last_run(self.run, report.version, self.held_back, self.findings, report.quarantined)
         except OSError as error:  # what is published stays published
             log.warning("%s cannot be written: %s", self.run.layout.last_run, error.strerror)
 

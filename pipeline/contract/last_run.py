@@ -18,13 +18,15 @@ class LastRun:
     """What the note says.
 
     started: start of the newest run, UTC. version: the one it published or confirmed. held_back: the files it could
-    not take, reasons by file and signature. findings: the days of which something is held back.
+    not take, reasons by file and signature. findings: the days of which something is held back. quarantined: lines it
+    quarantined, of the files it took in.
     """
 
     started: datetime
     version: int
     held_back: Mapping[tuple[str, str], str]
     findings: frozenset[date]
+    quarantined: int = 0
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -36,6 +38,7 @@ class LastRun:
                 for (file, signature), reason in self.held_back.items()
             ],
             "findings": [str(day) for day in sorted(self.findings)],
+            "quarantined": self.quarantined,
         }
         return json.dumps(note, indent=2) + "\n"
 
@@ -49,6 +52,7 @@ def read_last_run(layout: Layout) -> LastRun | None:
             version=int(note["version"]),
             held_back={(held["file"], held["signature"]): held["reason"] for held in note["held_back"]},
             findings=frozenset(date.fromisoformat(day) for day in note["findings"]),
+            quarantined=int(note.get("quarantined", 0)),
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
