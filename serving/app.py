@@ -24,7 +24,7 @@ from pipeline.contract.settings import Settings
 from serving.answers import Answers
 from serving.auth import Clock, Gate
 from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
-from serving.health import Readyz, healthz
+from serving.health import Healthz, Readyz
 from serving.keys import KeyRegistry
 from serving.limiter import Limiter
 from serving.metrics import Metrics, ShowMetrics, State
@@ -88,7 +88,7 @@ def create_app(
         elif isinstance(route, APIRoute):
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
     app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
-    plain: list[tuple[str, ASGIApp]] = [("/healthz", healthz), ("/readyz", Readyz(reader, clock))]
+    plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, clock))]
     if settings.metrics is None:
         plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))
     app.router.routes.extend(TracedRoute(path, answer, methods=["GET"]) for path, answer in plain)

@@ -14,9 +14,12 @@ from serving.errors import UsageUnavailable
 from serving.reader import Confirmed, Reader
 
 
-async def healthz(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+class Healthz:
     """`GET /healthz`: alive. Whoever gets no answer should start the server anew."""
-    await Answer(b'{"status":"ok"}', lasting=False).send(scope, send)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answers."""
+        await Answer(b'{"status":"ok"}', lasting=False).send(scope, send)
 
 
 class Readyz:
