@@ -81,7 +81,7 @@ class Answer:
     @property
     def size(self) -> int:
         """Bytes of memory, about: the bodies, and the objects around them."""
-        return len(self._plain.body) + (len(self._compressed.body) + 1100 if self._compressed else 0) + 2000
+        return len(self._plain.body) + (len(self._compressed.body) + 700 if self._compressed else 0) + 1400
 
     async def send(self, scope: Scope, send: Send) -> None:
         """Sends it: 200, or 304 when the client has it. HEAD gets the headers alone. Raises PreconditionFailed.

@@ -16,7 +16,7 @@ LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
 KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
 HEAD_SECONDS = 10  # from the connection, or a request's first byte, to the end of its head
 BODY_SECONDS = 30  # from there to the end of the body, which nobody reads
-TAKE_SECONDS = 60  # for a client to take its answer
+TAKE_SECONDS = 25  # for a client to take its answer; less than a server that stops waits for running requests
 CLOSE_SECONDS = 5  # for the rest of an answer, once the connection is being closed
 _LOOK_SECONDS = 1.0  # how often a connection is looked at
 
