@@ -47,6 +47,11 @@ class Protocol(H11Protocol):
             self._look.cancel()
         self._unset_keepalive_if_required()
 
+    def shutdown(self) -> None:
+        """As uvicorn's, but for a connection that is being closed already: h11 would object."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def handle_events(self) -> None:
         """As uvicorn's. It reads one request at most, and what cannot be read is gone afterwards: so look before."""
         if self.conn.their_state is h11.IDLE:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.contract.layout import Layout
 from tests.conftest import Place, request
-from tests.serving.conftest import LiveServer, eventually, settings_for
+from tests.serving.conftest import NOW, LiveServer, eventually, settings_for
 from tests.serving.publishing import publish_days
 from tests.serving.test_errors import exchange, words_of
 
@@ -163,3 +163,14 @@ def test_every_figure_says_what_it_is(live_server: LiveServer) -> None:
     names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     assert names == set(re.findall(r"^# HELP (\S+) .{10,}", text, re.MULTILINE))
     assert all(name.startswith("keytally_") for name in names)
+
+
+def test_finished_answers_take_no_more_memory_than_the_setting_says(data: Path) -> None:
+    names = [f"org_{number}" for number in range(600)]  # some 1.8 KB each, by our own reckoning
+    publish_days(data, NOVEMBER, [(name, NOVEMBER, 1, "1", "1", "1") for name in names])
+    for cache, again in (("1MB", 601), ("64MB", 600)):
+        with LiveServer(settings_for(data, KEYTALLY_ANSWER_CACHE=cache)) as server:
+            keys = server.keys.create_many(names, now=NOW)
+            for key in (*keys, keys[0]):
+                assert server.daily(key).status_code == 200
+            assert metrics(server)['keytally_answer_lookups_total{result="miss"}'] == again
