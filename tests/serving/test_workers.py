@@ -60,7 +60,8 @@ def connections_to_both(server: Served) -> Iterator[list[http.client.HTTPConnect
         eventually(lambda: all(sockets_of(worker) > 1 for worker in workers_of(server)))
         before = {worker: sockets_of(worker) for worker in workers_of(server)}
         connections = [first]
-        while any(sockets_of(worker) < count + 2 for worker, count in before.items()):
+        # Two of them may be those by which a worker that is just starting wakes itself.
+        while any(sockets_of(worker) < count + 4 for worker, count in before.items()):
             connections.append(stack.enter_context(_closing(server.connect())))
             server.status(connections[-1])
             assert len(connections) < 1000
