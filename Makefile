@@ -30,7 +30,7 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-emit-index-url --no-annotate --no-header --extra dev --extra redis pyproject.toml -o requirements.lock
 
-# Writes what is generated in the pages: the README's column tables.
+# Writes what is generated in the pages: the README's column tables, and docs/openapi.json.
 docs: $(READY)
 	KEYTALLY_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 

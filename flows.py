@@ -299,10 +299,9 @@ def _compared(recounted: Reconciliation, day: date) -> State[None]:
 def _summary(report: Report) -> str:
     if not report.ingested and not report.days:
         return f"Nothing new: version {report.version} stands."
-    quarantined = sum(entry.take_in.quarantined for entry in report.ingested if not entry.same_as)
     return (
         f"Version {report.version}: {count_of(len(report.ingested), 'file')} taken in, "
-        f"{count_of(quarantined, 'line')} quarantined, {count_of(len(report.days), 'day')} rolled up."
+        f"{count_of(report.quarantined, 'line')} quarantined, {count_of(len(report.days), 'day')} rolled up."
     )
 
 

@@ -60,6 +60,11 @@ class Report:
             **({"records_lost": [month_name(month) for month in self.records_lost]} if self.records_lost else {}),
         }
 
+    @property
+    def quarantined(self) -> int:
+        """Lines quarantined, of the files that were taken in; a content that several files have counts once."""
+        return sum(entry.take_in.quarantined for entry in self.ingested if not entry.same_as)
+
 
 def _ingested(entry: FileEntry) -> dict[str, Any]:
     lines = {"file": entry.file, "lines": entry.take_in.lines}

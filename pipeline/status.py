@@ -321,10 +321,12 @@ def write_last_run(
     held_back: Mapping[tuple[str, str], str],
     findings: frozenset[date],
     confirmed: Mapping[tuple[str, str], str],
+    quarantined: int,
 ) -> None:
     """Note that this run published or confirmed `version`, but for these files.
 
-    held_back: reasons by file and signature. findings: days of which something is held back. confirmed: see LastRun.
+    held_back: reasons by file and signature. findings: days of which something is held back. confirmed,
+    quarantined: see LastRun.
     """
     started = run.started
     before = read_last_run(run.layout)
@@ -334,7 +336,9 @@ def write_last_run(
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    unfinished.write_text(LastRun(started, version, held_back, findings, confirmed).as_json(), encoding="utf-8")
+    unfinished.write_text(
+        LastRun(started, version, held_back, findings, confirmed, quarantined).as_json(), encoding="utf-8"
+    )
     sync(unfinished)
     step("rename the note of the run")
     unfinished.replace(run.layout.last_run)

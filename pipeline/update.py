@@ -126,7 +126,7 @@ class _Update:
             make_durable(self.run.layout.rollups, report.version)
             sweep_log(self.run.layout, report.version)
         in_ledger = files if any(partition.table is FILE_LEDGER for partition in partitions) else ledger.files
-        self._note(report.version, self.arrivals.still_confirmed(in_ledger, listing.files))
+        self._note(report, self.arrivals.still_confirmed(in_ledger, listing.files))
         return report
 
     def _list_raw(self, ledger: Ledger) -> RawListing:
@@ -168,10 +168,11 @@ class _Update:
         report.published = True
         sweep(self.run, files, days)
 
-    def _note(self, version: int, confirmed: Mapping[tuple[str, str], str]) -> None:
-        """Note that everything is published in `version`, but for the files held back."""
+    def _note(self, report: Report, confirmed: Mapping[tuple[str, str], str]) -> None:
+        """Note that everything is published in the report's version, but for the files held back."""
+        held_back = self.arrivals.held_back
         try:
-            write_last_run(self.run, version, self.arrivals.held_back, self.findings, confirmed)
+            write_last_run(self.run, report.version, held_back, self.findings, confirmed, report.quarantined)
         except OSError as error:  # what is published stays published
             log.warning("%s cannot be written: %s", self.run.layout.last_run, error.strerror)
 

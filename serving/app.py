@@ -1,4 +1,4 @@
-"""The application: the endpoint, its document, and what keeps both up to date."""
+"""The application: the endpoint, its document, its state of health, and what keeps them up to date."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,8 +24,10 @@ from pipeline.contract.settings import Settings
 from serving.answers import Answers
 from serving.auth import Clock, Gate
 from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
+from serving.health import Healthz, Readyz
 from serving.keys import KeyRegistry
 from serving.limiter import Limiter
+from serving.metrics import Metrics, ShowMetrics, State
 from serving.reader import Reader
 from serving.reference import openapi_document
 from serving.routes import DAILY, Daily, TracedRoute
@@ -37,26 +42,30 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) -> FastAPI:
-    """The application for one process of `workers`.
+def create_app(
+    settings: Settings, *, workers: int = 1, clock: Clock = utc_now, metrics: Metrics | None = None
+) -> FastAPI:
+    """The application for one process of `workers`. metrics: where requests are counted, where somebody else shows it.
 
     Its lifespan opens the key registry, which it makes where there is none, and raises RegistryUnavailable when that
     cannot be done.
     """
     registry = KeyRegistry(settings.keys)
     reader = Reader(Layout(settings.data))
-    answers = Answers(reader)
+    metrics = metrics or Metrics()
+    # A client may take an answer for the newest as long as the server itself does.
+    answers = Answers(reader, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
         await asyncio.to_thread(registry.open)
         await asyncio.to_thread(reader.refresh)
         watches = [
             asyncio.create_task(_repeat(registry.poll, REGISTRY_SECONDS)),
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
         ]
-        yield
+        yield {"metrics": metrics}  # for the protocol, which answers what never becomes a request
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
@@ -79,6 +88,24 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
         elif isinstance(route, APIRoute):
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
     app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
+    plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, clock))]
+    if settings.metrics is None:
+        plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))
+    app.router.routes.extend(TracedRoute(path, answer, methods=["GET"]) for path, answer in plain)
+    app.add_middleware(Tracing, clock=clock, as_of=reader.as_of, metrics=metrics)
+    return app
+
+
+def create_metrics_app(
+    collectors: Callable[[], list[Collector]], settings: Settings, clock: Clock = utc_now
+) -> Starlette:
+    """/metrics alone, for an address of its own. collectors: what the serving processes count."""
+    reader = Reader(Layout(settings.data))
+    show = ShowMetrics(collectors, State(reader, clock), reader.refresh)
+    app = Starlette(
+        routes=[TracedRoute("/metrics", show, methods=["GET"])], exception_handlers={HTTPException: _refuse}
+    )
+    app.router.redirect_slashes = False
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of)
     return app
 
@@ -91,7 +118,7 @@ def create_app_from_environment() -> FastAPI:
     return create_app(Settings.from_environment())
 
 
-async def _refuse(_: Request, error: Exception) -> None:
+async def _refuse(_: Request, error: Exception) -> NoReturn:
     """What the router and the files of the documentation refuse, in our words. Always raises."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
+from starlette.types import Scope
+
 from serving.errors import (
     ApiKeyDeactivated,
     ApiKeyExpired,
@@ -45,11 +47,13 @@ class Gate:
             raise ApiKeyExpired
         return key
 
-    async def limit(self, organization_id: str) -> None:
-        """Counts a request of the organization. Raises RateLimitExceeded."""
-        seconds = await self._limiter.take(organization_id)
-        if seconds:
-            raise RateLimitExceeded(seconds)
+    async def limit(self, organization_id: str, scope: Scope) -> None:
+        """Counts a request of the organization, and notes where it stands in the scope. Raises RateLimitExceeded."""
+        standing = await self._limiter.take(organization_id)
+        if standing is not None:
+            scope["keytally.standing"] = standing  # for the answer's headers, whatever the answer will be
+            if not standing.granted:
+                raise RateLimitExceeded(standing.reset)
 
 
 def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> str:

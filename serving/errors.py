@@ -41,6 +41,15 @@ class BadRequest(Refusal):
     system_message = "The request is not valid HTTP, or is too long"
 
 
+class RequestTimeout(Refusal):
+    """A request that did not arrive in time."""
+
+    status = 408
+    code = "REQUEST_TIMEOUT"
+    message = "Request timeout"
+    system_message = "The request did not arrive in time"
+
+
 class NotFound(Refusal):
     """No endpoint has this path."""
 
@@ -127,6 +136,15 @@ class InvalidRequest(Refusal):
     type = "validation_error"
     message = "Invalid query parameters"
     system_message = "A query parameter cannot be used"
+
+
+class PreconditionFailed(Refusal):
+    """The month is not, or no longer, what `If-Match` or `If-Unmodified-Since` asks for."""
+
+    status = 412
+    code = "PRECONDITION_FAILED"
+    message = "Precondition failed"
+    system_message = "The month has changed; ask again without If-Match and If-Unmodified-Since"
 
 
 class UsageUnavailable(Refusal):

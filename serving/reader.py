@@ -109,6 +109,11 @@ class Reader:
         return self._confirmed
 
     @property
+    def last_confirmed(self) -> Confirmed | None:
+        """As `confirmed`; None when none could be looked up, ever."""
+        return self._confirmed
+
+    @property
     def publication(self) -> Publication:
         """What that version publishes. Raises UsageUnavailable."""
         return self.confirmed.publication

@@ -25,6 +25,8 @@ _REFUSALS: tuple[Refusal, ...] = (
     errors.OrganizationAccessDenied(),
     errors.NotFound(),
     errors.MethodNotAllowed(headers={"Allow": "GET, HEAD"}),
+    errors.RequestTimeout(),
+    errors.PreconditionFailed(),
     errors.RateLimitExceeded(1),
     errors.InternalError(),
     errors.UsageUnavailable(""),
@@ -49,12 +51,25 @@ _DESCRIPTIONS = {
     "X-Data-As-Of": "start of the newest run that published or confirmed the data, UTC, whole seconds, as"
     " 2025-11-15T10:30:00Z; not there when no run ever did",
     "ETag": "a hash of the body; none for a month that was never published",
-    "Cache-Control": "revalidate before each use; no-store for a month that was never published, and for errors",
-    "Vary": "the answer belongs to the key it was asked with",
+    "Last-Modified": "when the publication that last changed this month was committed; none for a month that was never"
+    " published, and with include=coverage, which changes without one. Two publications within a second have one"
+    " moment, and two tags",
+    "Cache-Control": "private, and the seconds that the answer may be taken for the newest, in which the server itself"
+    " may miss a publication; no-store for a month that was never published, and for errors",
+    "Content-Encoding": "gzip, for a longer body and a client that accepts it; its ETag is another one",
+    "Vary": "the answer belongs to the key it was asked with, and to the encodings that were accepted",
+    "RateLimit-Limit": "requests that the organization is granted in one window; with several workers and no shared"
+    " store, by the worker that answered",
+    "RateLimit-Remaining": "how many more of them are granted now",
+    "RateLimit-Reset": "whole seconds until the oldest counted request leaves the window and makes room for another",
     "Retry-After": "whole seconds until a request may be granted",
     "Allow": "the methods this path knows",
     "WWW-Authenticate": "how to authenticate",
 }
+_ALWAYS = ("X-Request-Id", "X-Data-As-Of")
+_KEPT = ("ETag", "Cache-Control", "Vary")
+_COUNTED = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")  # where there is a limit
+_NOT_COUNTED = (401, 404, 405, 408)  # refused before it is looked at
 
 
 def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
@@ -103,13 +118,21 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
                 "description": "tags of the bodies the client has: 304 when one of them is still right",
                 "schema": {"type": "string"},
             },
+            {
+                "name": "If-Modified-Since",
+                "in": "header",
+                "description": "the Last-Modified of the body the client has: 304 when it is still right. Not looked at"
+                " beside If-None-Match",
+                "schema": {"type": "string"},
+                "example": "Sat, 15 Nov 2025 10:30:00 GMT",
+            },
         ],
         "security": [{"X-API-Key": []}, {"Api-Key": []}],
     }
     answers = {
         "200": {
             "description": "the month, day by day",
-            "headers": _headers("X-Request-Id", "X-Data-As-Of", "ETag", "Cache-Control", "Vary"),
+            "headers": _headers(*_ALWAYS, *_KEPT, "Last-Modified", "Content-Encoding", *_COUNTED),
             "content": {
                 "application/json": {
                     "schema": {"$ref": "#/components/schemas/MonthOfDays"},
@@ -122,7 +145,7 @@ def openapi_document(title: str, version: str, currency: str) -> dict[str, Any]:
         },
         "304": {
             "description": "the client's copy is still right",
-            "headers": _headers("X-Request-Id", "X-Data-As-Of", "ETag", "Cache-Control", "Vary"),
+            "headers": _headers(*_ALWAYS, *_KEPT, *_COUNTED),
         },
         **_errors(),
     }
@@ -163,11 +186,12 @@ def _errors() -> dict[str, Any]:
     """Every refusal as an example, under its status."""
     answers: dict[str, Any] = {}
     for refusal in _REFUSALS:
+        counted = () if refusal.status in _NOT_COUNTED else _COUNTED
         answer = answers.setdefault(
             str(refusal.status),
             {
                 "description": refusal.message,
-                "headers": _headers("X-Request-Id", "X-Data-As-Of", "Cache-Control", *refusal.headers),
+                "headers": _headers(*_ALWAYS, "Cache-Control", *counted, *refusal.headers),
                 "content": {
                     "application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}, "examples": {}}
                 },

@@ -33,7 +33,7 @@ class Daily:
         """Answers, or raises the Refusal that comes first: key, limit, organization, parameters, usage."""
         key = await self._gate.identify(scope["headers"])
         scope["keytally.key_id"] = key.id  # for the log line
-        await self._gate.limit(key.organization_id)
+        await self._gate.limit(key.organization_id, scope)
         if scope["path_params"]["org_id"] != key.organization_id:
             raise OrganizationAccessDenied
         now = self._clock()

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import functools
 import logging
+import logging.config
+import os
 import signal
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import h11
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from prometheus_client.registry import Collector
 from uvicorn.supervisors import Multiprocess
 
 from pipeline.contract.settings import Settings
-from serving.app import create_app, utc_now
-from serving.errors import BadRequest, error_answer
+from serving import metrics
+from serving.app import create_app, create_metrics_app
 from serving.keys import KeyRegistry, RegistryError
-from serving.tracing import ACCESS_LOG, log_request, trace_id_of
+from serving.metrics import Metrics
+from serving.protocol import KEEP_ALIVE_SECONDS, LARGEST_HEAD, Protocol
+from serving.tracing import ACCESS_LOG
 
 _LOG = logging.getLogger("keytally.server")
+SEND_BUFFER = 128 * 1024  # bytes of an answer that the kernel keeps for a slow reader; Linux takes it twice
 GRACE_SECONDS = 30  # running requests may finish within this time
-KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
-LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
 
 
 class ServeError(Exception):
@@ -54,16 +58,10 @@ def serve(
         has_keys = bool(registry.list())
     except RegistryError as error:
         raise ServeError(f"{error}; KEYTALLY_KEYS says where it is") from error
-    try:
-        listener = _listen(host, port)
-    except OSError as error:
-        raise ServeError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; --host and --port say where"
-        ) from error
+    listener = _listen_or_say_why(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
-    # A partial, since workers are spawned: they get these very settings, not another look at the environment.
-    configuration = configure(functools.partial(create_app, settings, workers=workers), workers)
+    logging.config.dictConfig(LOGGING)
     if not has_keys:
         _LOG.warning(
             "%s holds no reading key, so that every request is refused: 'keytally keys create' makes one, and"
@@ -77,12 +75,21 @@ def serve(
             " with KEYTALLY_RATE_LIMIT_STORE they share one limit",
             *(limit.amount, limit.seconds, workers, workers),
         )
-    with listener, _stopping_quietly():
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        stack.enter_context(_stopping_quietly())
+        # Partials, since workers are spawned: they get these very settings, not another look at the environment.
+        factory = functools.partial(create_app, settings, workers=workers)
         if workers > 1:
+            folder = stack.enter_context(_counting_together())
+            stack.enter_context(_showing_metrics(settings, lambda: metrics.counted_in(folder)))
             if on_started is not None:
                 on_started(url)  # the socket listens: whoever connects now is answered when the first worker is up
-            Multiprocess(configuration, sockets=[listener]).run()
+            Multiprocess(configure(factory, workers), sockets=[listener]).run()
         else:
+            counted = Metrics()
+            configuration = configure(functools.partial(factory, metrics=counted))
+            stack.enter_context(_showing_metrics(settings, counted.collectors))
             _Server(configuration, functools.partial(on_started, url) if on_started else None).run([listener])
 
 
@@ -92,7 +99,7 @@ def configure(factory: Callable[[], Any], workers: int = 1, *, logging: bool = T
         factory,
         factory=True,
         workers=workers,
-        http=_Protocol,
+        http=Protocol,
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -148,36 +155,40 @@ class _Server(uvicorn.Server):
             self._on_started()
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's protocol, but what is not HTTP gets the same shape of error as everything else."""
-
-    _head = False  # whether the newest request's method is HEAD, as far as it can be told
-
-    def handle_events(self) -> None:
-        """As uvicorn's. It reads one request at most, and what cannot be read is gone afterwards: so look before."""
-        if self.conn.their_state is h11.IDLE:
-            self._head = self.conn.trailing_data[0].startswith(b"HEAD ")
-        super().handle_events()
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answers, and closes the connection."""
-        if self.cycle is not None and not self.cycle.response_started:
-            # What came behind a whole request is broken, while that request is still being answered. Of two answers
-            # only this one can be sent; the other goes nowhere, as if the client had left.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        trace_id = trace_id_of(())
-        headers, body = error_answer(BadRequest(), trace_id, utc_now())
-        headers += [(b"x-request-id", trace_id.encode("ascii")), (b"connection", b"close")]
+@contextmanager
+def _counting_together() -> Iterator[str]:
+    """A folder in which workers that are spawned meanwhile keep their counts, so that all can be shown as one."""
+    with tempfile.TemporaryDirectory(prefix="keytally-metrics-") as folder:
+        os.environ[metrics.FOLDER] = folder  # prometheus-client looks here when it is imported
         try:
-            response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-            # h11 knows no method of what it could not read, and would insist on the body.
-            for event in (response,) if self._head else (response, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-            log_request({"method": "-"}, trace_id, BadRequest.status, 0.0, None)
-        except h11.LocalProtocolError:
-            pass  # an answer had begun: the connection ends in the middle of it
-        self.transport.close()
+            yield folder
+        finally:
+            del os.environ[metrics.FOLDER]
+
+
+@contextmanager
+def _showing_metrics(settings: Settings, collectors: Callable[[], list[Collector]]) -> Iterator[None]:
+    """/metrics on its own address, where one is set, from a thread of this process."""
+    if settings.metrics is None:
+        yield
+        return
+    with _listen_or_say_why(settings.metrics.host, settings.metrics.port) as listener:
+        factory = functools.partial(create_metrics_app, collectors, settings)
+        server = uvicorn.Server(configure(factory, logging=False))
+        thread = threading.Thread(target=server.run, args=([listener],), name="metrics")
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _listen_or_say_why(host: str, port: int) -> socket.socket:
+    try:
+        return _listen(host, port)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -186,6 +197,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What clients do not read waits in the kernel, in up to 4 MB a connection where nobody says otherwise.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(address)
         listener.listen(2048)
     except OSError:

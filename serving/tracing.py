@@ -7,28 +7,35 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from urllib.parse import unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth import Clock
 from serving.errors import InternalError, Refusal, error_answer
+from serving.limiter import Standing
+from serving.metrics import Metrics
 
 ACCESS_LOG = logging.getLogger("keytally.access")
 _LOG = logging.getLogger("keytally.error")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "-"})
 _TRACE_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
+_ABSOLUTE = re.compile(rb"https?://[^/]*(/.*)?", re.IGNORECASE | re.DOTALL)
 
 
 class Tracing:
-    """ASGI middleware around everything: adds `X-Request-Id` and `X-Data-As-Of`, writes the log line, answers what is
-    refused or fails.
+    """ASGI middleware around everything: adds `X-Request-Id`, `X-Data-As-Of` and `RateLimit-*`, writes the log line,
+    counts, answers what is refused or fails.
     """
 
-    def __init__(self, app: ASGIApp, clock: Clock, as_of: Callable[[], bytes | None]) -> None:
+    def __init__(
+        self, app: ASGIApp, clock: Clock, as_of: Callable[[], bytes | None], metrics: Metrics | None = None
+    ) -> None:
         self.app = app
         self.clock = clock
         self.as_of = as_of
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on. Nothing it raises goes further, but once an answer has begun."""
@@ -36,6 +43,8 @@ class Tracing:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
+        if scope["path"][:1] != "/":
+            _to_origin_form(scope)
         trace_id = trace_id_of(scope["headers"])
         added = [(b"x-request-id", trace_id.encode("ascii"))]
         # Before the answer is made: the header must not promise more than the answer was made from.
@@ -49,7 +58,8 @@ class Tracing:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *added]
+                standing = scope.get("keytally.standing")
+                message["headers"] = [*message.get("headers", ()), *added, *(headers_of(standing) if standing else ())]
             await send(message)
 
         try:
@@ -67,7 +77,10 @@ class Tracing:
                 await send_traced({"type": "http.response.start", "status": refusal.status, "headers": headers})
                 await send_traced({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         finally:
-            log_request(scope, trace_id, status, time.perf_counter() - begun, reason)
+            seconds = time.perf_counter() - begun
+            if self.metrics is not None:
+                self.metrics.count(_route_of(scope), status, seconds)
+            log_request(scope, trace_id, status, seconds, reason)
 
 
 def trace_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -78,6 +91,28 @@ def trace_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return str(uuid.uuid4())
 
 
+def headers_of(standing: Standing) -> tuple[tuple[bytes, bytes], ...]:
+    """`RateLimit-*`: where the organization stands."""
+    return (
+        (b"ratelimit-limit", b"%d" % standing.limit),
+        (b"ratelimit-remaining", b"%d" % standing.remaining),
+        (b"ratelimit-reset", b"%d" % standing.reset),
+    )
+
+
+def _to_origin_form(scope: Scope) -> None:
+    """Makes `http://host/path` `/path`: a server must take a request for a proxy as well (RFC 9112, 3.2.2)."""
+    target = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if target is not None:
+        scope["raw_path"] = target[1] or b"/"
+        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
+
+
+def _route_of(scope: Scope) -> str | None:
+    """The route's template; None where no route has the path."""
+    return getattr(scope.get("route"), "path", None)
+
+
 def log_request(scope: Scope, trace_id: str, status: int, seconds: float, reason: str | None) -> None:
     """Writes the request's log line: one JSON object. Nothing that the client made up is in it but a trace id."""
     if not ACCESS_LOG.isEnabledFor(logging.INFO):
@@ -85,7 +120,7 @@ def log_request(scope: Scope, trace_id: str, status: int, seconds: float, reason
     line = {
         "trace_id": trace_id,
         "method": scope["method"] if scope["method"] in _METHODS else "other",
-        "route": getattr(scope.get("route"), "path", None),
+        "route": _route_of(scope),
         "status": status or None,  # none: the server stopped before there was an answer
         "milliseconds": round(seconds * 1000, 3),
         "key_id": scope.get("keytally.key_id"),

@@ -204,6 +204,11 @@ def test_wrong_usage_exits_2_and_says_what_is_right(keytally: Keytally, argument
         ("KEYTALLY_RATE_LIMIT_STORE", "localhost"),
         ("KEYTALLY_REFRESH_SECONDS", "-1"),
         ("KEYTALLY_MEMORY_LIMIT", "lots"),
+        ("KEYTALLY_MEMORY_LIMIT", "63MB"),
+        ("KEYTALLY_ANSWER_CACHE", "999KB"),
+        ("KEYTALLY_METRICS", "9100"),
+        ("KEYTALLY_METRICS", "localhost:65536"),
+        ("KEYTALLY_METRICS", "http://localhost:9100"),
         ("KEYTALLY_THREADS", "0"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 from pipeline.contract.settings import Settings
 from pipeline.contract.tables import PUBLISHED, Table
 from pipeline.line import Reason
+from serving.reference import openapi_document
 
 ROOT = Path(__file__).parent.parent
 BETWEEN_MARKERS = re.compile(r"(<!-- columns: .*? -->\n).*?(<!-- /columns -->)", re.DOTALL)
@@ -54,6 +57,17 @@ def test_the_column_tables_in_the_readme_are_those_of_the_schema() -> None:
         readme.write_text(expected, encoding="utf-8")
         return
     assert text == expected, "the schema changed: `make docs` writes the tables anew"
+
+
+def test_the_openapi_document_is_checked_in_as_it_is_served() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    document = openapi_document(project["name"], project["version"], Settings.from_environment({}).currency)
+    expected = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    page = ROOT / "docs/openapi.json"
+    if os.environ.get("KEYTALLY_WRITE_DOCS"):
+        page.write_text(expected, encoding="utf-8")
+        return
+    assert page.read_text(encoding="utf-8") == expected, "the API changed: `make docs` writes its document anew"
 
 
 def test_every_setting_stands_in_the_readme_with_its_default() -> None:

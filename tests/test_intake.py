@@ -217,6 +217,22 @@ def verdicts(run: Run) -> dict[int, Any]:
     return {line: reason or _values(values) for line, reason, *values in rows}
 
 
+def kept_values(place: Place, taken_in: TakeIn) -> list[tuple[str, ...]]:
+    """The values of every event that a take-in kept."""
+    return [
+        _values(row.values())
+        for event in taken_in.events
+        for row in pq.read_table(event.path_in(place.layout), partitioning=None).to_pylist()
+    ]
+
+
+def rejected_lines(place: Place, taken_in: TakeIn) -> dict[int, str]:
+    """Number and reason of every line that a take-in rejected."""
+    if taken_in.rejected is None:
+        return {}
+    return {row["line"]: row["reason"] for row in pq.read_table(place.layout.rejected / taken_in.rejected).to_pylist()}
+
+
 def _values(values: Any) -> tuple[str, ...]:
     return tuple(
         format(value.normalize() + 0, "f")
@@ -248,12 +264,12 @@ def test_every_line_is_taken_in_as_the_rule_book_reads_it(
     assert verdicts(run) == expected
     assert taken_in.lines == len(expected)
     assert taken_in.accepted == sum(isinstance(verdict, tuple) for verdict in expected.values())
-    kept = [
-        _values(row.values())
-        for event in taken_in.events
-        for row in pq.read_table(place.layout.events_of(event.day) / event.artifact, partitioning=None).to_pylist()
-    ]
-    assert sorted(kept) == sorted(verdict for verdict in expected.values() if isinstance(verdict, tuple))
+    assert sorted(kept_values(place, taken_in)) == sorted(
+        verdict for verdict in expected.values() if isinstance(verdict, tuple)
+    )
+    assert rejected_lines(place, taken_in) == {
+        number: verdict for number, verdict in expected.items() if isinstance(verdict, str)
+    }
 
 
 cells = [

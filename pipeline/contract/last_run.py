@@ -20,7 +20,8 @@ class LastRun:
     started: start of the newest run, UTC. version: the one it published or confirmed. held_back: the files it could
     not take, reasons by file and signature. findings: the days of which something is held back. confirmed: by
     file and signature, the content that the version's ledger says the file has, although it knows another signature:
-    the file was touched and holds it still, or was emptied, which takes nothing back.
+    the file was touched and holds it still, or was emptied, which takes nothing back. quarantined: lines it
+    quarantined, of the files it took in.
     """
 
     started: datetime
@@ -28,6 +29,7 @@ class LastRun:
     held_back: Mapping[tuple[str, str], str]
     findings: frozenset[date]
     confirmed: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    quarantined: int = 0
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -43,6 +45,7 @@ class LastRun:
                 {"file": file, "signature": signature, "content": content}
                 for (file, signature), content in self.confirmed.items()
             ],
+            "quarantined": self.quarantined,
         }
         return json.dumps(note, indent=2) + "\n"
 
@@ -57,6 +60,7 @@ def read_last_run(layout: Layout) -> LastRun | None:
             held_back={(held["file"], held["signature"]): held["reason"] for held in note["held_back"]},
             findings=frozenset(date.fromisoformat(day) for day in note["findings"]),
             confirmed={(one["file"], one["signature"]): one["content"] for one in note.get("confirmed", ())},
+            quarantined=int(note.get("quarantined", 0)),
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

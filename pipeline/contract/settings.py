@@ -31,12 +31,21 @@ class RateLimit:
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a deployment can choose.
 
     data: the data root, a folder. keys: the registry of reading keys. schedule: cron line of the nightly flow, UTC.
     rate_limit: None when switched off. refresh_seconds: a server sees a publication within this time.
-    memory_limit: bytes the rollup engine may use.
+    answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served; None: where
+    everything else is. memory_limit: bytes the rollup engine may use.
     """
 
     data: Path
@@ -46,6 +55,8 @@ class Settings:
     rate_limit: RateLimit | None
     rate_limit_store: str | None
     refresh_seconds: float
+    answer_cache: int
+    metrics: Address | None
     memory_limit: int
     threads: int
 
@@ -83,10 +94,12 @@ class Settings:
                 "KEYTALLY_RATE_LIMIT_STORE", " ", _redis_url, "a Redis URL, as redis://localhost:6379/0"
             )[0],
             refresh_seconds=read("KEYTALLY_REFRESH_SECONDS", "1", _seconds, "a number of seconds from 0.1 to 3600"),
+            answer_cache=read("KEYTALLY_ANSWER_CACHE", "64MiB", _size_from(10**6), "a size of at least 1MB, as 64MiB"),
+            metrics=read("KEYTALLY_METRICS", " ", _address, "a host and a port, as 127.0.0.1:9100")[0],
             memory_limit=read(
                 "KEYTALLY_MEMORY_LIMIT",
                 f"{_machine_memory() // 2}B",
-                _size,
+                _size_from(64 * 10**6),
                 "a size of at least 64MB, as 4GB or 512MiB",
             ),
             threads=read("KEYTALLY_THREADS", str(_cores()), _threads, "a whole number from 1 to 1024"),
@@ -139,10 +152,22 @@ def _seconds(value: str) -> float | None:
     return seconds if 0.1 <= seconds <= 3600 else None
 
 
-def _size(value: str) -> int | None:
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([KMGT]?i?B)", value, re.IGNORECASE)
-    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
-    return size if size >= 64 * 10**6 else None
+def _address(value: str) -> tuple[Address | None] | None:
+    if not value.strip():
+        return (None,)
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", value)
+    if match is None or int(match[2]) > 65_535:
+        return None
+    return (Address(match[1].strip("[]"), int(match[2])),)
+
+
+def _size_from(least: int) -> Callable[[str], int | None]:
+    def parse(value: str) -> int | None:
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([KMGT]?i?B)", value, re.IGNORECASE)
+        size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+        return size if size >= least else None
+
+    return parse
 
 
 def _threads(value: str) -> int | None:

@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.line import is_blank, read_line
 from pipeline.raw import list_raw
 from pipeline.run import Run, start_run
 from tests.conftest import Place
-from tests.test_intake import LATEST, NOW, by_the_book, verdicts
+from tests.test_intake import LATEST, NOW, by_the_book, kept_values, rejected_lines
 
 MARK = b"\xef\xbb\xbf"
 SEEDS = (
@@ -90,11 +91,20 @@ def difference(run: Run, place: Place, content: bytes, packed: bool) -> str | No
         for number, line in enumerate(plain_lines(content), 1)
         if not is_blank(line)
     }
-    got = verdicts(run)
-    if got == expected and taken.lines == len(expected):
+    rejected = {number: reason for number, reason in expected.items() if isinstance(reason, str)}
+    accepted = Counter(values for values in expected.values() if not isinstance(values, str))
+    got_rejected, got_accepted = rejected_lines(place, taken), Counter(kept_values(place, taken))
+    if (got_rejected, got_accepted, taken.lines) == (rejected, accepted, len(expected)):
         return None
-    wrong = [n for n in sorted({*got, *expected}) if got.get(n) != expected.get(n)]
-    return "\n".join(f"line {n}: {got.get(n)!r} is not {expected.get(n)!r}" for n in wrong[:3]) or "counts differ"
+    wrong = [n for n in sorted({*got_rejected, *rejected}) if got_rejected.get(n) != rejected.get(n)]
+    return "\n".join(
+        [
+            f"{taken.lines} lines of {len(expected)}",
+            *(f"line {n}: {got_rejected.get(n)!r} is not {expected.get(n)!r}" for n in wrong[:3]),
+            *(f"accepted and should not be: {values}" for values in list(got_accepted - accepted)[:3]),
+            *(f"should be accepted and is not: {values}" for values in list(accepted - got_accepted)[:3]),
+        ]
+    )
 
 
 def shortest(content: bytes, differs: Callable[[bytes], bool]) -> bytes:

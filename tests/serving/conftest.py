@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -47,6 +48,11 @@ class LiveServer:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+
+    @property
+    def connections(self) -> set[Any]:
+        """Those that are open."""
+        return self._server.server_state.connections
 
     def create_key(self, organization: str, expires_at: datetime | None = None) -> CreatedKey:
         return self.keys.create(organization, expires_at=expires_at, now=NOW)

@@ -7,7 +7,8 @@ from datetime import date
 from pathlib import Path
 
 from pipeline.contract.layout import Layout
-from serving.answers import Answer, Answers
+from serving.answer import Answer
+from serving.answers import Answers
 from serving.reader import Reader
 from tests.serving.conftest import NOW
 from tests.serving.publishing import publish_days
@@ -32,7 +33,7 @@ def test_an_answer_is_built_once_however_many_ask_at_once(data: Path) -> None:
 
 
 def test_what_was_not_asked_for_the_longest_time_makes_room(data: Path) -> None:
-    answers = answers_over(data, 3 * 2500)
+    answers = answers_over(data, 3 * 2000)
 
     async def ask(*organizations: str) -> list[int]:
         found = []
@@ -44,7 +45,7 @@ def test_what_was_not_asked_for_the_longest_time_makes_room(data: Path) -> None:
     first, second, third = asyncio.run(ask("org_1", "org_2", "org_3"))
     again, *_ = asyncio.run(ask("org_1", "org_4"))
     assert again == first
-    assert answers._size <= 3 * 2500
+    assert answers._size <= 3 * 2000
     kept = {organization for organization, *_ in answers._finished}
     assert kept == {"org_3", "org_1", "org_4"}
     assert len({first, second, third}) == 3

@@ -164,6 +164,8 @@ def test_coverage_stands_behind_the_summary_and_changes_nothing_before_it(place:
             == server.daily(key, f"{query}&include=coverage", "", "HEAD").headers["content-length"]
         )
     assert server.daily(key).headers["etag"] != server.daily(key, COVERAGE).headers["etag"]
+    assert "last-modified" in server.daily(key).headers
+    assert "last-modified" not in server.daily(key, COVERAGE).headers  # it changes without a publication of the month
 
 
 @pytest.mark.parametrize("query", ["include=", "include", "include=all", "include=Coverage", "include=coverage,x"])

@@ -25,23 +25,26 @@ def test_no_window_ever_holds_more_than_the_amount_and_none_is_refused_in_vain(
     now = 1000
     for organization, pause in steps:
         now += pause
-        wait = window.take(organization, now)
+        remaining, wait = window.take(organization, now)
         in_window = [then for then in granted[organization] if then > now - 10]
-        if wait:
+        if remaining < 0:
             assert len(in_window) == amount
             assert wait == in_window[0] + 10 - now
         else:
             assert len(in_window) < amount
             granted[organization].append(now)
+            assert remaining == amount - len(in_window) - 1
+            assert wait == (in_window or [now])[0] + 10 - now
 
 
 def test_a_large_amount_is_counted_in_bounded_memory() -> None:
     window = MovingWindow(RateLimit(100_000, 60))
-    granted = sum(not window.take("a", number * 60 / 1_000_000) for number in range(200_000))
+    granted = sum(window.take("a", number * 60 / 1_000_000)[0] >= 0 for number in range(200_000))
     assert granted == 100_000
     assert len(window._windows["a"].slots) <= 1001
-    assert 0 < window.take("a", 12) <= 60.06
-    assert window.take("a", 60.07) == 0
+    remaining, wait = window.take("a", 12)
+    assert remaining < 0 < wait <= 60.06
+    assert window.take("a", 60.07)[0] >= 0
 
 
 def test_idle_organizations_are_forgotten() -> None:

@@ -41,7 +41,7 @@ def test_the_document_declares_what_is_answered_and_nothing_else(live_server: Li
     assert {name: value for name, value in examples["include=coverage"].items() if name != "coverage"} == examples[
         "usage"
     ]
-    statuses = ["200", "304", "400", "401", "403", "404", "405", "429", "500", "503"]
+    statuses = ["200", "304", "400", "401", "403", "404", "405", "408", "412", "429", "500", "503"]
     assert list(operation["responses"]) == list(document["paths"][DAILY]["head"]["responses"]) == statuses
     for status in statuses[2:]:
         content = operation["responses"][status]["content"]["application/json"]

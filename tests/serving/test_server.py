@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -39,8 +41,9 @@ print("stopped")
 class Served:
     """`serve` in a process of its own."""
 
-    def __init__(self, data: Path, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, data: Path, process: subprocess.Popen[str], log: IO[str], url: str) -> None:
         self.process = process
+        self.log = log
         self.url = url
         self.key: CreatedKey = KeyRegistry(data / "keys.sqlite").create("org_abc123", now=datetime.now(UTC))
         self.headers = {"X-API-Key": self.key.key}
@@ -60,23 +63,27 @@ class Served:
     def stop(self) -> list[str]:
         """Ends it with SIGTERM, checks that it returned in good order; what it wrote to stderr, line by line."""
         self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=20)
-        assert (out, self.process.returncode) == ("stopped\n", 0), err
-        return err.splitlines()
+        out, _ = self.process.communicate(timeout=20)
+        self.log.seek(0)
+        lines = self.log.read().splitlines()
+        assert (out, self.process.returncode) == ("stopped\n", 0), lines
+        return lines
 
 
 @contextmanager
 def served(data: Path, workers: int = 1, **variables: str) -> Iterator[Served]:
     environment = {**os.environ, "KEYTALLY_DATA": str(data), "KEYTALLY_RATE_LIMIT": "off", **variables}
     command = [sys.executable, "-c", SCRIPT, str(workers)]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # Not a pipe: nobody reads it until the end, and a server whose log is full waits.
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as log,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         assert process.stdout is not None
         try:
             url = process.stdout.readline().strip()
             assert url.startswith("http://127.0.0.1:"), process.communicate()
-            yield Served(data, process, url)
+            yield Served(data, process, log, url)
         finally:
             process.kill()
 

@@ -1,0 +1,151 @@
+"""One finished answer: its bytes, plain and compressed, and what HTTP says of keeping and comparing them (RFC 9110)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
+
+from starlette.types import Scope, Send
+
+from serving.errors import PreconditionFailed
+
+Header = tuple[bytes, bytes]
+
+VARY = b"X-API-Key, Api-Key, Accept-Encoding"
+SMALLEST_COMPRESSED = 1000  # bytes; a shorter body fits one packet either way
+_ETAG = re.compile(rb'(W/)?("[^"]*")')
+_QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
+_LOOKED_AT = frozenset(
+    {b"accept-encoding", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"}
+)
+
+
+class _Representation:
+    """A body as it is sent, with its headers."""
+
+    __slots__ = ("body", "etag", "headers", "headers_304")
+
+    def __init__(self, body: bytes, shared: Sequence[Header], content: Sequence[Header], *, lasting: bool) -> None:
+        self.body = body
+        self.etag = b""
+        self.headers_304 = [*shared]
+        if lasting:
+            # Of the very bytes that are sent: whatever compressed them, equal tags mean equal bytes.
+            self.etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'.encode("ascii")
+            self.headers_304.append((b"etag", self.etag))
+        self.headers = [*self.headers_304, *content, (b"content-length", b"%d" % len(body))]
+
+
+class Answer:
+    """A body with its headers, ready to be sent."""
+
+    __slots__ = ("_compressed", "_modified", "_plain")
+
+    def __init__(
+        self,
+        body: bytes,
+        *,
+        lasting: bool,
+        max_age: int = 0,
+        modified: datetime | None = None,
+        content_type: bytes = b"application/json",
+    ) -> None:
+        """lasting: the body stays as it is until the next publication, so that a client may keep and revalidate it.
+
+        max_age: seconds a client may keep it without asking. modified: when a lasting body last changed, if one instant
+        says so. A body of some length has a compressed twin, made here, once: call it off the event loop.
+        """
+        control = b"private, max-age=%d, must-revalidate" % max_age if lasting else b"no-store"
+        shared = [(b"cache-control", control), (b"vary", VARY)]
+        content: list[Header] = [(b"content-type", content_type)]
+        self._modified = modified.astimezone(UTC).replace(microsecond=0) if lasting and modified else None
+        if self._modified is not None:
+            content.append((b"last-modified", format_datetime(self._modified, usegmt=True).encode("ascii")))
+        self._plain = _Representation(body, shared, content, lasting=lasting)
+        self._compressed: _Representation | None = None
+        if lasting and len(body) >= SMALLEST_COMPRESSED:
+            content.append((b"content-encoding", b"gzip"))
+            smaller = gzip.compress(body, 6, mtime=0)  # 1: half as small for little time; 9: no smaller
+            self._compressed = _Representation(smaller, shared, content, lasting=lasting)
+
+    @property
+    def body(self) -> bytes:
+        """The body, not compressed."""
+        return self._plain.body
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about: the bodies, and the objects around them."""
+        return len(self._plain.body) + (len(self._compressed.body) + 700 if self._compressed else 0) + 1400
+
+    async def send(self, scope: Scope, send: Send) -> None:
+        """Sends it: 200, or 304 when the client has it. HEAD gets the headers alone. Raises PreconditionFailed.
+
+        scope: a request by GET or HEAD.
+        """
+        chosen, status = self._plain, 200
+        asked: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _LOOKED_AT:
+                asked[name] = asked[name] + b", " + value if name in asked else value
+        if asked:
+            compressed = self._compressed
+            if compressed is not None and b"accept-encoding" in asked and takes_gzip(asked.pop(b"accept-encoding")):
+                chosen = compressed
+            if asked:
+                chosen, status = self._conditional(asked, chosen)
+        headers, body = (chosen.headers, chosen.body) if status == 200 else (chosen.headers_304, b"")
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _conditional(self, asked: dict[bytes, bytes], chosen: _Representation) -> tuple[_Representation, int]:
+        """What is sent, and its status, in the order of RFC 9110, 13.2.2."""
+        # Whoever takes gzip takes the plain body too: its tag is as good.
+        choices = (chosen,) if chosen is self._plain else (chosen, self._plain)
+        if (tags := asked.get(b"if-match")) is not None:
+            if not any(_matches(tags, choice, strongly=True) for choice in choices):
+                raise PreconditionFailed
+        elif (moment := _instant(asked.get(b"if-unmodified-since"))) and self._modified and self._modified > moment:
+            raise PreconditionFailed
+        if (tags := asked.get(b"if-none-match")) is not None:
+            for choice in choices:
+                if choice.etag and _matches(tags, choice):
+                    return choice, 304
+        elif (moment := _instant(asked.get(b"if-modified-since"))) and self._modified and self._modified <= moment:
+            return chosen, 304
+        return chosen, 200
+
+
+def _matches(tags: bytes, representation: _Representation, *, strongly: bool = False) -> bool:
+    """Whether the list of entity tags in a header names the representation. strongly: W/ makes a tag another one."""
+    if tags.strip() == b"*":
+        return True
+    return any(tag == representation.etag and not (strongly and weak) for weak, tag in _ETAG.findall(tags))
+
+
+@lru_cache(maxsize=256)
+def takes_gzip(accepted: bytes) -> bool:
+    """Whether a client that sends this `Accept-Encoding` takes gzip: named, or by `*`, and not with q=0."""
+    named: dict[str, bool] = {}
+    for part in accepted.decode("latin-1").lower().split(","):
+        coding, *parameters = (word.strip() for word in part.split(";"))
+        quality = _QUALITY.fullmatch(parameters[0]) if parameters else None
+        named[coding] = not parameters or (quality is not None and float(quality[1]) > 0)
+    return named.get("gzip", named.get("x-gzip", named.get("*", False)))
+
+
+@lru_cache(maxsize=256)
+def _instant(stated: bytes | None) -> datetime | None:
+    """The instant that a header states; None when there is none, or none that can be read: then it asks for nothing."""
+    if stated is None:
+        return None
+    try:
+        instant = parsedate_to_datetime(stated.decode("latin-1"))
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

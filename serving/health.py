@@ -1,0 +1,55 @@
+"""Whether the server is alive, and whether it has something true to say. Neither asks for a key."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from pipeline.contract.tables import ORGANIZATION_DAY
+from serving.answer import Answer
+from serving.auth import Clock
+from serving.errors import UsageUnavailable
+from serving.reader import Confirmed, Reader
+
+
+class Healthz:
+    """`GET /healthz`: alive. Whoever gets no answer should start the server anew."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answers."""
+        await Answer(b'{"status":"ok"}', lasting=False).send(scope, send)
+
+
+class Readyz:
+    """`GET /readyz`: the published data can be read, this very moment, and how old it is. Else 503.
+
+    Nothing published yet is ready, too: the zeros are right, and are kept by nobody.
+    """
+
+    def __init__(self, reader: Reader, clock: Clock) -> None:
+        self._reader = reader
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answers. Raises UsageUnavailable."""
+        confirmed = await asyncio.to_thread(self._readable)
+        as_of, text = confirmed.as_of, confirmed.as_of_text
+        ready = {
+            "status": "ready",
+            "version": confirmed.publication.version,
+            "data_as_of": text.decode("ascii") if text else None,
+            "age_seconds": round((self._clock() - as_of).total_seconds(), 3) if as_of else None,
+        }
+        await Answer(msgspec.json.encode(ready), lasting=False).send(scope, send)
+
+    def _readable(self) -> Confirmed:
+        confirmed = self._reader.confirmed
+        if self._reader.failure is not None:
+            raise UsageUnavailable(f"the published table cannot be read: {self._reader.failure}")
+        months = [month for rollup, month in confirmed.publication.files if rollup == ORGANIZATION_DAY.name and month]
+        newest = confirmed.usage_of(max(months)) if months else None
+        if newest is not None:
+            self._reader.usage_of("", newest)  # nobody's: it opens the file, and the first time checks all of it
+        return confirmed

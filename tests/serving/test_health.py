@@ -1,0 +1,176 @@
+"""/healthz, /readyz and /metrics: what an operator's machines ask, without a key."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline.contract.layout import Layout
+from tests.conftest import Place, request
+from tests.serving.conftest import NOW, LiveServer, eventually, settings_for
+from tests.serving.publishing import publish_days
+from tests.serving.test_errors import exchange, words_of
+
+NOVEMBER = date(2025, 11, 1)
+UNREADABLE = (
+    503,
+    "SERVICE_UNAVAILABLE",
+    "server_error",
+    "Usage data is temporarily unavailable",
+    "Published usage data cannot be read",
+)
+
+
+def figures(answer: httpx.Response) -> dict[str, float]:
+    """Each sample by its name and labels."""
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def metrics(server: LiveServer) -> dict[str, float]:
+    return figures(server.client.get("/metrics"))
+
+
+def test_an_alive_server_says_so_whatever_the_data(data: Path) -> None:
+    (data / "rollups" / "_delta_log").mkdir(parents=True)
+    (data / "rollups" / "_delta_log" / f"{0:020d}.json").write_text("rubbish")
+    with LiveServer(settings_for(data)) as server:
+        answer = server.client.get("/healthz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert answer.headers["cache-control"] == "no-store"
+        assert words_of(server.client.get("/readyz")) == UNREADABLE
+        assert metrics(server)["keytally_published_readable"] == 0
+
+
+def test_before_anything_is_published_it_is_ready_and_answers_zeros(live_server: LiveServer) -> None:
+    answer = live_server.client.get("/readyz")
+    assert answer.json() == {"status": "ready", "version": 0, "data_as_of": None, "age_seconds": None}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_ready_says_which_version_and_how_old_it_is(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    later = datetime(2025, 11, 16, 10, 30, tzinfo=UTC)
+    with LiveServer(settings_for(place.layout.root), clock=lambda: later) as server:
+        age = (later - place.now).total_seconds()
+        assert server.client.get("/readyz").json() == {
+            "status": "ready",
+            "version": place.publication().version,
+            "data_as_of": "2025-11-15T10:30:00Z",
+            "age_seconds": pytest.approx(age),
+        }
+        assert metrics(server)["keytally_data_age_seconds"] == pytest.approx(age)
+        assert metrics(server)["keytally_published_version"] == place.publication().version
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_a_damaged_newest_month_is_not_ready_until_it_is_restored(data: Path, damage: str) -> None:
+    path = publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1])) if damage == "flip" else path.unlink()
+    with LiveServer(settings_for(data)) as server:
+        assert words_of(server.client.get("/readyz")) == UNREADABLE
+        path.write_bytes(good)
+        assert server.client.get("/readyz").status_code == 200
+
+
+def test_a_table_that_cannot_be_read_any_more_is_not_ready_but_goes_on_answering(data: Path) -> None:
+    publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    with LiveServer(settings_for(data)) as server:
+        key = server.create_key("org_abc123")
+        assert server.client.get("/readyz").status_code == 200
+        rollups = Layout(data).rollups
+        rollups.rename(data / "aside")
+        eventually(lambda: server.client.get("/readyz").status_code == 503)
+        assert metrics(server)["keytally_published_readable"] == 0
+        (data / "aside").rename(rollups)
+        eventually(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.daily(key).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_they_are_as_every_other_path(live_server: LiveServer, path: str) -> None:
+    get, head = live_server.client.get(path), live_server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert "content-length" in head.headers
+    refused = live_server.client.post(path)
+    assert words_of(refused)[:2] == (405, "METHOD_NOT_ALLOWED")
+    assert refused.headers["allow"] == "GET, HEAD"
+    assert words_of(live_server.client.get(f"{path}/"))[0] == 404
+
+
+def test_requests_are_counted_by_route_and_status_and_by_nothing_else(data: Path) -> None:
+    publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT="6/hour")) as server:
+        key = server.create_key("org_abc123")
+        etag = server.daily(key).headers["etag"]
+        server.daily(key)
+        server.daily(key, If_None_Match=etag)
+        server.daily(key, method="HEAD")
+        server.daily(key, organization="org_secret")
+        server.daily(key, "month=13")
+        server.daily(key)
+        server.daily(None)
+        for path in ("/org_secret", f"/{key.key}", "/docs"):
+            server.client.get(path)
+        shown = metrics(server)
+        text = server.client.get("/metrics").text
+    route = "/v1/analytics/api-keys/daily/{org_id}"
+    counted = {name: count for name, count in shown.items() if name.startswith("keytally_requests_total")}
+    assert counted == {
+        f'keytally_requests_total{{route="{route}",status="{status}"}}': count
+        for status, count in ((200, 3), (304, 1), (400, 1), (401, 1), (403, 1), (429, 1))
+    } | {
+        'keytally_requests_total{route="other",status="404"}': 2,
+        'keytally_requests_total{route="/docs",status="200"}': 1,
+    }
+    assert shown[f'keytally_request_seconds_count{{route="{route}"}}'] == 8
+    assert shown['keytally_answer_lookups_total{result="miss"}'] == 1
+    assert shown['keytally_answer_lookups_total{result="hit"}'] == 3
+    for secret in ("org_abc123", "org_secret", key.key, key.id, "kt_"):
+        assert secret not in text
+
+
+def test_what_is_no_request_is_counted_too(live_server: LiveServer) -> None:
+    exchange(live_server.port, b"rubbish\r\n\r\n")
+    assert metrics(live_server)['keytally_requests_total{route="other",status="400"}'] == 1
+
+
+def test_the_lines_that_the_newest_run_quarantined_are_shown(place: Place) -> None:
+    with LiveServer(settings_for(place.layout.root, KEYTALLY_REFRESH_SECONDS="0.1")) as server:
+        assert "keytally_last_run_quarantined_lines" not in metrics(server)
+
+        def quarantined() -> float:
+            return metrics(server).get("keytally_last_run_quarantined_lines", -1)
+
+        place.write_raw("a.jsonl", "rubbish", "more", request(1))
+        place.roll_up()
+        eventually(lambda: quarantined() == 2)
+        place.roll_up()
+        eventually(lambda: quarantined() == 0)  # it took in nothing
+
+
+def test_every_figure_says_what_it_is(live_server: LiveServer) -> None:
+    text = live_server.client.get("/metrics").text
+    names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert names == set(re.findall(r"^# HELP (\S+) .{10,}", text, re.MULTILINE))
+    assert all(name.startswith("keytally_") for name in names)
+
+
+def test_finished_answers_take_no_more_memory_than_the_setting_says(data: Path) -> None:
+    names = [f"org_{number}" for number in range(600)]  # some 1.8 KB each, by our own reckoning
+    publish_days(data, NOVEMBER, [(name, NOVEMBER, 1, "1", "1", "1") for name in names])
+    for cache, again in (("1MB", 601), ("64MB", 600)):
+        with LiveServer(settings_for(data, KEYTALLY_ANSWER_CACHE=cache)) as server:
+            keys = server.keys.create_many(names, now=NOW)
+            for key in (*keys, keys[0]):
+                assert server.daily(key).status_code == 200
+            assert metrics(server)['keytally_answer_lookups_total{result="miss"}'] == again

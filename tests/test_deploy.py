@@ -1,0 +1,118 @@
+"""The units, the image and the compose file say what this project knows. They are read and linted, not run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+import cli
+from pipeline.contract.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "docs/deploy"
+UNITS = ("keytally.service", "keytally-rollup.service", "keytally-rollup.timer")
+
+
+def unit(name: str) -> list[tuple[str, str]]:
+    lines = (DEPLOY / name).read_text(encoding="utf-8").splitlines()
+    return [(line.partition("=")[0], line.partition("=")[2]) for line in lines if re.match(r"[A-Za-z]+=", line)]
+
+
+def compose() -> dict[str, Any]:
+    composed: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    return composed
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """What the command takes from these arguments. Fails where it would refuse them."""
+    main = cli.main
+    command = main.get_command(click.Context(main), arguments[0])
+    assert command is not None, arguments
+    return command.make_context(arguments[0], arguments[1:]).params
+
+
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    for name in UNITS:
+        text = (DEPLOY / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("/opt/keytally/.venv/bin/keytally", shutil.which("true") or ""))
+    paths = [str(tmp_path / name) for name in UNITS]
+    done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
+    ours = [line for line in done.stderr.splitlines() if "keytally" in line]
+    assert not ours
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("no hadolint here")
+    done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_they_set_what_there_is_to_set_and_start_what_there_is_to_start() -> None:
+    for name in UNITS[:2]:
+        given = dict(value.split("=", 1) for key, value in unit(name) if key == "Environment")
+        assert Settings.from_environment(given).data == Path("/var/lib/keytally")
+        assert set(given) <= known_settings()
+        (start,) = (value for key, value in unit(name) if key == "ExecStart")
+        parsed(shlex.split(start)[1:])
+    for service in ("server", "rollup"):
+        described = compose()["services"][service]
+        given = described.get("environment", {})
+        Settings.from_environment(given)
+        assert set(given) <= known_settings()
+        parsed(described["command"])
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"KEYTALLY_[A-Z_]+", dockerfile)) <= known_settings()
+    assert parsed(json.loads(re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)[-1]))["workers"] == 2
+
+
+def known_settings() -> set[str]:
+    return set(re.findall(r"KEYTALLY_[A-Z_]+", (ROOT / "pipeline/contract/settings.py").read_text(encoding="utf-8")))
+
+
+def test_nothing_of_ours_runs_as_root_or_writes_where_it_need_not() -> None:
+    for name in UNITS[:2]:
+        given = unit(name)
+        for line in (
+            ("User", "keytally"),
+            ("NoNewPrivileges", "yes"),
+            ("ProtectSystem", "strict"),
+            ("CapabilityBoundingSet", ""),
+        ):
+            assert line in given, name
+    described = compose()
+    assert set(described["volumes"]) == {"data", "keys"}
+    for name, service in described["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    assert "data:/data:ro" in described["services"]["server"]["volumes"]
+    assert all(port.startswith("127.0.0.1:") for port in described["services"]["server"]["ports"])
+    users = re.findall(r"^USER (\d+):", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert users
+    assert int(users[-1]) > 0
+
+
+def test_the_server_is_given_the_time_it_takes_to_stop() -> None:
+    assert ("TimeoutStopSec", "40") in unit("keytally.service")
+    assert compose()["services"]["server"]["stop_grace_period"] == "40s"
+
+
+def test_the_image_is_given_what_it_is_made_of() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored, source
