@@ -560,12 +560,12 @@ def _show_lost_lists(lost: Sequence[LostList]) -> None:
     for each in lost[:SHOWN_LINES]:
         click.echo(
             f"UNAVAILABLE {_visible(each.file)}: {count_of(each.lines, 'line')} did not count, and the list of them"
-            f" {each.what}",
+            f" is lost: {each.what}",
             err=True,
         )
     if len(lost) > SHOWN_LINES:
         click.echo(f"UNAVAILABLE and {len(lost) - SHOWN_LINES:,} more", err=True)
-    again = "run 'keytally backfill' over any days: it makes these lists anew"
+    again = "run 'keytally backfill' over any day: it makes these lists anew"
     if any(each.in_raw for each in lost):
         click.echo(f"Next: {again} from raw/.", err=True)
     if not all(each.in_raw for each in lost):

@@ -42,8 +42,10 @@ class Rejection:
 
 @dataclass(frozen=True)
 class LostList:
-    """A file whose list of `lines` rejected lines is missing or damaged (`what`). in_raw: whether a backfill can make
-    it anew, because the file lies in raw/ as it was taken in."""
+    """A file whose list of `lines` rejected lines is lost. what: which list it is, and what is the matter with it.
+
+    in_raw: whether a backfill can make it anew, because the file lies in raw/ as it was taken in.
+    """
 
     file: str
     lines: int
@@ -68,7 +70,8 @@ class Quarantine:
                     verify(rejected)
                 except ArtifactDamaged as damage:
                     in_raw = self._raw_file_of(entry) is not None
-                    lost.append(LostList(entry.file, entry.take_in.quarantined, damage.what, in_raw))
+                    what = f"{damage.artifact} {damage.what}"
+                    lost.append(LostList(entry.file, entry.take_in.quarantined, what, in_raw))
                 else:
                     self._lists.append((entry, rejected))
         self.lost = tuple(lost)

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
 from pipeline.artifacts import sync
-from pipeline.contents import days_touched, events_by_day, needs_reading
+from pipeline.contents import days_touched, events_by_day, is_still, needs_reading
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout, days_between
 from pipeline.contract.published import run_of
@@ -180,7 +180,7 @@ def status_of(layout: Layout, now: datetime) -> Status:
         if (raw_file.file, raw_file.signature) in refused
     }
     held_back = (*listing.held_back, *held.values())
-    waiting = [_waiting(raw_file, ledger, now) for raw_file in unread if raw_file.file not in held]
+    waiting = [_waiting(raw_file, ledger, confirmed, now) for raw_file in unread if raw_file.file not in held]
     return Status(
         ledger=ledger,
         now=now,
@@ -216,11 +216,11 @@ def _as_it_is_since(raw_file: RawFile) -> datetime:
     return datetime.fromtimestamp(int(raw_file.signature.split(":")[2]) // 10**9, UTC)
 
 
-def _waiting(raw_file: RawFile, ledger: Ledger, now: datetime) -> Waiting:
+def _waiting(raw_file: RawFile, ledger: Ledger, confirmed: Mapping[tuple[str, str], str], now: datetime) -> Waiting:
     entry, since = ledger.files.get(raw_file.file), _as_it_is_since(raw_file)
     if entry is None:
         return Waiting(raw_file, "new", since)
-    if entry.signature != raw_file.signature:
+    if entry.signature != raw_file.signature and not is_still(entry, raw_file, confirmed):
         return Waiting(raw_file, "changed", since)
     heals_at = entry.take_in.heals_at
     if heals_at is not None and heals_at <= now:

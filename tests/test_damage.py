@@ -224,8 +224,7 @@ def test_the_command_that_a_message_names_heals(
     flip(harmed)
     code, said = keytally(place, monkeypatch, *noticed_by)
     assert code == exit_code
-    if kind == "organization_day":
-        assert f"{harmed.relative_to(place.layout.root)} is damaged" in said
+    assert f"{harmed.relative_to(place.layout.root)} is damaged" in said
     named = said.split("run '")[1].split("'")[0].split()[1:]
     days = () if "--from" in named else ("--from", NOVEMBER[1], "--to", NOVEMBER[1])  # "over any day"
     code, said = keytally(place, monkeypatch, *named, *days)

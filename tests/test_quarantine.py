@@ -129,7 +129,7 @@ def test_a_lost_list_of_one_file_hides_no_other_and_says_what_helps(place: Place
     for arguments in ((), ("--json",)):
         result = command(place, *arguments)
         assert result.exit_code == 3
-        assert "UNAVAILABLE old.jsonl: 2 lines did not count, and the list of them is missing" in result.stderr
+        assert "UNAVAILABLE old.jsonl: 2 lines did not count, and the list of them is lost: rejected/" in result.stderr
         assert "keytally backfill" in result.stderr
         assert ("put it back" in result.stderr) == (raw == "gone")
     assert [line["file"] for line in json.loads(command(place, "--json").stdout)] == ["b.jsonl"]

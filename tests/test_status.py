@@ -134,6 +134,20 @@ def test_how_long_a_file_has_been_waiting_is_told(place: Place, monkeypatch: pyt
     assert "(for 3 days)" in text
 
 
+def test_what_was_only_touched_does_not_wait_and_is_not_said_to_have_changed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = place.now + timedelta(days=1)
+    path = place.write_raw("a.jsonl", request(1, timestamp=f"{moment:%Y-%m-%dT%H:%M:%SZ}"))
+    place.roll_up()
+    os.utime(path)
+    assert "a.jsonl (changed" in status(place, monkeypatch)
+    place.roll_up()
+    assert "Waiting     nothing" in status(place, monkeypatch)
+    place.now = moment
+    assert "a.jsonl (moment has come" in status(place, monkeypatch)
+
+
 def test_a_version_of_rejected_lines_alone_is_shown(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Nothing is published yet" in status(place, monkeypatch)
     place.write_raw("a.jsonl", "bad", "bad")
