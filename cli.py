@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_of
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
@@ -29,6 +29,7 @@ from pipeline.errors import KeytallyError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.history import Restatement
     from pipeline.quarantine import LostList, Rejection
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report
@@ -314,6 +315,8 @@ def _show_findings(report: Report) -> None:
             " in raw/ any more. Put these back, or rollups/ as it was; for a week nothing that needs is deleted.",
             err=True,
         )
+    for month in report.records_lost:
+        click.echo(f"LOST what was restated of {month_name(month)} before now: its file was damaged.", err=True)
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------
@@ -649,7 +652,7 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
     if not found:
         click.echo(f"No published day from {first_day} to {last_day} changed after it was over.")
         return 0
-    table = _table("day", "organization", "version", "run", "requests", "cost", "cause", "text", numbers=False)
+    table = _table("day", "organization", "version", "run", "requests", "cost", "what", "cause", "text", numbers=False)
     for row in found[:SHOWN_LINES]:
         _add(
             table,
@@ -657,8 +660,9 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
             row.organization_id,
             row.version,
             instant_text(row.run_started) or "",
-            f"{row.requests_before:,} → {row.requests_after:,}",
-            f"{_amount(row.cost_before)} → {_amount(row.cost_after)}",
+            f"{'?' if row.requests_before is None else f'{row.requests_before:,}'} → {row.requests_after:,}",
+            f"{'?' if row.cost_before is None else _amount(row.cost_before)} → {_amount(row.cost_after)}",
+            _change(row),
             row.cause,
             _visible(", ".join(row.files)),
         )
@@ -667,6 +671,15 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
     if len(found) > SHOWN_LINES:
         click.echo(f"The first {SHOWN_LINES} of {len(found):,} changes (--json lists all).")
     return 0
+
+
+def _change(row: Restatement) -> str:
+    """What changed of an organization's day, and of how many keys."""
+    if row.changed is None:
+        return "what was before is not known"
+    measures = ", ".join(row.changed).replace("_", " ") or "only between keys or models"
+    keys = "" if row.keys_changed is None else f" ({count_of(row.keys_changed, 'key')})"
+    return measures + keys
 
 
 @command(main, "status")

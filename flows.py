@@ -40,7 +40,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary
 from prefect.states import Completed, Failed
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, month_name
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
@@ -321,7 +321,11 @@ def _findings(report: Report) -> list[dict[str, str]]:
         for file, before, after in report.replaced
         if after < before
     ]
-    return held_back + lowered
+    lost = [
+        {"file": f"restatements of {month_name(month)}", "finding": "damaged: what they recorded before now is lost"}
+        for month in report.records_lost
+    ]
+    return held_back + lowered + lost
 
 
 if __name__ == "__main__":

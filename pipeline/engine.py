@@ -90,12 +90,17 @@ class Engine:
         """Let statements read the rows of another statement as `table`."""
         self._connection.execute(f"create or replace temp view {table} as {statement(name)}")
 
-    def name_files(self, table: str, files: Sequence[Path], schema: Table) -> None:
-        """Let statements read Parquet files of one schema as `table`; no files are an empty table."""
+    def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
+        """Let statements read Parquet files of one schema as `table`; no files are an empty table.
+
+        with_names: a column `filename` says where each row is from.
+        """
         self._connection.unregister(table)  # an empty table of before would hide the view
         if files:
             # The folders are named day=…: without the switch their names would stand in for the column.
-            rows = self._connection.read_parquet([str(file) for file in files], hive_partitioning=False)
+            rows = self._connection.read_parquet(
+                [str(file) for file in files], hive_partitioning=False, filename=with_names
+            )
             rows.create_view(table, replace=True)
         else:
             self._connection.register(table, schema.arrow_schema.empty_table())

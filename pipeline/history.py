@@ -1,42 +1,30 @@
-"""Restatements: which published days changed after they were over, for whom, from what to what, and why."""
+"""History: which published days changed after they were over, for whom, from what to what, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import verify
-from pipeline.contents import events_by_day
 from pipeline.contract.layout import Layout, month_of
-from pipeline.contract.published import PublishedFile
 from pipeline.contract.tables import ORGANIZATION_DAY, RESTATEMENT
 from pipeline.contract.wording import instant_text
-from pipeline.ledger import DayEntry, FileEntry, read_ledger
-from pipeline.run import Run
-from pipeline.seam import step
+from pipeline.ledger import read_ledger
 
-MOST_FILES = 20
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why a day changed, and the raw files that brought it about."""
-
-    cause: str
-    files: tuple[str, ...]
+MEASURES = tuple(column.name for column in ORGANIZATION_DAY.columns if column.merge)
 
 
 @dataclass(frozen=True)
 class Restatement:
-    """One organization's day that changed after it was over. Amounts are exact."""
+    """One organization's day that changed after it was over. Amounts are exact.
+
+    What was before is None where it was not known any more.
+    """
 
     day: date
     organization_id: str
@@ -44,85 +32,37 @@ class Restatement:
     run_started: datetime
     cause: str
     files: list[str]
-    requests_before: int
+    keys_changed: int | None
+    requests_before: int | None
     requests_after: int
-    cost_before: Decimal
+    failed_requests_before: int | None
+    failed_requests_after: int | None
+    cost_before: Decimal | None
     cost_after: Decimal
-    synapses_before: Decimal
+    synapses_before: Decimal | None
     synapses_after: Decimal
-    neurons_before: Decimal
+    neurons_before: Decimal | None
     neurons_after: Decimal
+    input_tokens_before: Decimal | None
+    input_tokens_after: Decimal
+    output_tokens_before: Decimal | None
+    output_tokens_after: Decimal
+
+    @property
+    def changed(self) -> list[str] | None:
+        """The measures of the organization that differ: none when it only changed between keys or models.
+
+        None when what was before is not known.
+        """
+        if self.requests_before is None:
+            return None
+        return [name for name in MEASURES if getattr(self, f"{name}_before") != getattr(self, f"{name}_after")]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; amounts as strings, which keep every digit."""
         return {
             name: str(value) if isinstance(value, (Decimal, date)) else value for name, value in vars(self).items()
         } | {"run_started": instant_text(self.run_started)}
-
-
-def was_over(entry: DayEntry, confirmed_at: datetime | None) -> bool:
-    """Whether the day had ended when the newest run began that published or confirmed it. Before, a day just grows.
-
-    confirmed_at: start of the newest run on record.
-    """
-    newest = max(entry.as_of, confirmed_at or entry.as_of)
-    return newest >= datetime.combine(entry.day + timedelta(days=1), time(), UTC)
-
-
-def cause_of(day: date, before: Mapping[str, FileEntry], after: Mapping[str, FileEntry]) -> Cause:
-    """Why the day's inputs are others in the files `after` than in those `before`."""
-    was, now = events_by_day(before).get(day, {}), events_by_day(after).get(day, {})
-    causes: dict[str, str] = {}  # by file
-    for file, entry in after.items():
-        if entry.same_as is None and entry.take_in.name in now.keys() - was.keys():
-            known = before.get(file)
-            if known is None:
-                causes[file] = "late file"
-            elif known.take_in.content != entry.take_in.content:
-                causes[file] = "replaced file"
-            else:
-                causes[file] = "healed line" if known.take_in.rule == entry.take_in.rule else "rule change"
-    for file, entry in before.items():
-        if entry.same_as is None and entry.take_in.name in was.keys() - now.keys():
-            causes.setdefault(file, "replaced file")
-    if not causes:
-        return Cause("rule change", ()) if was.keys() == now.keys() else Cause("backfill", ())
-    return Cause(", ".join(sorted(set(causes.values()))), tuple(sorted(causes)[:MOST_FILES]))
-
-
-def restate(
-    run: Run, published: Path, rolled: Path, causes: Mapping[date, Cause], version: int, earlier: PublishedFile | None
-) -> Path | None:
-    """The month's restatements with those added that replacing `published` by `rolled` makes on the days of `causes`.
-
-    published, rolled: files of organization_day. earlier: the month's restatements so far. None when nothing changed
-    for anybody on these days.
-    """
-    engine = run.engine
-    engine.name_files("published", [published], ORGANIZATION_DAY)
-    engine.name_files("rolled", [rolled], ORGANIZATION_DAY)
-    changed = engine.query("restated", days=sorted(causes))
-    if not changed:
-        return None
-    rows = [
-        (day, organization_id, version, run.started, causes[day].cause, list(causes[day].files), *numbers)
-        for day, organization_id, *numbers in changed
-    ]
-    columns = zip(*rows, strict=True)
-    added = pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, RESTATEMENT.arrow_schema, strict=True)],
-        schema=RESTATEMENT.arrow_schema,
-    )
-    if earlier:
-        path = run.layout.rollups / earlier.path
-        verify(path)
-        added = pa.concat_tables([pq.read_table(path, schema=RESTATEMENT.arrow_schema, partitioning=None), added])
-    path = run.scratch / f"{RESTATEMENT.name}-{month_of(rows[0][0])}.parquet"
-    step("write a file in scratch")
-    pq.write_table(
-        added.sort_by([("organization_id", "ascending"), ("day", "ascending"), ("version", "ascending")]), path
-    )
-    return path
 
 
 def restatements(layout: Layout, first_day: date, last_day: date, organization_id: str | None) -> list[Restatement]:

@@ -21,16 +21,18 @@ class Report:
     days: list[DayEntry] = field(default_factory=list)
     months: list[date] = field(default_factory=list)
     lost_days: list[date] = field(default_factory=list)  # no longer published, for the log and their raw files are gone
+    records_lost: list[date] = field(default_factory=list)  # months whose restatements so far were damaged
     version: int = 0
     published: bool = False  # whether this run made that version
     seconds: float = 0.0
 
     @property
     def has_findings(self) -> bool:
-        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, or days
-        that were published are not any more.
+        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, days that
+        were published are not any more, or a record of restatements is lost.
         """
-        return bool(self.held_back or self.lost_days) or any(after < before for _, before, after in self.replaced)
+        lost = self.lost_days or self.records_lost
+        return bool(self.held_back or lost) or any(after < before for _, before, after in self.replaced)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +57,7 @@ class Report:
             **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
             "version": self.version,
             "seconds": round(self.seconds, 3),
+            **({"records_lost": [month_name(month) for month in self.records_lost]} if self.records_lost else {}),
         }
 
 

@@ -15,23 +15,21 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
 from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
 from pipeline.contents import days_touched, events_by_day
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
-from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, ORGANIZATION_DAY, RESTATEMENT, Table
+from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
 from pipeline.healing import Healing, Inspection
-from pipeline.history import cause_of, restate, was_over
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Report
+from pipeline.restate import restate
 from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.status import lost_versions, write_last_run
@@ -268,43 +266,16 @@ class _Update:
                 published = ledger.publication.files.get((table.name, month))
                 if published is None or not self._is_published(self.run.layout.rollups / published.path, table, path):
                     partitions.append(Partition(table, month, path))
-                    if table is ORGANIZATION_DAY:
-                        partitions += self._restatements(ledger, files, month, path, report)
-            if self.redo and not any(part.table is RESTATEMENT and part.month == month for part in partitions):
-                partitions += self._begun_anew(ledger, month)
+            after = Ledger(ledger.publication, files, days)
+            restated = restate(
+                self.run, month, ledger, after, self.confirmed_at, is_sound=self._is_sound, check=bool(self.redo)
+            )
+            if restated.path:
+                partitions.append(Partition(RESTATEMENT, month, restated.path))
+            if restated.lost:
+                report.records_lost.append(month)
             self.run.watch.advance(1)
         return partitions
-
-    def _restatements(
-        self, ledger: Ledger, files: Mapping[str, FileEntry], month: date, rolled: Path, report: Report
-    ) -> list[Partition]:
-        """The month's restatements, when its days change that were published after they were over."""
-        published = ledger.publication.files.get((ORGANIZATION_DAY.name, month))
-        days = [entry.day for entry in report.days if month_of(entry.day) == month]
-        over = [day for day in days if day in ledger.days and was_over(ledger.days[day], self.confirmed_at)]
-        if published is None or not over:
-            return []
-        if not self._is_sound(self.run.layout.rollups / published.path):
-            days_over = ", ".join(map(str, over))
-            log.warning("what changed of %s is not recorded: what was published of it is damaged", days_over)
-            return []
-        causes = {day: cause_of(day, ledger.files, files) for day in over}
-        version = ledger.publication.version + 1
-        earlier = ledger.publication.files.get((RESTATEMENT.name, month))
-        if earlier and self.redo and not self._is_sound(self.run.layout.rollups / earlier.path):
-            earlier = None
-        path = restate(self.run, self.run.layout.rollups / published.path, rolled, causes, version, earlier)
-        return [Partition(RESTATEMENT, month, path)] if path else []
-
-    def _begun_anew(self, ledger: Ledger, month: date) -> list[Partition]:
-        """No restatements in the place of a damaged file of them: raw/ knows nothing of what was published once."""
-        recorded = ledger.publication.files.get((RESTATEMENT.name, month))
-        if recorded is None or self._is_sound(self.run.layout.rollups / recorded.path):
-            return []
-        log.warning("what was restated of %s before now is lost; its record begins anew", month_name(month))
-        path = self.run.scratch / f"{RESTATEMENT.name}-{month_name(month)}.parquet"
-        pq.write_table(RESTATEMENT.arrow_schema.empty_table(), path)
-        return [Partition(RESTATEMENT, month, path)]
 
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
         """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""

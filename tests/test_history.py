@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import rollup
-from pipeline.history import Restatement, restatements
+from pipeline.history import MEASURES, Restatement, restatements
 from tests.conftest import Place, request
 
 DAY = date(2025, 11, 10)
@@ -110,14 +111,163 @@ def test_a_changed_rule_says_so(closed: Place, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
-def test_what_cannot_be_recorded_is_said(closed: Place, caplog: pytest.LogCaptureFixture) -> None:
-    published = closed.publication().files["organization_day", date(2025, 11, 1)]
-    (closed.layout.rollups / published.path).unlink()
+def test_a_backfill_that_counts_otherwise_says_so(closed: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same contents by the same rule: only a fault in the code, mended without a word, can do that."""
+    closed.now += timedelta(days=1)
+    original = rollup.statement
+    monkeypatch.setattr(
+        "pipeline.engine.statement",
+        lambda name: (
+            original(name).replace("sum(cost), 0)", "sum(cost) * 2, 0)") if name == "roll_up_day" else original(name)
+        ),
+    )
+    closed.backfill("2025-11-10", "2025-11-10")
+    assert {(row.cause, *row.files) for row in history(closed)} == {("backfill",)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed", "keys"),
+    [
+        ({}, {"api_key_id": "key_9"}, [], 2),
+        ({}, {"model": "m"}, [], 1),
+        ({}, {"status": 500}, ["failed_requests"], 1),
+        ({"input_tokens": 3}, {"input_tokens": 2**63 - 1}, ["input_tokens"], 1),
+        ({}, {"output_tokens": 1, "synapses": "0.5"}, ["synapses", "output_tokens"], 1),
+    ],
+)
+def test_whatever_changes_of_a_key_or_a_model_is_recorded(
+    place: Place, before: dict[str, Any], after: dict[str, Any], changed: list[str], keys: int
+) -> None:
+    place.write_raw("a.jsonl", dated(1, **before), dated(2), dated(3, organization_id="org_b"))
+    place.roll_up()
+    place.now += timedelta(days=1)
+    place.write_raw("a.jsonl", dated(1, **after), dated(2), dated(3, organization_id="org_b"))
+    place.roll_up()
+    (row,) = history(place)
+    assert (row.organization_id, row.changed, row.keys_changed) == ("org_a", changed, keys)
+    assert (row.requests_before, row.requests_after) == (2, 2)
+    assert {name: row.as_json()[f"{name}_before"] == row.as_json()[f"{name}_after"] for name in MEASURES} == {
+        name: name not in changed for name in MEASURES
+    }
+
+
+def test_each_organization_is_told_its_own_cause(closed: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them share a replaced file that changed for one alone, and a late file comes in many pieces."""
+    monkeypatch.setattr("pipeline.restate.FILES_AT_ONCE", 2)
+    closed.now += timedelta(days=1)
+    closed.write_raw("a.jsonl", dated(1, cost="7"), dated(2, organization_id="org_b"))
+    for piece in range(25):
+        closed.write_raw(f"late-{piece:02}.jsonl", dated(100 + piece, organization_id="org_b"))
+    closed.write_raw("both.jsonl", dated(200), dated(201, organization_id="org_c"))
+    closed.roll_up()
+    assert {row.organization_id: (row.cause, row.files) for row in history(closed)} == {
+        "org_a": ("late file, replaced file", ["a.jsonl", "both.jsonl"]),
+        "org_b": ("late file", [f"late-{piece:02}.jsonl" for piece in range(20)]),
+        "org_c": ("late file", ["both.jsonl"]),
+    }
+
+
+def test_a_file_that_left_the_day_is_named_though_its_events_are_lost(closed: Place) -> None:
+    for event in closed.ledger().files["a.jsonl"].take_in.events:
+        (closed.layout.events_of(event.day) / event.artifact).unlink()
+    closed.now += timedelta(days=1)
+    closed.write_raw("a.jsonl", dated(2, organization_id="org_b"))
+    closed.roll_up()
+    assert {row.organization_id: (row.cause, row.files, row.requests_after) for row in history(closed)} == {
+        "org_a": ("replaced file", ["a.jsonl"], 0)
+    }
+
+
+def test_a_day_that_could_not_be_rolled_up_says_that_it_is_repaired(closed: Place) -> None:
+    raw = closed.layout.raw / "a.jsonl"
+    away = raw.rename(closed.layout.root / "away")
+    for event in closed.ledger().files["a.jsonl"].take_in.events:
+        (closed.layout.events_of(event.day) / event.artifact).unlink()
+    closed.now += timedelta(days=1)
+    closed.write_raw("late.jsonl", dated(3))
+    assert closed.roll_up().has_findings
+    assert history(closed) == []
+    away.rename(raw)
+    closed.roll_up()
+    assert [(row.organization_id, row.cause, row.requests_after) for row in history(closed)] == [
+        ("org_a", "repaired damage", 2)
+    ]
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def published(place: Place, rollup: str) -> Path:
+    return place.layout.rollups / place.publication().files[rollup, date(2025, 11, 1)].path
+
+
+def daily(place: Place) -> Path:
+    return place.layout.daily_of(DAY) / place.ledger().days[DAY].artifact
+
+
+def test_damage_to_what_was_published_hides_no_change(closed: Place) -> None:
+    """A day's own file says what it was, and the month's file of all keys does where that is damaged."""
+    for number, harmed in enumerate((["organization_day", "api_key_day"], ["organization_day", "daily"]), 3):
+        for name in harmed:
+            (daily(closed) if name == "daily" else published(closed, name)).write_bytes(b"damaged")
+        closed.now += timedelta(days=1)
+        closed.write_raw(f"late-{number}.jsonl", dated(number))
+        closed.roll_up()
+    assert [(row.cause, row.requests_before, row.requests_after) for row in history(closed)] == [
+        ("late file", 1, 2),
+        ("late file", 2, 3),
+    ]
+
+
+def test_what_nothing_tells_any_more_is_recorded_as_unknown(closed: Place, caplog: pytest.LogCaptureFixture) -> None:
+    daily(closed).write_bytes(b"damaged")
+    published(closed, "api_key_day").write_bytes(b"damaged")
     closed.now += timedelta(days=1)
     closed.write_raw("late.jsonl", dated(3))
     closed.roll_up()
+    assert "what was published of 2025-11-10 cannot be read any more" in caplog.text
+    rows = {row.organization_id: row for row in history(closed)}
+    assert {name: (row.requests_before, row.cost_before, row.requests_after) for name, row in rows.items()} == {
+        "org_a": (None, None, 2),
+        "org_b": (None, None, 1),
+    }
+    assert rows["org_a"].changed is None
+
+
+def test_damage_that_is_rebuilt_as_it_was_is_no_restatement(closed: Place) -> None:
+    daily(closed).write_bytes(b"damaged")
+    published(closed, "api_key_day").write_bytes(b"damaged")
+    closed.now += timedelta(days=1)
+    closed.write_raw("copy.jsonl", dated(1), "\n")
+    closed.backfill("2025-11-01", "2025-11-30")
     assert history(closed) == []
-    assert "what changed of 2025-11-10 is not recorded" in caplog.text
+
+
+@pytest.mark.parametrize("job", ["rollup", "backfill"])
+def test_a_damaged_record_stops_no_usage_and_begins_anew(
+    closed: Place, caplog: pytest.LogCaptureFixture, job: str
+) -> None:
+    closed.now += timedelta(days=1)
+    closed.write_raw("late.jsonl", dated(3))
+    closed.roll_up()
+    published(closed, "restatement").write_bytes(b"damaged")
+    closed.now += timedelta(days=1)
+    closed.write_raw("later.jsonl", dated(4), dated(5, timestamp="2025-12-01T00:00:00Z"))
+    report = closed.roll_up() if job == "rollup" else closed.backfill("2025-11-01", "2025-11-30")
+    assert "what was restated of 2025-11 before now is lost" in caplog.text
+    assert (report.has_findings, report.as_json()["records_lost"]) == (True, ["2025-11"])
+    assert [(row.version, row.requests_before, row.requests_after) for row in history(closed)] == [(3, 2, 3)]
+    assert not closed.roll_up().has_findings
+
+
+def test_a_clock_that_was_ahead_ends_no_day(place: Place) -> None:
+    place.now = datetime(2029, 1, 1, tzinfo=UTC)
+    place.write_raw("a.jsonl", dated(1))
+    place.roll_up()
+    place.now = datetime(2025, 11, 10, 13, tzinfo=UTC)
+    place.write_raw("b.jsonl", dated(2))
+    place.roll_up()
+    assert history(place) == []
 
 
 def test_history_outlives_every_later_version(closed: Place) -> None:

@@ -163,23 +163,33 @@ FILE_LEDGER = Table(
 
 RESTATEMENT = Table(
     "restatement",
-    "A published day that changed after it was over: for whom, from what to what, by which version, and why.",
+    "A published day that changed after it was over, in any measure of any key and model: for whom, from what to what, "
+    "by which version, and why. What was before is null where it could not be read any more.",
     ("day", "organization_id", "version"),
     (
         _DAY,
         _ORGANIZATION,
         Column("version", pa.int64(), "the version that brought the change"),
         Column("run_started", INSTANT, "start of the run that published it"),
-        Column("cause", pa.string(), "late file, replaced file, removed copy, healed line, rule change or backfill"),
+        Column(
+            "cause",
+            pa.string(),
+            "late file, replaced file, healed line, rule change, repaired damage, or backfill for none of them; "
+            "several with commas",
+        ),
         Column("files", pa.list_(pa.string()), "the raw files that brought it about, the first 20 in order of path"),
-        Column("requests_before", pa.int64(), "requests before", "requests"),
-        Column("requests_after", pa.int64(), "requests after", "requests"),
-        Column("cost_before", COST_SUM, "cost before", "currency"),
-        Column("cost_after", COST_SUM, "cost after", "currency"),
-        Column("synapses_before", UNITS_SUM, "synapses before", "synapses"),
-        Column("synapses_after", UNITS_SUM, "synapses after", "synapses"),
-        Column("neurons_before", UNITS_SUM, "neurons before", "neurons"),
-        Column("neurons_after", UNITS_SUM, "neurons after", "neurons"),
+        Column("keys_changed", pa.int64(), "API keys with other usage than before", "keys", nullable=True),
+        *(
+            Column(
+                f"{measure.name}_{when}",
+                measure.type,
+                f"{measure.name} {when}",
+                measure.unit,
+                nullable=when == "before",
+            )
+            for measure in _MEASURES
+            for when in ("before", "after")
+        ),
     ),
 )
 

@@ -1,0 +1,4 @@
+-- How many organizations' usage of the day changed.
+-- Inputs: changed.
+select count(*) as organizations
+from changed
