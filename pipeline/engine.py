@@ -46,6 +46,10 @@ class Engine:
                 "enable_external_file_cache": False,  # it would hold on to every file ever read
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
+                # Whatever lay in memory may stand in a block that is spilled, the text of rejected lines too. The key
+                # is in memory alone. "Unsafe" is the source of its randomness: it is no secret from cryptanalysts.
+                "force_mbedtls_unsafe": True,
+                "temp_file_encryption": True,
             }
         )
         self._connection.execute(SESSION)

@@ -69,7 +69,7 @@ def _locked_scratch(folder: Path) -> tuple[Path, int]:
     while True:
         scratch = folder / uuid.uuid4().hex
         step("make a scratch")
-        scratch.mkdir()
+        scratch.mkdir(mode=0o700)  # what spills into it is raw text of a customer's requests
         step("lock the scratch")
         with suppress(FileNotFoundError):
             lock = os.open(scratch, os.O_RDONLY)

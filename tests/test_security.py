@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.intake import take_in
+from pipeline.raw import list_raw
+from pipeline.run import start_run
 from tests.conftest import Place, lines, request
+from tests.crashing import stepping
 from tests.serving.conftest import LiveServer
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +118,46 @@ def test_key_material_in_a_log_is_copied_nowhere(place: Place) -> None:
     ]
     assert "PLANTED" in keytally(place, "quarantine")[1], "which shows the raw text on purpose"
     assert not [path for path in ours(place) for text in texts_of(path) if b"PLANTED" in text]
+
+
+def test_key_material_is_not_even_in_what_spills_to_the_disk(place: Place) -> None:
+    """Looked at while the run is under way, with less memory than it takes: a killed run leaves its scratch behind."""
+    place.settings = replace(place.settings, memory_limit=64 * 10**6, threads=1)
+    refused = {"organization_id": f"org {SECRET}", "api_key_id": f"Bearer {SECRET}", "model": SECRET}
+    records = [
+        request(n, api_key=SECRET, **(refused if n % 4 == 0 else {"model": f"ACCEPTED{n}"})) for n in range(150_000)
+    ]
+    place.write_raw("a.jsonl", *records)
+    spilled = 0
+    modes: set[int] = set()
+
+    def look(_: str) -> None:
+        nonlocal spilled
+        modes.update(scratch.stat().st_mode & 0o777 for scratch in place.layout.scratch.glob("*"))
+        for path in place.layout.scratch.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert b"PLANTED" not in content, path
+                if path.parent.name == "spilled":
+                    assert b"ACCEPTED" not in content, "it is not encrypted"
+                    spilled += len(content)
+
+    with stepping(look):
+        place.roll_up()
+    assert place.ledger().files["a.jsonl"].take_in.quarantined == len(records) // 4
+    assert modes == {0o700}
+    assert spilled > 0
+
+
+def test_a_rejected_line_leaves_nothing_but_its_number_in_the_engine(place: Place) -> None:
+    place.write_raw("a.jsonl", *PLANTED, *(request(100 + n) for n in range(100)))
+    with start_run(place.settings, lambda: place.now) as run:
+        (raw_file,) = list_raw(place.layout.raw).files
+        assert take_in(run, raw_file).accepted == 101
+        rows = run.engine._connection.execute("from judged").fetchall()
+    left = [row for row in rows if row[1] or row[2]]
+    assert len(left) > len(PLANTED), "the suspects among them stand there twice"
+    assert not [row for row in left if any(value is not None for value in row[3:])]
 
 
 def test_a_reading_key_is_kept_as_its_hash_in_a_file_for_its_owner(place: Place) -> None:

@@ -117,22 +117,22 @@ verdict as (
     from typed
 )
 
--- What stands in the other columns of a line that was not accepted, nobody reads.
+-- A line that was not accepted leaves nothing of its text: what does not fit in memory lies on the disk for a while.
 select
     line,
     reason,
     not accepted and reason is null as suspect,
-    cast(instant as date) as day,
-    substr(request_id, 2, length(request_id) - 2) as request_id,
-    instant as timestamp,
-    substr(organization_id, 2, length(organization_id) - 2) as organization_id,
-    case when api_key_id != 'null' then substr(api_key_id, 2, length(api_key_id) - 2) end as api_key_id,
-    exact_cost as cost,
-    coalesce(exact_synapses, 0) as synapses,
-    coalesce(exact_neurons, 0) as neurons,
-    case when model != 'null' then substr(model, 2, length(model) - 2) end as model,
-    case when endpoint != 'null' then substr(endpoint, 2, length(endpoint) - 2) end as endpoint,
-    try_cast(status as smallint) as status,
-    coalesce(try_cast(input_tokens as bigint), 0) as input_tokens,
-    coalesce(try_cast(output_tokens as bigint), 0) as output_tokens
+    case when accepted then cast(instant as date) end as day,
+    case when accepted then substr(request_id, 2, length(request_id) - 2) end as request_id,
+    case when accepted then instant end as timestamp,
+    case when accepted then substr(organization_id, 2, length(organization_id) - 2) end as organization_id,
+    case when accepted and api_key_id != 'null' then substr(api_key_id, 2, length(api_key_id) - 2) end as api_key_id,
+    case when accepted then exact_cost end as cost,
+    case when accepted then coalesce(exact_synapses, 0) end as synapses,
+    case when accepted then coalesce(exact_neurons, 0) end as neurons,
+    case when accepted and model != 'null' then substr(model, 2, length(model) - 2) end as model,
+    case when accepted and endpoint != 'null' then substr(endpoint, 2, length(endpoint) - 2) end as endpoint,
+    case when accepted then try_cast(status as smallint) end as status,
+    case when accepted then coalesce(try_cast(input_tokens as bigint), 0) end as input_tokens,
+    case when accepted then coalesce(try_cast(output_tokens as bigint), 0) end as output_tokens
 from verdict
