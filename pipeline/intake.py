@@ -25,7 +25,7 @@ from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
 from pipeline.seam import step
 
-TAKE_IN_RULE = 1  # counts changes to line.py, rows.py, raw.py or judge.py after which a file must be taken in anew
+TAKE_IN_RULE = 1  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
 
 # Of the rest, a dictionary of the values is larger than the values.
 _REPEATED = ["organization_id", "api_key_id", "model", "endpoint", "status", "reason"]

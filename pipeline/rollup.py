@@ -18,7 +18,7 @@ from pipeline.ledger import DayEntry
 from pipeline.run import Run
 
 FILES_AT_ONCE = 1_000  # DuckDB holds some 10 KB of each file a statement reads, and every statement opens all anew
-ROLL_UP_RULE = 1  # counts changes outside the SQL after which every day must be rolled up anew
+ROLL_UP_RULE = 1  # counts changes outside that SQL after which a day must be rolled up anew; tests/test_rules.py
 
 
 @dataclass(frozen=True)
