@@ -112,7 +112,10 @@ def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
             if open_published(rollups) is None:
                 raise
             raise CommitRefused(before.version) from error  # another run created it at this moment
-    return DeltaTable(rollups, version=before.version)
+    table = open_published(rollups, before.version)
+    if table is None:
+        raise CommitRefused(before.version)  # it was moved away at this moment
+    return table
 
 
 def _add(rollups: Path, partition: Partition, committed_at: int) -> AddAction:
