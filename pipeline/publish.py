@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
 from pipeline import artifacts
+from pipeline.checkpoint import shorten_log
 from pipeline.checks import check_schema
 from pipeline.contract.layout import month_name, rollup_folder
 from pipeline.contract.published import (
@@ -27,6 +28,7 @@ from pipeline.contract.published import (
     digest_of,
     log_entry,
     open_published,
+    panics_as_errors,
 )
 from pipeline.contract.tables import Table, published_schema
 from pipeline.errors import CommitRefused, NotDurable
@@ -65,32 +67,36 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     commit_name = run.scratch.name
     step("commit")
     try:
-        table.create_write_transaction(
-            [*removed, *added],
-            mode="append",
-            schema=published_schema(),
-            partition_by=PARTITIONS,
-            commit_properties=CommitProperties(
-                custom_metadata={
-                    "keytally.commit": commit_name,
-                    RUN_STARTED: run.started.isoformat(),
-                    **notes,
-                },
-                # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
-                # first publish a month would both be taken, and every request of it count twice. A transaction of
-                # one application and one number is taken once; to retry would be to ask in vain.
-                max_commit_retries=0,
-                app_transactions=[Transaction(APPLICATION, before.generation + 1), Transaction(CONTENTS, contents)],
-            ),
-            post_commithook_properties=PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=True),
-        )
+        with panics_as_errors():
+            table.create_write_transaction(
+                [*removed, *added],
+                mode="append",
+                schema=published_schema(),
+                partition_by=PARTITIONS,
+                commit_properties=CommitProperties(
+                    custom_metadata={
+                        "keytally.commit": commit_name,
+                        RUN_STARTED: run.started.isoformat(),
+                        **notes,
+                    },
+                    # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
+                    # first publish a month would both be taken, and every request of it count twice. A transaction of
+                    # one application and one number is taken once; to retry would be to ask in vain.
+                    max_commit_retries=0,
+                    app_transactions=[Transaction(APPLICATION, before.generation + 1), Transaction(CONTENTS, contents)],
+                ),
+                post_commithook_properties=PostCommitHookProperties(
+                    create_checkpoint=False, cleanup_expired_logs=False
+                ),
+            )
     except (DeltaError, OSError) as error:
-        # The commit may stand although a checkpoint behind it failed.
+        # The commit may stand although what deltalake did behind it failed.
         if not _is_ours(run.layout.rollups, before.version + 1, commit_name):
             if isinstance(error, CommitFailedError) or log_entry(run.layout.rollups, before.version + 1).exists():
                 raise CommitRefused(before.version) from error
             raise
     make_durable(run.layout.rollups, before.version + 1)
+    shorten_log(run.layout.rollups, before.version + 1)
     return before.version + 1
 
 
@@ -112,7 +118,10 @@ def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
             if open_published(rollups) is None:
                 raise
             raise CommitRefused(before.version) from error  # another run created it at this moment
-    return DeltaTable(rollups, version=before.version)
+    table = open_published(rollups, before.version)
+    if table is None:
+        raise CommitRefused(before.version)  # it was moved away at this moment
+    return table
 
 
 def _add(rollups: Path, partition: Partition, committed_at: int) -> AddAction:

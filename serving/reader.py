@@ -34,6 +34,7 @@ from pipeline.contract.published import (
     open_published,
     publication_of,
     run_of,
+    update_published,
 )
 from pipeline.contract.tables import DAY_LEDGER, ORGANIZATION_DAY
 from pipeline.contract.wording import backfill_of
@@ -234,7 +235,7 @@ class Reader:
             log_folder = None
         known = self._table is not None and log_folder == self._log_folder
         if known and self._table is not None:
-            self._table.update_incremental()
+            update_published(self._table)
         else:  # the first look, another table at the same place, or one that could not be read the last time
             self._table = open_published(self._rollups)
             self._log_folder = log_folder

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from pipeline.contract.last_run import LastRun, instant
 from pipeline.contract.layout import rollup_folder
@@ -45,8 +47,22 @@ class Publication:
 NOTHING_PUBLISHED = Publication(version=0, generation=0, files={})
 
 
-def open_published(rollups: Path) -> DeltaTable | None:
-    """A handle on the published table at its newest version; None where nothing was ever published.
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raises DeltaError where deltalake panics over a log that is damaged, as over a changed bit in a checkpoint.
+
+    A panic is no Exception: it would end a command without a word, and a server's look for a newer version for good.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # nothing exports it
+            raise
+        raise DeltaError(f"the log is damaged: {error}") from error
+
+
+def open_published(rollups: Path, version: int | None = None) -> DeltaTable | None:
+    """A handle on the published table at its newest version, or at another; None where nothing was ever published.
 
     Raises deltalake.exceptions.DeltaError or OSError when there is a table but it cannot be read.
     """
@@ -56,7 +72,14 @@ def open_published(rollups: Path) -> DeltaTable | None:
             return None
     except FileNotFoundError:
         return None
-    return DeltaTable(rollups)
+    with panics_as_errors():
+        return DeltaTable(rollups, version=version)
+
+
+def update_published(table: DeltaTable) -> None:
+    """Move a handle to the newest version. Raises as `open_published`; the handle is of no use then."""
+    with panics_as_errors():
+        table.update_incremental()
 
 
 def publication_of(table: DeltaTable) -> Publication:
@@ -66,8 +89,12 @@ def publication_of(table: DeltaTable) -> Publication:
     are not those that were committed: a log entry that is cut at the end of a line still reads as a log entry.
     """
     files: dict[tuple[str, date | None], PublishedFile] = {}
-    # Not pa.table(): it imports pandas, only to rule out that it was given a data frame.
-    for added in pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all().to_pylist():
+    with panics_as_errors():
+        # Not pa.table(): it imports pandas, only to rule out that it was given a data frame.
+        actions = pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all().to_pylist()
+        generation = table.transaction_version(APPLICATION) or 0
+        contents = table.transaction_version(CONTENTS)
+    for added in actions:
         month = added.get("partition.month")
         file = PublishedFile(
             rollup=added["partition.rollup"],
@@ -81,8 +108,6 @@ def publication_of(table: DeltaTable) -> Publication:
         if (file.rollup, file.month) in files:
             raise ValueError(f"two published files hold {file.rollup} of {month}")
         files[file.rollup, file.month] = file
-    generation = table.transaction_version(APPLICATION) or 0
-    contents = table.transaction_version(CONTENTS)
     if (files and not generation) or contents not in (None, digest_of(file.path for file in files.values())):
         raise ValueError(
             f"the log of version {table.version()} is damaged: its files are not those that were committed"
