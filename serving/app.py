@@ -1,4 +1,4 @@
-"""The application: the endpoint, its document, and what keeps both up to date."""
+"""The application: the endpoints, their document, and what keeps both up to date."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from serving.auth import Clock, Gate
 from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
 from serving.keys import KeyRegistry
 from serving.limiter import Limiter
+from serving.names import NamesFile
 from serving.reader import Reader
 from serving.reference import openapi_document
-from serving.routes import DAILY, Daily, TracedRoute
+from serving.routes import routes
 from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
@@ -45,16 +46,19 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
     """
     registry = KeyRegistry(settings.keys)
     reader = Reader(Layout(settings.data))
-    answers = Answers(reader)
+    names = NamesFile(Layout(settings.data).key_names)
+    answers = Answers(reader, names)
     gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(registry.open)
         await asyncio.to_thread(reader.refresh)
+        await asyncio.to_thread(names.refresh)
         watches = [
             asyncio.create_task(_repeat(registry.poll, REGISTRY_SECONDS)),
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
+            asyncio.create_task(_repeat(names.refresh, settings.refresh_seconds / 2)),
         ]
         yield
         for watch in watches:
@@ -78,7 +82,7 @@ def create_app(settings: Settings, *, workers: int = 1, clock: Clock = utc_now) 
             route.app = _whole(route.app)
         elif isinstance(route, APIRoute):
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
-    app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
+    app.router.routes[:0] = routes(gate, answers, clock)
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of)
     return app
 

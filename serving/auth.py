@@ -20,7 +20,7 @@ Clock = Callable[[], datetime]
 
 
 class Gate:
-    """Lets a request in with a good key, as often as its organization may."""
+    """Lets a request in with a good key, as often as its organization, or an operator's key, may."""
 
     def __init__(self, registry: KeyRegistry, limiter: Limiter, clock: Clock) -> None:
         self._registry = registry
@@ -45,9 +45,9 @@ class Gate:
             raise ApiKeyExpired
         return key
 
-    async def limit(self, organization_id: str) -> None:
-        """Counts a request of the organization. Raises RateLimitExceeded."""
-        seconds = await self._limiter.take(organization_id)
+    async def limit(self, key: ReadingKey) -> None:
+        """Counts a request of the key's organization, or of an operator's key. Raises RateLimitExceeded."""
+        seconds = await self._limiter.take(key.counted_as)
         if seconds:
             raise RateLimitExceeded(seconds)
 
