@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby
@@ -428,29 +429,42 @@ def keys() -> None:
     type=click.File("r", encoding="utf-8"),
     help="One organization a line; one key for each.",
 )
+@click.option("--operator", is_flag=True, help="A key that may read every organization.")
 @click.option("--name", help="What the key is for.")
 @click.option("--expires", type=Instant(), help="From when on it is refused, as 2026-12-31T23:59:59Z.")
 def create_keys(
-    organization_id: str | None, organizations: Any, name: str | None, expires: datetime | None, as_json: bool
+    organization_id: str | None,
+    organizations: Any,
+    operator: bool,
+    name: str | None,
+    expires: datetime | None,
+    as_json: bool,
 ) -> int:
     """Create a key. It is shown once, and kept only as its SHA-256."""
-    if (organization_id is None) == (organizations is None):
-        raise click.UsageError("give either --org ORG or --orgs FILE")
-    if organization_id is None:
+    if (organization_id is not None) + (organizations is not None) + operator != 1:
+        raise click.UsageError("give one of --org ORG, --orgs FILE and --operator")
+    if organizations is not None:
         wanted = [line.strip() for line in organizations if line.strip()]
     else:
-        wanted = [organization_id]
+        wanted = [organization_id] if organization_id is not None else []
     settings = Settings.from_environment()
     if settings.keys.parent == settings.data:
         settings.data.mkdir(parents=True, exist_ok=True)
-    created = _on_registry(settings, lambda registry: registry.create_many(wanted, name, expires, now=utc_now()))
+    created = _on_registry(
+        settings,
+        lambda registry: (
+            (registry.create_operator(name, expires, now=utc_now()),)
+            if operator
+            else registry.create_many(wanted, name, expires, now=utc_now())
+        ),
+    )
     if expires and expires <= utc_now():
         click.echo(f"keytally: the key has expired already, at {instant_text(expires)}", err=True)
     for key in created:
         if as_json:
             _print_json(_key_as_json(key))
         elif len(created) == 1:
-            click.echo(f"Key {key.id} for {key.organization_id}. It is not shown again:\n\n  {key.key}\n")
+            click.echo(f"Key {key.id} for {_readable(key)}. It is not shown again:\n\n  {key.key}\n")
         else:
             click.echo(f"{key.organization_id}\t{key.id}\t{key.key}")
     return 0
@@ -470,7 +484,7 @@ def list_keys(organization_id: str | None, as_json: bool) -> int:
     table = _table("id", "organization", "name", "created", "expires", "revoked", numbers=False)
     for key in found:
         moments = (instant_text(moment) or "-" for moment in (key.created_at, key.expires_at, key.revoked_at))
-        _add(table, key.id, key.organization_id, _visible(key.name or "-"), *moments)
+        _add(table, key.id, _readable(key), _visible(key.name or "-"), *moments)
     _print_table(table)
     return 0
 
@@ -497,8 +511,13 @@ def _on_registry(settings: Settings, use: Callable[[KeyRegistry], _T]) -> _T:
         raise KeytallyError(str(error)) from error
 
 
+def _readable(key: CreatedKey | ReadingKey) -> str:
+    """Whose usage the key reads."""
+    return key.organization_id or "every organization"
+
+
 def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
-    return {name: instant_text(value) if isinstance(value, datetime) else value for name, value in vars(key).items()}
+    return {name: instant_text(value) if isinstance(value, datetime) else value for name, value in asdict(key).items()}
 
 
 # --- look ------------------------------------------------------------------------------------------------------------

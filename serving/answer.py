@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from starlette.types import Scope, Send
 
@@ -16,8 +17,10 @@ from serving.errors import PreconditionFailed
 
 Header = tuple[bytes, bytes]
 
-VARY = b"X-API-Key, Api-Key, Accept-Encoding"
+VARY = b"X-API-Key, Api-Key, Accept, Accept-Encoding"
 SMALLEST_COMPRESSED = 1000  # bytes; a shorter body fits one packet either way
+LARGEST_COMPRESSED = 8 * 2**20  # bytes; a longer one is not kept, and would be compressed for each request
+PIECE = 2**18  # bytes of a body that are sent at once
 _ETAG = re.compile(rb'(W/)?("[^"]*")')
 _QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 _LOOKED_AT = frozenset(
@@ -41,25 +44,30 @@ class _Representation:
         self.headers = [*self.headers_304, *content, (b"content-length", b"%d" % len(body))]
 
 
+class Body(NamedTuple):
+    """What is answered.
+
+    lasting: it stays as it is until the next publication, so that a client may keep and revalidate it.
+    modified: when a lasting body last changed, if one instant says so.
+    """
+
+    content: bytes
+    lasting: bool
+    modified: datetime | None = None
+    content_type: bytes = b"application/json"
+
+
 class Answer:
     """A body with its headers, ready to be sent."""
 
     __slots__ = ("_compressed", "_modified", "_plain")
 
-    def __init__(
-        self,
-        body: bytes,
-        *,
-        lasting: bool,
-        max_age: int = 0,
-        modified: datetime | None = None,
-        content_type: bytes = b"application/json",
-    ) -> None:
-        """lasting: the body stays as it is until the next publication, so that a client may keep and revalidate it.
+    def __init__(self, answered: Body, max_age: int = 0) -> None:
+        """max_age: seconds a client may keep a lasting body without asking.
 
-        max_age: seconds a client may keep it without asking. modified: when a lasting body last changed, if one instant
-        says so. A body of some length has a compressed twin, made here, once: call it off the event loop.
+        A body of some length has a compressed twin, made here, once: call it off the event loop.
         """
+        body, lasting, modified, content_type = answered
         control = b"private, max-age=%d, must-revalidate" % max_age if lasting else b"no-store"
         shared = [(b"cache-control", control), (b"vary", VARY)]
         content: list[Header] = [(b"content-type", content_type)]
@@ -68,7 +76,7 @@ class Answer:
             content.append((b"last-modified", format_datetime(self._modified, usegmt=True).encode("ascii")))
         self._plain = _Representation(body, shared, content, lasting=lasting)
         self._compressed: _Representation | None = None
-        if lasting and len(body) >= SMALLEST_COMPRESSED:
+        if lasting and SMALLEST_COMPRESSED <= len(body) <= LARGEST_COMPRESSED:
             content.append((b"content-encoding", b"gzip"))
             smaller = gzip.compress(body, 6, mtime=0)  # 1: half as small for little time; 9: no smaller
             self._compressed = _Representation(smaller, shared, content, lasting=lasting)
@@ -100,8 +108,14 @@ class Answer:
             if asked:
                 chosen, status = self._conditional(asked, chosen)
         headers, body = (chosen.headers, chosen.body) if status == 200 else (chosen.headers_304, b"")
+        if scope["method"] == "HEAD":
+            body = b""
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        sent = 0
+        while len(body) - sent > PIECE:  # as the client takes it: the server would copy the whole of it
+            await send({"type": "http.response.body", "body": body[sent : sent + PIECE], "more_body": True})
+            sent += PIECE
+        await send({"type": "http.response.body", "body": body[sent:] if sent else body})
 
     def _conditional(self, asked: dict[bytes, bytes], chosen: _Representation) -> tuple[_Representation, int]:
         """What is sent, and its status, in the order of RFC 9110, 13.2.2."""

@@ -1,35 +1,59 @@
-"""Finished answers: bytes built once for each organization, month and publication."""
+"""Finished answers: bytes built once for each organization, question and publication."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import datetime
+from typing import Protocol
 
-from pipeline.contract.published import PublishedFile
-from serving.answer import Answer
-from serving.coverage import Basis, cover
-from serving.models import MonthOfDays, Usage
-from serving.reader import Reader
+from serving.answer import Answer, Body
+from serving.names import Names, NamesFile
+from serving.reader import Confirmed, Reader
 
-_Key = tuple[str, str, datetime, Basis | None]
+_Key = tuple[type, str, Hashable, Hashable]
+
+
+class Question(Hashable, Protocol):
+    """What is asked of an organization's usage: a value, equal to another one of its type that asks the same."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether very many rows may have to be read."""
+
+    def basis(self, published: Confirmed, names: Names) -> Hashable | None:
+        """What the answer depends on, beside the question and the organization; None when on the time of asking.
+
+        Then there is nothing to read for it.
+        """
+
+    def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:
+        """The body of the answer. Raises a Refusal."""
 
 
 class Answers:
-    """The answer for each organization and month. Not for several event loops."""
+    """The answer to each organization's questions. Not for several event loops."""
 
+    LARGEST = 8 * 2**20  # bytes of an answer that is kept; one larger would make many others be built anew
     READERS = 4  # threads that read published files
+    WIDE_READERS = 2  # threads for questions that take long, so that the others do not wait for them
 
     def __init__(
-        self, reader: Reader, limit: int, max_age: int = 0, on_lookup: Callable[[bool], None] = lambda _: None
+        self,
+        reader: Reader,
+        names: NamesFile,
+        limit: int,
+        max_age: int = 0,
+        on_lookup: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """limit: bytes of finished answers to keep. max_age: seconds a client may keep one without asking.
 
         on_lookup: is told of each published month asked for whether its answer was found among the finished ones.
         """
         self._reader = reader
+        self._names = names
         self._limit = limit
         self._max_age = max_age
         self._on_lookup = on_lookup
@@ -37,15 +61,15 @@ class Answers:
         self._finished: OrderedDict[_Key, Answer] = OrderedDict()
         self._coming: dict[_Key, asyncio.Future[Answer]] = {}
         self._readers = ThreadPoolExecutor(self.READERS, thread_name_prefix="reader")
+        self._wide_readers = ThreadPoolExecutor(self.WIDE_READERS, thread_name_prefix="wide-reader")
 
-    async def of(self, organization_id: str, month: date, now: datetime, *, coverage: bool = False) -> Answer:
-        """What `organization_id` used in `month` (its first day), with coverage if asked. Raises UsageUnavailable."""
-        confirmed = self._reader.confirmed  # one look: all of an answer is from one version
-        file = confirmed.usage_of(month)
-        basis = confirmed.coverage_of(month) if coverage else None
-        if file is None:
-            return Answer(_body(organization_id, month, (), now, basis, ()), lasting=False)
-        key = (organization_id, file.path, file.published_at, basis)
+    async def of(self, organization_id: str, question: Question, now: datetime) -> Answer:
+        """The answer to the question about `organization_id`. Raises UsageUnavailable, and what the question does."""
+        published, names = self._reader.confirmed, self._names.names  # one look: all of an answer is from one version
+        basis = question.basis(published, names)
+        if basis is None:
+            return self._built(organization_id, question, published, names, now)
+        key = (type(question), organization_id, question, basis)
         answer = self._finished.get(key)
         self._on_lookup(answer is not None)
         if answer is not None:
@@ -54,7 +78,9 @@ class Answers:
         coming = self._coming.get(key)
         if coming is None:  # else another request is having it read: wait for that one
             coming = asyncio.get_running_loop().run_in_executor(
-                self._readers, self._read, organization_id, month, file, basis
+                self._wide_readers if question.is_wide else self._readers,
+                self._built,
+                *(organization_id, question, published, names, now),
             )
             self._coming[key] = coming
             coming.add_done_callback(lambda done: self._keep(key, done))
@@ -62,34 +88,20 @@ class Answers:
 
     def close(self) -> None:
         """Stops the reading threads."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for readers in (self._readers, self._wide_readers):
+            readers.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, organization_id: str, month: date, file: PublishedFile, basis: Basis | None) -> Answer:
-        usage = self._reader.usage_of(organization_id, file)
-        loaded = self._reader.loaded_days(basis.ledger, usage) if basis else ()
-        body = _body(organization_id, month, usage, file.published_at, basis, loaded)
-        # Coverage changes without a publication of this month, when a day is over or a run confirms.
-        modified = file.published_at if basis is None else None
-        return Answer(body, lasting=True, max_age=self._max_age, modified=modified)
+    def _built(
+        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
+    ) -> Answer:
+        return Answer(question.answer(organization_id, published, names, self._reader, now), self._max_age)
 
     def _keep(self, key: _Key, done: asyncio.Future[Answer]) -> None:
         del self._coming[key]
-        if done.cancelled() or done.exception() is not None:
+        if done.cancelled() or done.exception() is not None or done.result().size > self.LARGEST:
             return
         self._finished[key] = done.result()
         self._size += done.result().size
         while self._size > self._limit:
             _, dropped = self._finished.popitem(last=False)
             self._size -= dropped.size
-
-
-def _body(
-    organization_id: str,
-    month: date,
-    usage: Sequence[Usage],
-    generated_at: datetime,
-    basis: Basis | None,
-    loaded: Collection[date],
-) -> bytes:
-    coverage = cover(basis, loaded, usage) if basis else None
-    return MonthOfDays.of(organization_id, month, usage, generated_at.astimezone(UTC), coverage).json_bytes()

@@ -1,4 +1,4 @@
-"""The application: the endpoint, its document, its state of health, and what keeps them up to date."""
+"""The application: the endpoints, their document, its state of health, and what keeps them up to date."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from serving.health import Healthz, Readyz
 from serving.keys import KeyRegistry
 from serving.limiter import Limiter
 from serving.metrics import Metrics, ShowMetrics, State
+from serving.names import NamesFile
 from serving.reader import Reader
 from serving.reference import openapi_document
-from serving.routes import DAILY, Daily, TracedRoute
+from serving.routes import TracedRoute, routes
 from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
@@ -53,17 +54,20 @@ def create_app(
     registry = KeyRegistry(settings.keys)
     reader = Reader(Layout(settings.data))
     metrics = metrics or Metrics()
+    names = NamesFile(Layout(settings.data).key_names)
     # A client may take an answer for the newest as long as the server itself does.
-    answers = Answers(reader, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
+    answers = Answers(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
         await asyncio.to_thread(registry.open)
         await asyncio.to_thread(reader.refresh)
+        await asyncio.to_thread(names.refresh)
         watches = [
             asyncio.create_task(_repeat(registry.poll, REGISTRY_SECONDS)),
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
+            asyncio.create_task(_repeat(names.refresh, settings.refresh_seconds / 2)),
         ]
         yield {"metrics": metrics}  # for the protocol, which answers what never becomes a request
         for watch in watches:
@@ -87,7 +91,7 @@ def create_app(
             route.app = _whole(route.app)
         elif isinstance(route, APIRoute):
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
-    app.router.routes.insert(0, TracedRoute(DAILY, Daily(gate, answers, clock), methods=["GET"]))
+    app.router.routes[:0] = routes(gate, answers, clock)
     plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, clock))]
     if settings.metrics is None:
         plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))

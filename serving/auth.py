@@ -22,7 +22,7 @@ Clock = Callable[[], datetime]
 
 
 class Gate:
-    """Lets a request in with a good key, as often as its organization may."""
+    """Lets a request in with a good key, as often as its organization, or an operator's key, may."""
 
     def __init__(self, registry: KeyRegistry, limiter: Limiter, clock: Clock) -> None:
         self._registry = registry
@@ -47,9 +47,12 @@ class Gate:
             raise ApiKeyExpired
         return key
 
-    async def limit(self, organization_id: str, scope: Scope) -> None:
-        """Counts a request of the organization, and notes where it stands in the scope. Raises RateLimitExceeded."""
-        standing = await self._limiter.take(organization_id)
+    async def limit(self, key: ReadingKey, scope: Scope) -> None:
+        """Counts a request of the key's organization, or of an operator's key, and notes in the scope where it stands.
+
+        Raises RateLimitExceeded.
+        """
+        standing = await self._limiter.take(key.counted_as)
         if standing is not None:
             scope["keytally.standing"] = standing  # for the answer's headers, whatever the answer will be
             if not standing.granted:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from pipeline.contract.layout import days_between, last_day_of
 from pipeline.contract.published import PublishedFile
-from serving.models import DayCoverage, State, Usage
+from serving.models import DayCoverage, State
+from serving.usage import Usage
 
 
 class Basis(NamedTuple):

@@ -68,6 +68,15 @@ class MethodNotAllowed(Refusal):
     system_message = "This endpoint does not know this method; see the Allow header"
 
 
+class ApiKeyNotFound(Refusal):
+    """A key that the organization never used. Another organization's keys are not told from keys of nobody."""
+
+    status = 404
+    code = "API_KEY_NOT_FOUND"
+    message = "API key not found"
+    system_message = "The organization has no usage with this API key in any published month"
+
+
 class Unauthenticated(Refusal):
     """Nobody we know. What exactly is wrong is in the code."""
 

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from pipeline.contract.tables import ORGANIZATION_DAY
-from serving.answer import Answer
+from serving.answer import Answer, Body
 from serving.auth import Clock
 from serving.errors import UsageUnavailable
 from serving.reader import Confirmed, Reader
@@ -19,7 +19,7 @@ class Healthz:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answers."""
-        await Answer(b'{"status":"ok"}', lasting=False).send(scope, send)
+        await Answer(Body(b'{"status":"ok"}', lasting=False)).send(scope, send)
 
 
 class Readyz:
@@ -42,7 +42,7 @@ class Readyz:
             "data_as_of": text.decode("ascii") if text else None,
             "age_seconds": round((self._clock() - as_of).total_seconds(), 3) if as_of else None,
         }
-        await Answer(msgspec.json.encode(ready), lasting=False).send(scope, send)
+        await Answer(Body(msgspec.json.encode(ready), lasting=False)).send(scope, send)
 
     def _readable(self) -> Confirmed:
         confirmed = self._reader.confirmed

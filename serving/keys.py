@@ -15,24 +15,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 _KEY = re.compile(r"kt_[A-Za-z0-9_-]{43}")
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 # Found by hash alone, so the hash is the primary key; `id` is the name by which people and log lines call a key.
+# That a key is an operator's is said, and never follows from an organization that is missing.
 _SCHEMA = """
-create table if not exists reading_key (
+create table reading_key (
     sha256 blob not null primary key,
     id text not null unique,
-    organization_id text not null,
+    organization_id text,
     name text,
     created_at text not null,
     expires_at text,
-    revoked_at text
+    revoked_at text,
+    operator integer not null check (operator in (0, 1) and operator = (organization_id is null))
 ) without rowid, strict
 """
-_COLUMNS = "id, organization_id, name, created_at, expires_at, revoked_at"
+_VERSION = 1  # of the schema; the file carries it as its user_version
+_COLUMNS = (  # what is read, by version
+    "id, organization_id, name, created_at, expires_at, revoked_at, 0",  # version 0 knew no operators
+    "id, organization_id, name, created_at, expires_at, revoked_at, operator",
+)
 
 
 class RegistryError(Exception):
@@ -80,14 +87,23 @@ class NoRegistry(RegistryUnavailable):
 
 @dataclass(frozen=True)
 class ReadingKey:
-    """A key as the registry knows it, without the key itself. Instants are UTC."""
+    """A key as the registry knows it, without the key itself. Instants are UTC.
+
+    organization_id: None for an operator's key, and only for one.
+    """
 
     id: str
-    organization_id: str
+    organization_id: str | None
     name: str | None
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    operator: bool = False
+
+    @cached_property
+    def counted_as(self) -> str:
+        """Whose requests those with this key are: its organization's; those of an operator's key are its own."""
+        return self.organization_id or f"operator:{self.id}"  # ":" is in no organization's name
 
 
 @dataclass(frozen=True)
@@ -96,10 +112,11 @@ class CreatedKey:
 
     id: str
     key: str
-    organization_id: str
+    organization_id: str | None
     name: str | None
     created_at: datetime
     expires_at: datetime | None
+    operator: bool = False
 
 
 class KeyRegistry:
@@ -139,21 +156,36 @@ class KeyRegistry:
         for organization_id in organization_ids:
             if not _ORGANIZATION.fullmatch(organization_id):
                 raise InvalidOrganization(organization_id)
-            key = f"kt_{secrets.token_urlsafe(32)}"
-            created.append(CreatedKey(f"key_{secrets.token_hex(8)}", key, organization_id, name, now, expires_at))
+            created.append(_new_key(organization_id, name, now, expires_at))
+        self._store(created)
+        return tuple(created)
+
+    def create_operator(
+        self, name: str | None = None, expires_at: datetime | None = None, *, now: datetime
+    ) -> CreatedKey:
+        """A new key that reads every organization until `expires_at`."""
+        created = _new_key(None, name, now, expires_at)
+        self._store([created])
+        return created
+
+    def _store(self, created: Iterable[CreatedKey]) -> None:
         with self._writing() as connection:
             connection.executemany(
-                "insert into reading_key values (?, ?, ?, ?, ?, ?, null)",
-                ((_hash(k.key), k.id, k.organization_id, name, _text(now), _text(expires_at)) for k in created),
-            )
-        return tuple(created)
+                "insert into reading_key values (?, ?, ?, ?, ?, ?, null, ?)",
+                (
+                    (_hash(key.key), key.id, key.organization_id, key.name, _text(key.created_at),
+                     _text(key.expires_at), int(key.operator))
+                    for key in created
+                ),
+            )  # fmt: skip
 
     def list(self, organization_id: str | None = None) -> tuple[ReadingKey, ...]:
         """The keys of `organization_id`, or all; oldest first, revoked and expired ones too. Raises NoRegistry."""
         self._require()
         with self._told(), closing(self._connect()) as connection:
             rows = connection.execute(
-                f"select {_COLUMNS} from reading_key where ?1 is null or organization_id = ?1 order by created_at, id",  # noqa: S608
+                f"select {_columns(connection)} from reading_key where ?1 is null or organization_id = ?1"  # noqa: S608
+                " order by created_at, id",
                 (organization_id,),
             ).fetchall()
         return tuple(_reading_key(row) for row in rows)
@@ -170,7 +202,10 @@ class KeyRegistry:
         return bool(revoked)
 
     def open(self) -> None:
-        """Makes the file if there is none. For a server at its start: later a missing file is an error, not empty."""
+        """Makes the file if there is none, and brings an older one up to date.
+
+        For a server at its start: later a missing file is an error, not empty.
+        """
         with self._writing():
             pass
 
@@ -188,14 +223,11 @@ class KeyRegistry:
         digest = _hash(key)
         # Under the lock from reading to remembering: else poll() could forget in between, and a revoked row would stay.
         with self._lock, self._told():
-            row = (
-                self._connected()
-                .execute(
-                    f"select {_COLUMNS} from reading_key where sha256 = ?",  # noqa: S608
-                    (digest,),
-                )
-                .fetchone()
-            )
+            connection = self._connected()
+            row = connection.execute(
+                f"select {_columns(connection)} from reading_key where sha256 = ?",  # noqa: S608
+                (digest,),
+            ).fetchone()
             if row is None:
                 return None
             found = _reading_key(row)
@@ -263,7 +295,7 @@ class KeyRegistry:
                 connection.execute("pragma journal_mode = wal")
                 connection.execute("pragma synchronous = full")  # a key shown once must not be lost to a power cut
                 connection.execute("begin immediate")
-                connection.execute(_SCHEMA)
+                _bring_up_to_date(connection)
                 yield connection
                 connection.execute("commit")
                 # Empties the -wal file, so that the file alone is the registry: a copy of it is a backup, and a backup
@@ -280,6 +312,37 @@ class KeyRegistry:
             raise RegistryUnavailable(self.path, reason) from error
 
 
+def _columns(connection: sqlite3.Connection) -> str:
+    """What to read of a key. An older file may have been put in place of a newer one at any time."""
+    return _COLUMNS[_version(connection)]
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("pragma user_version").fetchone()[0]
+    if version > _VERSION:
+        raise sqlite3.DatabaseError(f"it is of version {version}, of a newer keytally; this one knows {_VERSION}")
+    return version
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """The schema as it is now, in the transaction that is open. Keys keep their rows."""
+    if _version(connection) == _VERSION:
+        return
+    older = connection.execute("select 1 from sqlite_schema where name = 'reading_key'").fetchone()
+    if older:
+        connection.execute("alter table reading_key rename to older_reading_key")
+    connection.execute(_SCHEMA)
+    if older:
+        connection.execute("insert into reading_key select *, 0 from older_reading_key")
+        connection.execute("drop table older_reading_key")
+    connection.execute(f"pragma user_version = {_VERSION}")
+
+
+def _new_key(organization_id: str | None, name: str | None, now: datetime, expires_at: datetime | None) -> CreatedKey:
+    id, key = f"key_{secrets.token_hex(8)}", f"kt_{secrets.token_urlsafe(32)}"
+    return CreatedKey(id, key, organization_id, name, now, expires_at, operator=organization_id is None)
+
+
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
@@ -289,8 +352,8 @@ def _text(instant: datetime | None) -> str | None:
     return instant.astimezone(UTC).isoformat(timespec="microseconds") if instant else None
 
 
-def _reading_key(row: tuple[str, str, str | None, str, str | None, str | None]) -> ReadingKey:
-    id, organization_id, name, created_at, expires_at, revoked_at = row
+def _reading_key(row: tuple[str, str | None, str | None, str, str | None, str | None, int]) -> ReadingKey:
+    id, organization_id, name, created_at, expires_at, revoked_at, operator = row
     return ReadingKey(
         id=id,
         organization_id=organization_id,
@@ -298,4 +361,5 @@ def _reading_key(row: tuple[str, str, str | None, str, str | None, str | None]) 
         created_at=datetime.fromisoformat(created_at),
         expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
         revoked_at=datetime.fromisoformat(revoked_at) if revoked_at else None,
+        operator=bool(operator),
     )

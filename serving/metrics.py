@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Receive, Scope, Send
 
-from serving.answer import Answer
+from serving.answer import Answer, Body
 from serving.auth import Clock
 from serving.reader import Reader
 
@@ -132,7 +132,8 @@ class ShowMetrics:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answers."""
         text = await asyncio.to_thread(self._text)
-        await Answer(text, lasting=False, content_type=CONTENT_TYPE_LATEST.encode("ascii")).send(scope, send)
+        body = Body(text, lasting=False, content_type=CONTENT_TYPE_LATEST.encode("ascii"))
+        await Answer(body).send(scope, send)
 
     def _text(self) -> bytes:
         self._look()

@@ -1,4 +1,4 @@
-"""Reads what is published of one organization: at most 31 rows of one sorted file, and at most 31 of the ledger.
+"""Reads what is published: which version is the newest, and rows of its files.
 
 Nothing is read from a file whose bytes are not the ones its name was given for, and whatever is read of it later is
 checked again: an error, never a wrong number.
@@ -6,47 +6,57 @@ checked again: an error, never a wrong number.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import os
 import threading
-from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout, month_of, stated_checksum
+from pipeline.contract.layout import Layout, month_of
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
     Publication,
     PublishedFile,
+    digest_of,
     open_published,
     publication_of,
     run_of,
     update_published,
 )
-from pipeline.contract.tables import DAY_LEDGER, ORGANIZATION_DAY
+from pipeline.contract.tables import API_KEY_DAY, API_KEY_MONTH, DAY_LEDGER, ORGANIZATION_DAY, PUBLISHED
 from pipeline.contract.wording import backfill_of
+from serving.checked_file import CheckedFile, OtherBytes
 from serving.coverage import Basis
 from serving.errors import UsageUnavailable
-from serving.models import Usage
+from serving.sorted_file import SortedFile
+from serving.usage import Usage
 
 _LOG = logging.getLogger("keytally.reader")
-_COLUMNS = ("organization_id", *Usage._fields)
-_SCHEMA = pa.schema([ORGANIZATION_DAY.arrow_schema.field(name) for name in _COLUMNS])
 _LEDGER_SCHEMA = pa.schema([DAY_LEDGER.arrow_schema.field(name) for name in ("day", "accepted")])
 _Opened = TypeVar("_Opened")
+
+
+class MonthFiles(NamedTuple):
+    """The files of a published month: usage by day, by key and day, by key. The latter two for who asks for keys."""
+
+    days: PublishedFile
+    key_days: PublishedFile | None
+    key_months: PublishedFile | None
+
+    def of_keys(self) -> tuple[PublishedFile, PublishedFile]:
+        """Usage by key and day, and by key. Raises UsageUnavailable."""
+        if self.key_days is None or self.key_months is None:
+            raise UsageUnavailable(f"{self.days.path}: the month is published without the usage of its keys")
+        return self.key_days, self.key_months
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,25 @@ class Confirmed:
         """The file that holds the usage of the month of which `month` is the first day; None when never published."""
         return self.publication.files.get((ORGANIZATION_DAY.name, month))
 
+    def files_of(self, month: date) -> MonthFiles | None:
+        """The files of the month of which `month` is the first day; None when never published."""
+        files = self.publication.files
+        days = files.get((ORGANIZATION_DAY.name, month))
+        if days is None:
+            return None
+        return MonthFiles(days, files.get((API_KEY_DAY.name, month)), files.get((API_KEY_MONTH.name, month)))
+
+    @cached_property
+    def key_months(self) -> Sequence[PublishedFile]:
+        """The files that hold which keys were used, of every published month, the newest month first."""
+        files = [file for file in self.publication.files.values() if file.rollup == API_KEY_MONTH.name]
+        return sorted(files, key=lambda file: file.month or date.min, reverse=True)
+
+    @cached_property
+    def key_months_digest(self) -> int:
+        """A number that stands for these files."""
+        return digest_of(file.path for file in self.key_months)
+
     def coverage_of(self, month: date) -> Basis:
         """What the coverage of the month is told from."""
         return Basis.of(month, self.publication.files.get((DAY_LEDGER.name, month)), self.as_of, self.findings)
@@ -81,7 +110,7 @@ class Confirmed:
 class Reader:
     """What is published, and the rows of it. Safe to share between threads."""
 
-    OPEN_FILES = 132  # every month from 2020 to 2030; a file that is opened again is checked again
+    OPEN_FILES = 3 * 132  # three files of every month from 2020 to 2030; one that is opened again is checked again
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -93,7 +122,7 @@ class Reader:
         self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
         self._opening = threading.Lock()
-        self._files: OrderedDict[str, _SortedFile] = OrderedDict()
+        self._files: OrderedDict[str, SortedFile] = OrderedDict()
         self._loaded: OrderedDict[str, frozenset[date]] = OrderedDict()
         self._refused: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -159,17 +188,37 @@ class Reader:
         Costs the reading and checking of one row group, two where the organization lies across; the first call for a
         file also reads all of it, to check its bytes.
         """
-        try:
-            days = self._days_of(organization_id, file)
+        with self.reading(file) as opened:
+            parts = list(opened.rows_of(organization_id))
+            if sum(rows.num_rows for rows in parts) > 31:
+                raise ValueError("it has more than 31 days of an organization")
+            days = [
+                Usage(*row)
+                for rows in parts
+                for row in zip(*(rows[name].to_pylist() for name in Usage._fields), strict=True)
+            ]
             if any(value is None for usage in days for value in usage):
                 raise ValueError("a value is missing")
             if any(month_of(usage.day) != file.month for usage in days):
                 raise ValueError("a day is not of this month")
             if len({usage.day for usage in days}) != len(days):
                 raise ValueError("a day is listed twice")
+        return sorted(days)
+
+    @contextmanager
+    def reading(self, file: PublishedFile) -> Iterator[SortedFile]:
+        """The open file. What goes wrong with it in the block, a ValueError too, is raised as UsageUnavailable."""
+        try:
+            opened = self._open(file)
+            try:
+                yield opened
+            except (OSError, OtherBytes):
+                with self._opening:  # the next call opens and checks what stands there then
+                    if self._files.get(file.path) is opened:
+                        del self._files[file.path]
+                raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
-        return sorted(days)
 
     def loaded_days(self, ledger: PublishedFile | None, usage: Sequence[Usage]) -> Collection[date]:
         """The days with accepted records of anyone, by a month's ledger of days. Raises UsageUnavailable.
@@ -247,30 +296,21 @@ class Reader:
             return self._confirmed.publication
         return publication_of(self._table)
 
-    def _days_of(self, organization_id: str, file: PublishedFile) -> list[Usage]:
-        opened = self._open(file)
-        try:
-            return opened.days_of(organization_id)
-        except (OSError, _OtherBytes):
-            with self._opening:  # the next call opens and checks what stands there then
-                if self._files.get(file.path) is opened:
-                    del self._files[file.path]
-            raise
-
-    def _open(self, file: PublishedFile) -> _SortedFile:
+    def _open(self, file: PublishedFile) -> SortedFile:
         opened = self._files.get(file.path)
         if opened is not None:
             return opened
         with self._opening:
             opened = self._files.get(file.path)
             if opened is None:
-                opened = self._checked(file, _SortedFile.of)
+                table = PUBLISHED[file.rollup]
+                opened = self._checked(file, lambda checked: SortedFile.of(checked, table))
                 self._files[file.path] = opened
                 if len(self._files) > self.OPEN_FILES:
                     self._files.popitem(last=False)  # closed when its last reader lets go of it
         return opened
 
-    def _checked(self, file: PublishedFile, read: Callable[[_CheckedFile], _Opened]) -> _Opened:
+    def _checked(self, file: PublishedFile, read: Callable[[CheckedFile], _Opened]) -> _Opened:
         path = self._rollups / file.path
         status = path.stat()
         signature = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -278,7 +318,7 @@ class Reader:
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
-            opened = read(_CheckedFile(path))
+            opened = read(CheckedFile(path))
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))
             raise
@@ -286,119 +326,7 @@ class Reader:
         return opened
 
 
-class _OtherBytes(ValueError):
-    """A file that is not what was published."""
-
-    def __init__(self) -> None:
-        super().__init__("its bytes are not those that were published")
-
-
-class _CheckedFile(io.RawIOBase):
-    """A published file whose bytes are those that its name was given for: at the first look, and at each read.
-
-    Its blocks are hashed when all of it is, and again when they are read, so that what is damaged on the disk
-    afterwards is an error as well. 32 bytes of memory a block. Not for several threads at once.
-    """
-
-    BLOCK = 64 * 1024  # bytes
-
-    def __init__(self, path: Path) -> None:
-        """Reads all of it. Raises ValueError when it is not what was published."""
-        whole = hashlib.sha256()
-        self._digests = []
-        self._size = 0
-        self._position = 0
-        with path.open("rb") as file:
-            while block := file.read(self.BLOCK):
-                whole.update(block)
-                self._digests.append(hashlib.sha256(block).digest())
-                self._size += len(block)
-        if whole.hexdigest()[:32] != stated_checksum(path):  # as `checksum_of`, in one pass with the blocks
-            raise _OtherBytes
-        # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
-        self._file = pa.OSFile(str(path))
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Goes there; where that is from the beginning."""
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes, fewer at the end. Raises ValueError when they are no longer what they were."""
-        start = self._position
-        end = self._size if size < 0 else min(start + size, self._size)
-        if start >= end:
-            return b""
-        first, behind = start // self.BLOCK, -(-end // self.BLOCK)
-        offset = first * self.BLOCK
-        read = memoryview(self._file.read_at(behind * self.BLOCK - offset, offset))
-        for number, digest in enumerate(self._digests[first:behind]):
-            block = read[number * self.BLOCK : (number + 1) * self.BLOCK]
-            if hashlib.sha256(block).digest() != digest:
-                raise _OtherBytes
-        self._position = end
-        return bytes(read[start - offset : end - offset])
-
-
-@dataclass(frozen=True)
-class _SortedFile:
-    """An open file of `organization_day`, and which organizations each of its row groups begins and ends with."""
-
-    parquet: pq.ParquetFile
-    groups: Sequence[int]  # those with rows
-    first: Sequence[str]
-    last: Sequence[str]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def of(cls, file: _CheckedFile) -> _SortedFile:
-        """The file as a sorted one. Raises ValueError when it is no sorted file of `organization_day`."""
-        parquet = pq.ParquetFile(file, pre_buffer=False)
-        for column in _SCHEMA:
-            index = parquet.schema_arrow.get_field_index(column.name)
-            if index < 0 or parquet.schema_arrow.field(index).type != column.type:
-                raise ValueError(f"its column {column.name} is missing, or is not {column.type}")
-        index = parquet.metadata.schema.names.index("organization_id")
-        groups, first, last = [], [], []
-        for group in range(parquet.num_row_groups):
-            if not parquet.metadata.row_group(group).num_rows:
-                continue
-            statistics = parquet.metadata.row_group(group).column(index).statistics
-            if statistics is None or not statistics.has_min_max:
-                raise ValueError(f"its row group {group} does not say which organizations it holds")
-            groups.append(group)
-            first.append(statistics.min)
-            last.append(statistics.max)
-        if any(end > start for end, start in zip(last, first[1:], strict=False)):
-            raise ValueError("it is not sorted by organization")
-        return cls(parquet, groups, first, last)
-
-    def days_of(self, organization_id: str) -> list[Usage]:
-        """The organization's rows, as they stand."""
-        groups = self.groups[bisect_left(self.last, organization_id) : bisect_right(self.first, organization_id)]
-        if not groups:
-            return []
-        with self.lock:  # a ParquetFile is not made for several threads at once
-            table = self.parquet.read_row_groups(groups, columns=list(_COLUMNS), use_threads=False)
-        found = table.filter(pc.equal(table["organization_id"], organization_id)).select(list(Usage._fields))
-        if found.num_rows > 31:
-            raise ValueError("it has more than 31 days of an organization")
-        return [Usage(*row) for row in zip(*(column.to_pylist() for column in found.columns), strict=True)]
-
-
-def _loaded_days(file: _CheckedFile) -> frozenset[date]:
+def _loaded_days(file: CheckedFile) -> frozenset[date]:
     """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
     with file, pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows > 31:

@@ -1,28 +1,25 @@
-"""The endpoint: `GET /v1/analytics/api-keys/daily/{org_id}`."""
+"""The endpoints."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container
-from datetime import date
-from functools import lru_cache
-from typing import NamedTuple
-from urllib.parse import parse_qsl
+from datetime import datetime
 
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY
-from serving.answers import Answers
+from serving.answers import Answers, Question
 from serving.auth import Clock, Gate
-from serving.errors import InvalidRequest, OrganizationAccessDenied
+from serving.errors import OrganizationAccessDenied
+from serving.parameters import check_organization, daily_asked, summary_asked, top_asked, usage_asked
 
 DAILY = "/v1/analytics/api-keys/daily/{org_id}"
-YEARS = range(FIRST_DAY.year, LAST_DAY.year + 1)
+SUMMARY = "/v1/analytics/api-keys/summary/{org_id}"
+USAGE = "/v1/analytics/api-keys/usage/{org_id}/{api_key_id}"
+TOP = "/v1/analytics/{org_id}/api-keys/top/{month}/{year}"
 
 
-class Daily:
-    """The endpoint as a plain ASGI application: nothing stands between the route and the finished bytes."""
+class Endpoint:
+    """An endpoint as a plain ASGI application: nothing stands between the route and the finished bytes."""
 
     def __init__(self, gate: Gate, answers: Answers, clock: Clock) -> None:
         self._gate = gate
@@ -33,13 +30,69 @@ class Daily:
         """Answers, or raises the Refusal that comes first: key, limit, organization, parameters, usage."""
         key = await self._gate.identify(scope["headers"])
         scope["keytally.key_id"] = key.id  # for the log line
-        await self._gate.limit(key.organization_id, scope)
-        if scope["path_params"]["org_id"] != key.organization_id:
-            raise OrganizationAccessDenied
+        await self._gate.limit(key, scope)
+        organization_id = scope["path_params"]["org_id"]
+        if organization_id != key.organization_id:
+            if not key.operator:
+                raise OrganizationAccessDenied
+            check_organization(organization_id)
         now = self._clock()
-        month, coverage = asked(scope["query_string"], now.date())
-        answer = await self._answers.of(key.organization_id, month, now, coverage=coverage)
+        answer = await self._answers.of(organization_id, self.asked(scope, now), now)
         await answer.send(scope, send)
+
+    def asked(self, scope: Scope, now: datetime) -> Question:
+        """What is asked. Raises InvalidRequest."""
+        raise NotImplementedError
+
+
+class DailyEndpoint(Endpoint):
+    """The days of a month."""
+
+    def asked(self, scope: Scope, now: datetime) -> Question:
+        """As `Endpoint.asked`."""
+        accept = b""
+        for name, value in scope["headers"]:
+            if name == b"accept":
+                accept = accept + b"," + value if accept else value
+        return daily_asked(scope["query_string"], accept, now.date())
+
+
+class SummaryEndpoint(Endpoint):
+    """The sums of a month."""
+
+    def asked(self, scope: Scope, now: datetime) -> Question:
+        """As `Endpoint.asked`."""
+        return summary_asked(scope["query_string"], now.date())
+
+
+class UsageEndpoint(Endpoint):
+    """The days of a month of a single key."""
+
+    def asked(self, scope: Scope, now: datetime) -> Question:
+        """As `Endpoint.asked`."""
+        return usage_asked(scope["path_params"]["api_key_id"], scope["query_string"], now.date())
+
+
+class TopEndpoint(Endpoint):
+    """The keys that cost most in a month."""
+
+    def asked(self, scope: Scope, now: datetime) -> Question:  # noqa: ARG002
+        """As `Endpoint.asked`."""
+        path = scope["path_params"]
+        return top_asked(path["month"], path["year"], scope["query_string"])
+
+
+ENDPOINTS: dict[str, type[Endpoint]] = {
+    DAILY: DailyEndpoint,
+    SUMMARY: SummaryEndpoint,
+    USAGE: UsageEndpoint,
+    TOP: TopEndpoint,
+}
+
+
+def routes(gate: Gate, answers: Answers, clock: Clock) -> list[TracedRoute]:
+    """A route for each endpoint."""
+    return [TracedRoute(path, endpoint(gate, answers, clock), methods=["GET"]) for path, endpoint in ENDPOINTS.items()]
 
 
 class TracedRoute(Route):
@@ -48,46 +101,6 @@ class TracedRoute(Route):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As Starlette's."""
         match, child_scope = super().matches(scope)
-        return match, {**child_scope, "route": self} if child_scope else child_scope
-
-
-class Asked(NamedTuple):
-    """What a query string asks for: a month, by its first day, and whether with its coverage."""
-
-    month: date
-    coverage: bool
-
-
-@lru_cache(maxsize=256)  # clients ask for few months; parsing takes as long as the rest of the route
-def asked(query: bytes, today: date) -> Asked:
-    """What the query string asks for; `today` (UTC) fills in what it leaves out. Raises InvalidRequest."""
-    given = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
-    year, month = _YEAR.of(given), _MONTH.of(given)
-    return Asked(date(int(year or today.year), int(month or today.month), 1), _INCLUDE.of(given) is not None)
-
-
-class _Parameter(NamedTuple):
-    """A parameter in the query string."""
-
-    name: str
-    pattern: str
-    allowed: Container[int] | None  # for a whole number
-    words: str
-
-    def of(self, given: list[tuple[str, str]]) -> str | None:
-        """Its value, None when it is not given. Raises InvalidRequest."""
-        values = [value for name, value in given if name == self.name]
-        if not values:
-            return None
-        if len(values) > 1:
-            raise InvalidRequest(f"{self.name} is given more than once; it must be {self.words}")
-        value = values[0]
-        if not re.fullmatch(self.pattern, value) or (self.allowed is not None and int(value) not in self.allowed):
-            raise InvalidRequest(f"{self.name} must be {self.words}")
-        return value
-
-
-# [0-9], not \d or int() alone: those take the digits of every script.
-_YEAR = _Parameter("year", "[0-9]{4}", YEARS, f"four digits from {YEARS[0]} to {YEARS[-1]}")
-_MONTH = _Parameter("month", "[0-9]{1,2}", range(1, 13), "one or two digits from 1 to 12")
-_INCLUDE = _Parameter("include", "coverage", None, "coverage")
+        if match is not Match.NONE:
+            child_scope["route"] = self  # the scope of this one request: Starlette's matches() has just made it
+        return match, child_scope

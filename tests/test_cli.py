@@ -236,7 +236,7 @@ def test_a_failure_is_one_document_in_json_too(data: Path, keytally: Keytally) -
 
 def test_a_key_is_shown_once_and_stored_as_its_hash(data: Path, keytally: Keytally) -> None:
     created = json.loads(keytally("keys", "create", "--org", "org_a", "--name", "bill", "--json").stdout)
-    assert list(created) == ["id", "key", "organization_id", "name", "created_at", "expires_at"]
+    assert list(created) == ["id", "key", "organization_id", "name", "created_at", "expires_at", "operator"]
     assert created["key"].startswith("kt_")
     listed = keytally("keys", "list", "--json").stdout
     assert json.loads(listed)[0]["id"] == created["id"]

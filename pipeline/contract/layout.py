@@ -56,6 +56,11 @@ class Layout:
         """The newest run's note: see `last_run`. No number depends on it."""
         return self.root / "last_run.json"
 
+    @property
+    def key_names(self) -> Path:
+        """Names of API keys, kept by whoever runs the deployment. Only ever read; no number depends on it."""
+        return self.root / "key_names.csv"
+
     def events_of(self, day: date) -> Path:
         return self.events / f"day={day}"
 

@@ -34,6 +34,7 @@ PIECES = (
     b"year=%D9%A2%D9%A0%D9%A2%D9%A5", b"year=+2025", b"year=2025%20", b"year=20_5", b"year=1e3", b"MONTH=1", b"month[]=1",
     b"year=9" + b"9" * 500, b"'", b"' or 1=1 --", b"%27;drop%20table%20x", b"\\", b"\xff", b"\xc3\xa9", b"\0", b"\t", b" ",
     b"\r", b"\n", b"\r\n", b"\r\n\r\n", b": ", b":", b"org_abc123", b"org_other", b"{org_id}", WORD, b"docs", b"openapi.json",
+    b"fill=zero", b"fill=", b"group_by=model", b"group_by=api_key", b"api_key_id=key_1", b"include=coverage", b"limit=5", b"limit=0",
     b"static-offline-docs", b"-", b"*", b"[", b"]", b"{", b"}", b'"', b"\x1b[2J", b"\x7f", b"a" * 5000, b"a" * 17000,
 )  # fmt: skip
 METHODS = (
@@ -70,7 +71,16 @@ def a_request(chance: random.Random, key: bytes) -> bytes:
     )
     query = chance.choice((b"?year=2025&month=11", b"?month=11", b"?year=2025", b"", b"?year=2025&month=11&x=" + WORD))
     path = chance.choice(
-        (DAILY + organization, DAILY + organization, DAILY + organization, b"/docs", b"/openapi.json", b"/", b"*")
+        (
+            *(DAILY + organization,) * 4,
+            b"/v1/analytics/api-keys/summary/" + organization,
+            b"/v1/analytics/api-keys/usage/" + organization + b"/" + chance.choice((b"key_1", WORD, b"%00", b"%ff")),
+            b"/v1/analytics/"
+            + organization
+            + b"/api-keys/top/"
+            + chance.choice((b"11/2025", b"13/2025", b"11/" + WORD)),
+            *(b"/docs", b"/openapi.json", b"/", b"*"),
+        )
     )
     target = path + query
     if chance.random() < 0.6:
@@ -94,6 +104,7 @@ def a_request(chance: random.Random, key: bytes) -> bytes:
         b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13",
         b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
         b"Accept-Encoding: gzip, br",
+        b"Accept: " + mutated(chance, chance.choice((b"text/csv", b"text/csv;q=0.5, */*;q=0.1", b"*/*"))),
         b"Range: bytes=0-1",
         b"X-HTTP-Method-Override: DELETE",
         b"X-API-Key: " + WORD,
@@ -161,9 +172,10 @@ def broken_promise(request: bytes, answer: bytes, own_body: bytes) -> str | None
         kind = response.getheader("content-type") or ""
         if response.status == 200 and method == "GET" and kind == "application/json" and b"dailyUsage" in body[:2000]:
             told = json.loads(body)
-            if told["organization_id"] != "org_abc123":
+            if told.get("organization_id", told.get("organizationId")) != "org_abc123":
                 return "another organization"
-            if (told["period"]["year"], told["period"]["month"]) == (2025, 11) and body != own_body:
+            optional = re.search(rb"fill|group_by|api_key_id|include|/usage/", request)
+            if not optional and (told["period"]["year"], told["period"]["month"]) == (2025, 11) and body != own_body:
                 return "another body for the same question"
         return None
     try:

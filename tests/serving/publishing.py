@@ -16,8 +16,9 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline.contract.layout import Layout, checksum_of, month_name, month_of, rollup_folder
-from pipeline.contract.published import APPLICATION, publication_of
+from pipeline.contract.published import APPLICATION, CONTENTS, PublishedFile, digest_of, publication_of
 from pipeline.contract.tables import ORGANIZATION_DAY, published_schema
+from tests.conftest import Place
 
 Row = tuple[str, date, int, str, str, str]
 """organization, day, requests, cost, synapses, neurons."""
@@ -40,6 +41,35 @@ def rollup_rows(rows: Iterable[Row]) -> pa.Table:
         for organization, day, requests, cost, synapses, neurons in sorted(rows)
     ]
     return pa.Table.from_pylist(columns, schema=ORGANIZATION_DAY.arrow_schema)
+
+
+def republish(place: Place, file: PublishedFile, rows: pa.Table, row_group_size: int) -> Path:
+    """Makes `rows` what is published in the place of `file`; returns the file that holds them."""
+    rollups = place.layout.rollups
+    unnamed = (rollups / file.path).with_name("unnamed")
+    pq.write_table(rows, unnamed, row_group_size=row_group_size, compression="zstd")
+    path = unnamed.rename(unnamed.with_name(f"part-{checksum_of(unnamed)}.parquet"))
+    added = str(path.relative_to(rollups))
+    if added == file.path:
+        return path  # the very same bytes
+    before = place.publication()
+    contents = digest_of([added, *(other.path for other in before.files.values() if other != file)])
+    partition: dict[str, str | None] = {"rollup": file.rollup, "month": file.month and month_name(file.month)}
+    milliseconds = int(file.published_at.timestamp() * 1000)
+    DeltaTable(rollups).create_write_transaction(
+        [
+            AddAction(added, path.stat().st_size, partition, milliseconds, True, "{}"),
+            RemoveAction(file.path, True, milliseconds, file.size, partition),
+        ],
+        mode="append",
+        schema=published_schema(),
+        partition_by=["rollup", "month"],
+        commit_properties=CommitProperties(
+            max_commit_retries=0,
+            app_transactions=[Transaction(APPLICATION, before.generation + 1), Transaction(CONTENTS, contents)],
+        ),
+    )
+    return path
 
 
 def publish_days(

@@ -17,8 +17,8 @@ from pipeline.run import start_run
 from pipeline.update import roll_up
 from serving.errors import UsageUnavailable
 from serving.keys import CreatedKey
-from serving.models import Usage
 from serving.reader import Reader
+from serving.usage import Usage
 from tests.conftest import Place, Record, lines, request
 from tests.serving.conftest import LiveServer, eventually, settings_for
 

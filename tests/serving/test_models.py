@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.models import MonthOfDays, Usage, amount_text
+from serving.amounts import amount_text
+from serving.models import MonthOfDays
+from serving.usage import Usage, listed
 from tests.serving.conftest import NOW
 
 amounts = st.decimals(0, Decimal(10) ** 26 - 1, places=12, allow_nan=False)
@@ -45,20 +47,19 @@ def test_an_amount_is_read_back_as_it_was(amount: Decimal) -> None:
 @given(st.lists(st.tuples(st.integers(0, 2**62), amounts, amounts, amounts), max_size=30))
 def test_the_summary_is_the_sum_of_the_listed_days(rows: list[tuple[int, Decimal, Decimal, Decimal]]) -> None:
     days = [Usage(date(2025, 11, number), *row) for number, row in enumerate(rows, 1)]
-    body = json.loads(
-        MonthOfDays.of("org", date(2025, 11, 1), days, NOW).json_bytes(), parse_float=Fraction, parse_int=Fraction
-    )
-    listed, summary = body["dailyUsage"], body["summary"]
-    assert [day["date"] for day in listed] == sorted((str(day.day) for day in days if day.requests), reverse=True)
-    assert body["period"]["daysWithApiUsage"] == len(listed)
+    month = MonthOfDays.of("org", date(2025, 11, 1), listed(days), NOW)
+    body = json.loads(month.json_bytes(), parse_float=Fraction, parse_int=Fraction)
+    shown, summary = body["dailyUsage"], body["summary"]
+    assert [day["date"] for day in shown] == sorted((str(day.day) for day in days if day.requests), reverse=True)
+    assert body["period"]["daysWithApiUsage"] == len(shown)
     for total, name in (
         ("totalApiKeyRequests", "requests"),
         ("totalApiKeyCost", "cost"),
         ("total_synapses", "synapses"),
         ("totalNeurons", "neurons"),
     ):
-        assert summary[total] == sum(day[name] for day in listed)
-    if listed:  # round() of a fraction is half-even, and exact
+        assert summary[total] == sum(day[name] for day in shown)
+    if shown:  # round() of a fraction is half-even, and exact
         average = summary["totalApiKeyCost"] / summary["totalApiKeyRequests"]
         assert summary["averageCostPerRequest"] == Fraction(round(average * 10**12), 10**12)
     else:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.contract.layout import Layout
+from serving.checked_file import CheckedFile
 from serving.errors import UsageUnavailable
-from serving.models import Usage
-from serving.reader import Reader, _CheckedFile
+from serving.reader import Reader
+from serving.usage import Usage
 from tests.conftest import Place, request
 from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.publishing import Row, publish_days, rollup_rows
@@ -124,7 +125,7 @@ def damage_cut(path: Path) -> None:
 def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_is_restored(
     data: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], block: int
 ) -> None:
-    monkeypatch.setattr(_CheckedFile, "BLOCK", block)
+    monkeypatch.setattr(CheckedFile, "BLOCK", block)
     path = publish_days(data, NOVEMBER, [ROW])
     good, status = path.read_bytes(), path.stat()
     reader = Reader(Layout(data))

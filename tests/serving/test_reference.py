@@ -6,10 +6,9 @@ import json
 import re
 from typing import Any
 
+from serving.routes import DAILY, ENDPOINTS, SUMMARY, TOP, USAGE
 from tests.serving.conftest import LiveServer
 from tests.serving.test_daily import EXAMPLE_BODY
-
-DAILY = "/v1/analytics/api-keys/daily/{org_id}"
 
 
 def names_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
@@ -18,6 +17,8 @@ def names_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
         schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     if "properties" in schema:
         return {name: names_of(field, document) for name, field in schema["properties"].items()}
+    if "anyOf" in schema and schema["anyOf"][0].get("type") == "array":
+        schema = schema["anyOf"][0]
     if schema.get("type") == "array":
         return [names_of(schema["items"], document)]
     return None
@@ -31,24 +32,41 @@ def shape_of(value: Any) -> Any:
 
 def test_the_document_declares_what_is_answered_and_nothing_else(live_server: LiveServer) -> None:
     document = live_server.client.get("/openapi.json").json()
-    assert list(document["paths"]) == [DAILY]
-    operation = document["paths"][DAILY]["get"]
-    body = operation["responses"]["200"]["content"]["application/json"]
+    assert list(document["paths"]) == list(ENDPOINTS)
+    body = document["paths"][DAILY]["get"]["responses"]["200"]["content"]["application/json"]
     examples = {name: example["value"] for name, example in body["examples"].items()}
     assert examples["usage"] == json.loads(EXAMPLE_BODY)
-    assert json.dumps(names_of(body["schema"], document)) == json.dumps(shape_of(examples["include=coverage"]))
+    shape = names_of(body["schema"], document)
+    groups = shape["dailyUsage"][0].pop("groups")
+    assert json.dumps(shape) == json.dumps(shape_of(examples["include=coverage"]))
+    assert groups == shape_of(examples["group_by=api_key"])["dailyUsage"][0]["groups"]
     assert document["components"]["schemas"]["MonthOfDays"]["required"] == list(examples["usage"])
-    assert {name: value for name, value in examples["include=coverage"].items() if name != "coverage"} == examples[
-        "usage"
-    ]
+    for added, where in (("include=coverage", examples), ("group_by=api_key", examples)):
+        stripped = json.loads(json.dumps(where[added]))
+        stripped.pop("coverage", None)
+        for day in stripped["dailyUsage"]:
+            day.pop("groups", None)
+        assert stripped == examples["usage"]
+    for path in (SUMMARY, USAGE, TOP):
+        body = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        declared = names_of(body["schema"], document)
+        for day in declared.get("dailyUsage", []):
+            del day["groups"]
+        assert json.dumps(declared) == json.dumps(shape_of(body["examples"]["usage"]["value"]))
     statuses = ["200", "304", "400", "401", "403", "404", "405", "408", "412", "429", "500", "503"]
-    assert list(operation["responses"]) == list(document["paths"][DAILY]["head"]["responses"]) == statuses
-    for status in statuses[2:]:
-        content = operation["responses"][status]["content"]["application/json"]
-        for code, example in content["examples"].items():
-            assert example["value"]["error"]["code"] == code
-            assert example["value"]["error"]["status"] == int(status)
-            assert json.dumps(names_of(content["schema"], document)) == json.dumps(shape_of(example["value"]))
+    for operations in document["paths"].values():
+        assert list(operations["get"]["responses"]) == list(operations["head"]["responses"]) == statuses
+        for status in statuses[2:]:
+            content = operations["get"]["responses"][status]["content"]["application/json"]
+            for code, example in content["examples"].items():
+                assert example["value"]["error"]["code"] == code
+                assert example["value"]["error"]["status"] == int(status)
+                assert json.dumps(names_of(content["schema"], document)) == json.dumps(shape_of(example["value"]))
+    not_found = {
+        path: list(operations["get"]["responses"]["404"]["content"]["application/json"]["examples"])
+        for path, operations in document["paths"].items()
+    }
+    assert [path for path, codes in not_found.items() if "API_KEY_NOT_FOUND" in codes] == [USAGE]
     for name, schema in document["components"]["schemas"].items():
         for field, declared in schema["properties"].items():
             assert "description" in declared or "$ref" in declared, f"{name}.{field}"

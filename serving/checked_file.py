@@ -1,0 +1,78 @@
+"""A published file that is checked whenever it is read: an error, never a wrong number."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.contract.layout import stated_checksum
+
+
+class OtherBytes(ValueError):
+    """A file that is not what was published."""
+
+    def __init__(self) -> None:
+        super().__init__("its bytes are not those that were published")
+
+
+class CheckedFile(io.RawIOBase):
+    """A published file whose bytes are those that its name was given for: at the first look, and at each read.
+
+    Its blocks are hashed when all of it is, and again when they are read, so that what is damaged on the disk
+    afterwards is an error as well. 32 bytes of memory a block. Not for several threads at once.
+    """
+
+    BLOCK = 64 * 1024  # bytes
+
+    def __init__(self, path: Path) -> None:
+        """Reads all of it. Raises ValueError when it is not what was published."""
+        whole = hashlib.sha256()
+        self._digests = []
+        self._size = 0
+        self._position = 0
+        with path.open("rb") as file:
+            while block := file.read(self.BLOCK):
+                whole.update(block)
+                self._digests.append(hashlib.sha256(block).digest())
+                self._size += len(block)
+        if whole.hexdigest()[:32] != stated_checksum(path):  # as `checksum_of`, in one pass with the blocks
+            raise OtherBytes
+        # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
+        self._file = pa.OSFile(str(path))
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes there; where that is from the beginning."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, fewer at the end. Raises ValueError when they are no longer what they were."""
+        start = self._position
+        end = self._size if size < 0 else min(start + size, self._size)
+        if start >= end:
+            return b""
+        first, behind = start // self.BLOCK, -(-end // self.BLOCK)
+        offset = first * self.BLOCK
+        read = memoryview(self._file.read_at(behind * self.BLOCK - offset, offset))
+        for number, digest in enumerate(self._digests[first:behind]):
+            block = read[number * self.BLOCK : (number + 1) * self.BLOCK]
+            if hashlib.sha256(block).digest() != digest:
+                raise OtherBytes
+        self._position = end
+        return bytes(read[start - offset : end - offset])

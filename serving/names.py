@@ -1,0 +1,116 @@
+"""Names of API keys, from a file that whoever runs the deployment keeps: key_names.csv in the data folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from pipeline.contract.wording import count_of
+
+_LOG = logging.getLogger("keytally.names")
+COLUMNS = ("organization_id", "api_key_id", "name")
+_RULES = (
+    re.compile(r"[A-Za-z0-9_-]{1,128}"),
+    re.compile(r"[A-Za-z0-9_.:-]{1,128}"),
+    # No control characters, and nothing that was no UTF-8.
+    re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}"),
+)
+
+
+class Names(NamedTuple):
+    """The names of one state of the file. signature: what tells this state from others; () where there is no file."""
+
+    signature: tuple[int, ...] = ()
+    names: Mapping[str, str] = {}
+
+    def of(self, organization_id: str, api_key_id: str) -> str | None:
+        """The key's name; None where it has none."""
+        return self.names.get(f"{organization_id}/{api_key_id}")
+
+
+class NamesFile:
+    """The file, and the names that were last read from it.
+
+    A file that cannot be used names nothing, and says so in the log, once. In memory at most MOST_NAMES names, some
+    300 bytes each, 60 MB in all.
+    """
+
+    MOST_NAMES = 200_000
+    MOST_BYTES = 64 * 2**20  # a larger file is not read
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.names = Names()
+
+    def refresh(self) -> None:
+        """Reads the file if it is another than it was: about a microsecond when it is not. Never raises."""
+        signature = self._signature()
+        if signature == self.names.signature:
+            return
+        names: dict[str, str] = {}
+        if signature:
+            try:
+                with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                    signature = _signature_of(os.fstat(file.fileno()))
+                    names = self._read(file)
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                _LOG.error("%s names no keys: %s", self._path.name, reason)
+        self.names = Names(signature, names)
+
+    def _signature(self) -> tuple[int, ...]:
+        try:
+            return _signature_of(self._path.stat())
+        except OSError:
+            return ()
+
+    def _read(self, file: TextIO) -> dict[str, str]:
+        """Raises ValueError when the file is none of names."""
+        if os.fstat(file.fileno()).st_size > self.MOST_BYTES:
+            raise ValueError(f"it is larger than {self.MOST_BYTES:,} bytes")
+        rows = _rows(file)
+        _, header = next(rows, (0, None))
+        if header is None or any(header.count(column) != 1 for column in COLUMNS):
+            raise ValueError(f"its first line must name the columns {', '.join(COLUMNS)}")
+        positions = [header.index(column) for column in COLUMNS]
+        names: dict[str, str] = {}
+        unused: list[str] = []
+        for line, row in rows:
+            if row == []:  # a blank line
+                continue
+            values = [row[position] for position in positions] if row and len(row) == len(header) else []
+            if not values or not all(rule.fullmatch(value) for rule, value in zip(_RULES, values, strict=True)):
+                wrong = "has not an organization, a key, and a name of 1 to 256 characters"
+            elif (key := f"{values[0]}/{values[1]}") in names:
+                wrong = "names a key that was named before"
+            elif len(names) >= self.MOST_NAMES:
+                wrong = f"is beyond {self.MOST_NAMES:,} names"
+            else:
+                names[key] = values[2]
+                continue
+            unused.append(f"line {line} {wrong}" if not unused else "")
+        if unused:
+            _LOG.warning("%s: %s left out; %s", self._path.name, count_of(len(unused), "row"), unused[0])
+        return names
+
+
+def _rows(file: TextIO) -> Iterator[tuple[int, list[str] | None]]:
+    """The rows with the numbers of the lines they end on; None for one that is no CSV."""
+    reader = csv.reader(file, strict=True)
+    while True:
+        try:
+            row: list[str] | None = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            row = None
+        yield reader.line_num, row
+
+
+def _signature_of(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
