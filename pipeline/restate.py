@@ -25,6 +25,7 @@ from pipeline.run import Run
 log = logging.getLogger(__name__)
 
 MOST_FILES = 20  # as add_restated.sql has it
+ORGANIZATIONS_AT_ONCE = 10_000  # whose causes are gathered together
 
 IsSound = Callable[[Path], bool]
 
@@ -118,15 +119,19 @@ def _restate_day(run: Run, before: Ledger, entry: DayEntry, blame: Blame, is_sou
     ((organizations,),) = engine.query("count_changed")
     if organizations:
         unreadable = _name_shares(run, blame.sources, is_sound)
-        engine.run(
-            "add_restated",
-            day=entry.day,
-            version=before.publication.version + 1,
-            run_started=run.started,
-            always=list(blame.always),
-            otherwise=sorted({source.cause for source in unreadable}) or list(blame.otherwise),
-            otherwise_files=sorted({source.file for source in unreadable})[:MOST_FILES],
-        )
+        slices = organizations // ORGANIZATIONS_AT_ONCE + 1
+        for number in range(slices):
+            engine.run(
+                "add_restated",
+                day=entry.day,
+                version=before.publication.version + 1,
+                run_started=run.started,
+                always=list(blame.always),
+                otherwise=sorted({source.cause for source in unreadable}) or list(blame.otherwise),
+                otherwise_files=sorted({source.file for source in unreadable})[:MOST_FILES],
+                slice=number,
+                slices=slices,
+            )
     return int(organizations)
 
 

@@ -167,6 +167,20 @@ def test_each_organization_is_told_its_own_cause(closed: Place, monkeypatch: pyt
     }
 
 
+def test_many_organizations_are_recorded_a_part_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.restate.ORGANIZATIONS_AT_ONCE", 7)
+    names = {f"org_{number}" for number in range(50)}
+    for cost in "12":
+        place.write_raw("a.jsonl", *(dated(1, organization_id=name, cost=cost) for name in names))
+        place.roll_up()
+        place.now += timedelta(days=1)
+    rows = history(place)
+    assert len(rows) == len(names)
+    assert {(row.organization_id, row.cause, *row.files, row.cost_after) for row in rows} == {
+        (name, "replaced file", "a.jsonl", 2) for name in names
+    }
+
+
 def test_a_file_that_left_the_day_is_named_though_its_events_are_lost(closed: Place) -> None:
     for event in closed.ledger().files["a.jsonl"].take_in.events:
         (closed.layout.events_of(event.day) / event.artifact).unlink()

@@ -384,9 +384,9 @@ def with_wrong_statement(monkeypatch: pytest.MonkeyPatch, name: str, right: str,
 @pytest.mark.parametrize(
     ("name", "right", "wrong", "field"),
     [
-        ("accept", "exact_cost as cost", "cast(exact_cost as decimal(18, 11)) as cost", "cost"),
-        ("accept", "exact_cost as cost", "cast(cast(exact_cost as float) as decimal(18, 12)) as cost", "cost"),
-        ("accept", "cast(instant as date) as day", "cast(instant + interval 12 hours as date) as day", "requests"),
+        ("accept", "then exact_cost end", "then cast(exact_cost as decimal(18, 11)) end", "cost"),
+        ("accept", "then exact_cost end", "then cast(cast(exact_cost as float) as decimal(18, 12)) end", "cost"),
+        ("accept", "then cast(instant as date) end", "then cast(instant + interval 12 hours as date) end", "requests"),
         ("event", "    status,", "    cast(200 as smallint) as status,", "failed_requests"),
         ("copies", "order by\n        timestamp", "order by\n        timestamp desc", "cost"),
         ("copies", "cost nulls first,", "cost desc,", "cost"),

@@ -1,6 +1,7 @@
 -- Adds the restatements of the day $day: each organization whose usage changed, and why.
 -- Inputs: changed, content_share, source (the event files that came or left: artifact, raw file, cause), $version,
--- $run_started, $always (causes that concern everybody), $otherwise and $otherwise_files (for whom no file is to blame).
+-- $run_started, $always (causes that concern everybody), $otherwise and $otherwise_files (for whom no file is to blame),
+-- $slice of $slices (of the organizations: what is listed of each does not leave memory while it is gathered).
 -- A file that holds the same of an organization as before did not change its usage, whatever else changed in it.
 insert into restated by name
 with concerned as (
@@ -10,6 +11,7 @@ with concerned as (
         cause
     from content_share
     join source using (artifact)
+    where hash(organization_id) % $slices = $slice
     group by
         organization_id,
         file,
@@ -37,3 +39,4 @@ select
     changed.*
 from changed
 left join reason using (organization_id)
+where hash(organization_id) % $slices = $slice
