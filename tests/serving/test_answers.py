@@ -90,7 +90,7 @@ def test_an_answer_too_large_to_keep_is_sent_in_pieces_and_built_anew(
 
     first, second = asyncio.run(ask())
     assert first is not second
-    assert first.etag == second.etag
+    assert first.body == second.body
     assert answers._size == 0
     bodies = messages[1:]
     assert b"".join(message["body"] for message in bodies) == first.body

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime
@@ -42,12 +43,22 @@ def workers_of(server: Served) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def sockets_of(process: int) -> int:
-    count = 0
+def answers_on(server: Served, connection: http.client.HTTPConnection) -> int:
+    """The process id of the worker that has accepted a connection."""
+    assert connection.sock is not None
+    ends = [f":{port:04X}" for port in (connection.sock.getpeername()[1], connection.sock.getsockname()[1])]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+    (inode,) = (row[9] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1]))
+    (worker,) = (worker for worker in workers_of(server) if f"socket:[{inode}]" in links_of(worker))
+    return worker
+
+
+def links_of(process: int) -> set[str]:
+    links = set()
     for link in Path(f"/proc/{process}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            count += str(link.readlink()).startswith("socket:")
-    return count
+            links.add(str(link.readlink()))
+    return links
 
 
 @contextmanager
@@ -55,15 +66,12 @@ def connections_to_both(server: Served) -> Iterator[list[http.client.HTTPConnect
     """Open connections, at least two to each of both workers."""
     eventually(lambda: len(workers_of(server)) == 2)
     with ExitStack() as stack:
-        first = stack.enter_context(_closing(server.connect()))
-        assert server.status(first) in (200, 401)
-        eventually(lambda: all(sockets_of(worker) > 1 for worker in workers_of(server)))
-        before = {worker: sockets_of(worker) for worker in workers_of(server)}
-        connections = [first]
-        # Two of them may be those by which a worker that is just starting wakes itself.
-        while any(sockets_of(worker) < count + 4 for worker, count in before.items()):
+        connections: list[http.client.HTTPConnection] = []
+        to = Counter[int]()
+        while len(to) < 2 or min(to.values()) < 2:
             connections.append(stack.enter_context(_closing(server.connect())))
-            server.status(connections[-1])
+            assert server.status(connections[-1]) in (200, 401)
+            to[answers_on(server, connections[-1])] += 1
             assert len(connections) < 1000
         yield connections
 
