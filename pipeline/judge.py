@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contract.tables import DAY, EVENT, REJECTED
-from pipeline.engine import SCAN_ROWS, Engine
+from pipeline.engine import Engine
 from pipeline.line import END_INSTANT, FIRST_INSTANT, Reason, Rejected, Request, read_line, read_record
 from pipeline.raw import RawPass
 from pipeline.rows import as_json_record, without_line_end
@@ -25,6 +25,7 @@ from pipeline.rows import as_json_record, without_line_end
 FEW_BYTES = 8_192
 BLOCK_BYTES = 32 * 2**20  # of lines judged together
 SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
+STREAMED_ROWS = 32_768  # of the events; they come on top of what the engine is allowed
 
 Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers
 
@@ -69,7 +70,9 @@ def judge(engine: Engine, opened: RawPass, latest: datetime) -> Judged:
                 engine.name_arrow("second_look", _as_arrow(looked.judged))
                 engine.run("add_second_look")
             block = next(blocks, [])
-    return Judged(engine.stream("event", SCAN_ROWS), engine.stream("rejected", SCAN_ROWS), min(heals_at, default=None))
+    return Judged(
+        engine.stream("event", STREAMED_ROWS), engine.stream("rejected", STREAMED_ROWS), min(heals_at, default=None)
+    )
 
 
 def _judged_by_hand(parts: list[_Looked]) -> Judged:

@@ -31,7 +31,7 @@ from serving.metrics import Metrics, ShowMetrics, State
 from serving.names import NamesFile
 from serving.reader import Reader
 from serving.reference import openapi_document
-from serving.routes import TracedRoute, routes
+from serving.routes import Direct, TracedRoute, routes
 from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
@@ -91,11 +91,13 @@ def create_app(
             route.app = _whole(route.app)
         elif isinstance(route, APIRoute):
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
-    app.router.routes[:0] = routes(gate, answers, clock)
+    endpoints = routes(gate, answers, clock)
+    app.router.routes[:0] = endpoints
     plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, clock))]
     if settings.metrics is None:
         plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))
     app.router.routes.extend(TracedRoute(path, answer, methods=["GET"]) for path, answer in plain)
+    app.add_middleware(Direct, routes=endpoints)
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of, metrics=metrics)
     return app
 

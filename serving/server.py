@@ -113,6 +113,11 @@ def configure(factory: Callable[[], Any], workers: int = 1, *, logging: bool = T
     )
 
 
+# What the lines do not say need not be looked up for each of them: it took a quarter of a request's time.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+logging._srcfile = None
+
+
 class JsonLines(logging.Formatter):
     """One JSON object for each record. Those of keytally.access are already one, and get time and logger in front."""
 

@@ -28,7 +28,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "b735b832ab5345d9"),
+    "TAKE_IN_RULE": (1, "803e4ee8e2bfc767"),
     "ROLL_UP_RULE": (1, "695a833648273ad5"),
 }
 

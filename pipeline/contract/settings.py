@@ -99,8 +99,8 @@ class Settings:
             memory_limit=read(
                 "KEYTALLY_MEMORY_LIMIT",
                 f"{_machine_memory() // 2}B",
-                _size_from(64 * 10**6),
-                "a size of at least 64MB, as 4GB or 512MiB",
+                _size_from(128 * 10**6),
+                "a size of at least 128MB, as 4GB or 512MiB",
             ),
             threads=read("KEYTALLY_THREADS", str(_cores()), _threads, "a whole number from 1 to 1024"),
         )
