@@ -100,6 +100,10 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
     def decorate(function: Callable[..., int | None]) -> click.Command:
         @functools.wraps(function)
         def run(*arguments: Any, as_json: bool, **options: Any) -> None:
+            if group is main:  # the keys of the registry need no pyarrow
+                from pipeline.lean import leave_pandas_out
+
+                leave_pandas_out()
             try:
                 code = function(*arguments, as_json=as_json, **options)
             except SettingsError as error:
