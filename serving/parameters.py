@@ -16,6 +16,8 @@ from serving.questions import Daily, KeyMonth, Sums, Top
 
 YEARS = range(FIRST_DAY.year, LAST_DAY.year + 1)
 LIMITS = range(1, 101)
+API_KEY_ID = "[A-Za-z0-9_.:-]{1,128}"
+ORGANIZATION_ID = "[A-Za-z0-9_-]{1,128}"
 
 
 class _Parameter(NamedTuple):
@@ -48,10 +50,10 @@ _MONTH = _Parameter("month", "[0-9]{1,2}", range(1, 13), "one or two digits from
 _INCLUDE = _Parameter("include", "coverage", None, "coverage")
 _FILL = _Parameter("fill", "zero", None, "zero")
 _GROUP_BY = _Parameter("group_by", "api_key|model", None, "api_key or model")
-_API_KEY_ID = _Parameter("api_key_id", "[A-Za-z0-9_.:-]{1,128}", None, "1 to 128 letters, digits, '_', '.', ':' or '-'")
+_API_KEY_ID = _Parameter("api_key_id", API_KEY_ID, None, "1 to 128 letters, digits, '_', '.', ':' or '-'")
 _LIMIT = _Parameter("limit", "[0-9]{1,3}", LIMITS, f"one to three digits from {LIMITS[0]} to {LIMITS[-1]}")
 _PERIOD = _Parameter("period", "monthly", None, "monthly")
-_ORGANIZATION = _Parameter("org_id", "[A-Za-z0-9_-]{1,128}", None, "1 to 128 letters, digits, '_' or '-'")
+_ORGANIZATION = _Parameter("org_id", ORGANIZATION_ID, None, "1 to 128 letters, digits, '_' or '-'")
 
 # Clients ask for few months; parsing takes as long as the rest of a route. A request's head is 16 KB at most.
 _remembered = lru_cache(maxsize=256)

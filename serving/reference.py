@@ -25,7 +25,7 @@ from serving.models import (
     TopKey,
     TopKeys,
 )
-from serving.parameters import LIMITS, YEARS
+from serving.parameters import API_KEY_ID, LIMITS, ORGANIZATION_ID, YEARS
 from serving.routes import DAILY, SUMMARY, TOP, USAGE
 from serving.usage import MEASURES, Usage, total_of
 
@@ -61,12 +61,14 @@ _COVERAGE = [
     )
     for day in range(30, 0, -1)
 ]
+_ORGANIZATION_ID = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": f"^{ORGANIZATION_ID}$"}
+_KEY_ID = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": f"^{API_KEY_ID}$"}
 _ORGANIZATION: dict[str, Any] = {
     "name": "org_id",
     "in": "path",
     "required": True,
     "description": "the organization whose usage is asked for: the key's own; any with an operator's key",
-    "schema": {"type": "string"},
+    "schema": _ORGANIZATION_ID,
     "example": "org_abc123",
 }
 _MONTH: tuple[dict[str, Any], ...] = (
@@ -99,6 +101,21 @@ _IF_MODIFIED_SINCE = {
     "schema": {"type": "string"},
     "example": "Sat, 15 Nov 2025 10:30:00 GMT",
 }
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "tags of the bodies the client builds on, or *: 412 when none of them is right any more",
+    "schema": {"type": "string"},
+    "example": "*",
+}
+_IF_UNMODIFIED_SINCE = {
+    "name": "If-Unmodified-Since",
+    "in": "header",
+    "description": "the Last-Modified of the body the client builds on: 412 when it is not right any more. Not looked"
+    " at beside If-Match",
+    "schema": {"type": "string"},
+    "example": "Sat, 15 Nov 2025 10:30:00 GMT",
+}
 _DESCRIPTIONS = {
     "X-Request-Id": "the request's id: the client's own when it sent one of [A-Za-z0-9-]{1,64}, else a UUID",
     "X-Data-As-Of": "start of the newest run that published or confirmed the data, UTC, whole seconds, as"
@@ -119,7 +136,24 @@ _DESCRIPTIONS = {
     "Allow": "the methods this path knows",
     "WWW-Authenticate": "how to authenticate",
 }
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
+    "X-Data-As-Of": {"type": "string", "format": "date-time"},
+    "ETag": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'},
+    "Last-Modified": {"type": "string", "pattern": "^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT$"},
+    "Cache-Control": {"type": "string", "pattern": "^(no-store|private, max-age=[0-9]+, must-revalidate)$"},
+    "Content-Encoding": {"type": "string", "enum": ["gzip"]},
+    "RateLimit-Limit": {"type": "integer", "minimum": 1},
+    "RateLimit-Remaining": _COUNT,
+    "RateLimit-Reset": {"type": "integer", "minimum": 1},
+    "Retry-After": {"type": "integer", "minimum": 1},
+}
+_SAME_PERIOD = {"year": "$response.body#/period/year", "month": "$response.body#/period/month"}
+_DEAREST = "$response.body#/top_keys/0/api_key_id"
 _ALWAYS = ("X-Request-Id", "X-Data-As-Of")
+_SURE = ("X-Request-Id", "Cache-Control", "Vary")  # wherever they are named
 _KEPT = ("ETag", "Cache-Control", "Vary")
 _COUNTED = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")  # where there is a limit
 _NOT_COUNTED = (401, 404, 405, 408)  # refused before it is looked at
@@ -194,7 +228,7 @@ def _daily(currency: str) -> dict[str, Any]:
                 "in": "query",
                 "description": "only the usage of this key, in the summary too; a key without usage has an empty list"
                 " and zeros",
-                "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,128}$"},
+                "schema": _KEY_ID,
                 "example": "key_prod",
             },
             {
@@ -225,6 +259,7 @@ def _daily(currency: str) -> dict[str, Any]:
                 },
             },
         },
+        links={"top": _link("top", "the keys that cost most in the same month", **_SAME_PERIOD)},
     )
 
 
@@ -252,8 +287,8 @@ def _usage(currency: str) -> dict[str, Any]:
                 "name": "api_key_id",
                 "in": "path",
                 "required": True,
-                "description": "the gateway key whose usage is asked for",
-                "schema": {"type": "string"},
+                "description": "the gateway key whose usage is asked for; what no key can be called is not found",
+                "schema": _KEY_ID,
                 "example": "key_prod",
             },
             *_MONTH,
@@ -298,6 +333,11 @@ def _top(currency: str) -> dict[str, Any]:
         ],
         "the keys that cost most",
         _json("TopKeys", TopKeys.of("org_abc123", _NOVEMBER, keys, 2, 10)),
+        links={
+            "usage": _link("usage", "the days of the dearest key", api_key_id=_DEAREST, **_SAME_PERIOD),
+            "daily": _link("daily", "the same, as a filter of the daily usage", api_key_id=_DEAREST, **_SAME_PERIOD),
+            "summary": _link("summary", "the sums of the same month", **_SAME_PERIOD),
+        },
     )
 
 
@@ -309,6 +349,7 @@ def _operations(
     found: str,
     content: dict[str, Any],
     *more: Refusal,
+    links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """GET and HEAD of one path. found: what its 200 is. more: refusals that only this path has."""
     # What depends on names changes without a publication: it has a tag and no date.
@@ -316,7 +357,11 @@ def _operations(
     operation = {
         "summary": summary,
         "description": description,
-        "parameters": [*parameters, _IF_NONE_MATCH, *([_IF_MODIFIED_SINCE] if dated else [])],
+        "parameters": [
+            *parameters,
+            *(_IF_NONE_MATCH, _IF_MATCH),
+            *((_IF_MODIFIED_SINCE, _IF_UNMODIFIED_SINCE) if dated else ()),
+        ],
         "security": [{"X-API-Key": []}, {"Api-Key": []}],
     }
     answers = {
@@ -324,12 +369,16 @@ def _operations(
             "description": found,
             "headers": _headers(*_ALWAYS, *_KEPT, *dated, "Content-Encoding", *_COUNTED),
             "content": content,
+            **({"links": links} if links else {}),
         },
-        "304": {"description": "the client's copy is still right", "headers": _headers(*_ALWAYS, *_KEPT, *_COUNTED)},
+        "304": {
+            "description": "the client's copy is still right",
+            "headers": _headers(*_ALWAYS, *_KEPT, *_COUNTED, sure=("ETag",)),
+        },
         **_errors(*_REFUSALS, *more),
     }
     without_bodies = {
-        status: {name: value for name, value in answer.items() if name != "content"}
+        status: {name: value for name, value in answer.items() if name not in ("content", "links")}
         for status, answer in answers.items()
     }
     return {
@@ -344,6 +393,15 @@ def _json(schema: str, example: MonthOfKey | Summary | TopKeys) -> dict[str, Any
             "schema": {"$ref": f"#/components/schemas/{schema}"},
             "examples": {"usage": {"value": json.loads(example.json_bytes())}},
         }
+    }
+
+
+def _link(operation: str, description: str, **parameters: str) -> dict[str, Any]:
+    """Where to go on from an answer, for the same organization. parameters: to ask with, as runtime expressions."""
+    return {
+        "operationId": operation,
+        "description": description,
+        "parameters": {"org_id": "$request.path.org_id", **parameters},
     }
 
 
@@ -369,7 +427,7 @@ def _errors(*refusals: Refusal) -> dict[str, Any]:
             str(refusal.status),
             {
                 "description": refusal.message,
-                "headers": _headers(*_ALWAYS, "Cache-Control", *counted, *refusal.headers),
+                "headers": _headers(*_ALWAYS, "Cache-Control", *counted, *refusal.headers, sure=refusal.headers),
                 "content": {
                     "application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}, "examples": {}}
                 },
@@ -380,5 +438,13 @@ def _errors(*refusals: Refusal) -> dict[str, Any]:
     return dict(sorted(answers.items()))
 
 
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"description": _DESCRIPTIONS[name], "schema": {"type": "string"}} for name in names}
+def _headers(*names: str, sure: Iterable[str] = ()) -> dict[str, Any]:
+    """Headers of an answer. sure: those that are there, beside those that always are."""
+    return {
+        name: {
+            "description": _DESCRIPTIONS[name],
+            **({"required": True} if name in _SURE or name in sure else {}),
+            "schema": _SCHEMAS.get(name, _TEXT),
+        }
+        for name in names
+    }

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from serving.errors import Refusal
 from serving.routes import DAILY, ENDPOINTS, SUMMARY, TOP, USAGE
 from tests.serving.conftest import LiveServer
 from tests.serving.test_daily import EXAMPLE_BODY
@@ -72,12 +73,47 @@ def test_the_document_declares_what_is_answered_and_nothing_else(live_server: Li
             assert "description" in declared or "$ref" in declared, f"{name}.{field}"
 
 
+def test_every_refusal_is_an_example_in_the_document(live_server: LiveServer) -> None:
+    def codes(refusal: type[Refusal]) -> set[str]:
+        return {refusal.__dict__["code"]} if "code" in refusal.__dict__ else set()
+
+    known = {code for refusal in every_kind_of(Refusal) for code in codes(refusal)}
+    shown = {
+        code
+        for operations in live_server.client.get("/openapi.json").json()["paths"].values()
+        for answer in operations["get"]["responses"].values()
+        for code in answer.get("content", {}).get("application/json", {}).get("examples", ())
+        if code.isupper()
+    }
+    assert len(known) > 10
+    assert shown == known
+
+
+def every_kind_of(refusal: type[Refusal]) -> list[type[Refusal]]:
+    return [kind for direct in refusal.__subclasses__() for kind in (direct, *every_kind_of(direct))]
+
+
+def test_the_links_lead_to_operations_with_these_parameters(live_server: LiveServer) -> None:
+    paths = live_server.client.get("/openapi.json").json()["paths"]
+    operations = {one["operationId"]: one for path in paths.values() for one in path.values()}
+    links = [link for one in operations.values() for link in one["responses"]["200"].get("links", {}).values()]
+    assert len(links) == 4
+    for link in links:
+        parameters = {parameter["name"] for parameter in operations[link["operationId"]]["parameters"]}
+        assert link["parameters"].keys() <= parameters
+
+
 def test_the_page_needs_nothing_from_elsewhere(live_server: LiveServer) -> None:
     page = live_server.client.get("/docs")
     assert page.status_code == 200
     for address in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert address.startswith("/")
-        assert live_server.client.get(address).status_code == 200
+        file = live_server.client.get(address)
+        assert file.status_code == 200
+        assert not re.search(r"url\(\W?https?:|@import", file.text) or not address.endswith(".css")
+    assert (
+        '"layout": "BaseLayout"' in page.text
+    )  # the other one shows what a validator elsewhere thinks of the document
     assert "http:" not in page.text
     assert "https:" not in page.text
 
