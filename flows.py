@@ -324,7 +324,12 @@ def _findings(report: Report) -> list[dict[str, str]]:
         {"file": f"restatements of {month_name(month)}", "finding": "damaged: what they recorded before now is lost"}
         for month in report.records_lost
     ]
-    return held_back + lowered + lost
+    gone = [{"file": "rollups/", "finding": f"not what it was: {report.lost}"}] if report.lost else []
+    gone += [
+        {"file": f"raw files of {day}", "finding": "gone, and so is what was published of them"}
+        for day in report.lost_days
+    ]
+    return held_back + lowered + lost + gone
 
 
 if __name__ == "__main__":

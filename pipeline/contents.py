@@ -80,10 +80,10 @@ def held_contents(files: Mapping[str, FileEntry]) -> set[tuple[str, str]]:
     return {content_of(entry.take_in) for entry in files.values()}
 
 
-def with_take_in(files: Mapping[str, FileEntry], take_in: TakeIn) -> dict[str, FileEntry]:
-    """The files, with `take_in` for all that hold its content."""
+def with_take_ins(files: Mapping[str, FileEntry], take_ins: Mapping[tuple[str, str], TakeIn]) -> dict[str, FileEntry]:
+    """The files, with another take-in for all that hold the content of one of `take_ins`, which are by content."""
     return {
-        file: replace(entry, take_in=take_in) if content_of(entry.take_in) == content_of(take_in) else entry
+        file: replace(entry, take_in=take_ins.get(content_of(entry.take_in), entry.take_in))
         for file, entry in files.items()
     }
 

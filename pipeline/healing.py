@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import verify
-from pipeline.contents import content_of, with_take_in
+from pipeline.contents import content_of, with_take_ins
 from pipeline.contract.layout import month_of
 from pipeline.contract.tables import API_KEY_DAY
 from pipeline.engine import SCAN_ROWS
@@ -56,15 +57,24 @@ class Healing:
     thorough: bool
     beyond_repair: set[date] = field(default_factory=set)
     _rejected_beyond_repair: set[str] = field(default_factory=set)  # take-ins whose rejected lines are gone likewise
+    _rebuilt: set[str] = field(default_factory=set)  # take-ins that were made anew
+
+    def begin_attempt(self) -> None:
+        """Forget what cannot be healed: the raw file may be there again, and another report is to say it."""
+        self.beyond_repair.clear()
+        self._rejected_beyond_repair.clear()
+        self._rebuilt.clear()
 
     def healed(
         self, dirty: set[date], raw_files: Sequence[RawFile], files: dict[str, FileEntry], report: Report
     ) -> dict[str, FileEntry]:
-        """The files with one of them taken in anew whose events are missing or damaged on a dirty day.
+        """The files, those taken in anew whose events are missing or damaged on a dirty day.
 
-        The very files when there is none. What cannot be healed is reported, and its days are no longer dirty.
+        The very files when there are none. What cannot be healed is reported, and its days are no longer dirty. Raises
+        ArtifactDamaged when what was just made anew is damaged again.
         """
-        present = {raw_file.file: raw_file for raw_file in raw_files}
+        sources = _sources(raw_files, files)
+        anew: dict[tuple[str, str], TakeIn] = {}
         for entry in list(files.values()):
             damaged = [
                 event
@@ -75,9 +85,13 @@ class Healing:
             ]
             if not damaged and self._has_its_rejected(entry):
                 continue
-            taken = self._taken_anew(entry, files, present)
+            if damaged and entry.take_in.name in self._rebuilt:
+                verify(damaged[0].path_in(self.run.layout))
+            taken = self._taken_anew(entry, sources.get(content_of(entry.take_in), ()))
             if taken:
-                return with_take_in(files, taken)
+                self._rebuilt.add(taken.name)
+                anew[content_of(taken)] = taken
+                continue
             if not self._has_its_rejected(entry):
                 self._rejected_beyond_repair.add(entry.take_in.name)
                 report.held_back.append(
@@ -97,7 +111,7 @@ class Healing:
                         "the published day stays as it is until it is there again",
                     )
                 )
-        return files
+        return with_take_ins(files, anew) if anew else files
 
     def restored(self, entry: DayEntry, ledger: Ledger) -> DayEntry | None:
         """A day whose file is damaged and cannot be rolled up anew, with its rows out of what is published of it.
@@ -121,18 +135,9 @@ class Healing:
             return True
         return self.inspection.is_sound(self.run.layout.rejected / rejected)
 
-    def _taken_anew(
-        self, entry: FileEntry, files: Mapping[str, FileEntry], present: Mapping[str, RawFile]
-    ) -> TakeIn | None:
+    def _taken_anew(self, entry: FileEntry, sources: Sequence[RawFile]) -> TakeIn | None:
         """What an entry's content is made into now; None when no raw file has it any more."""
-        for other in files.values():
-            source = present.get(other.file)
-            if (
-                source is None
-                or content_of(other.take_in) != content_of(entry.take_in)
-                or source.signature != other.signature
-            ):
-                continue
+        for source in sources:
             try:
                 # No earlier than it was taken in: a request that was accepted is not from the future.
                 run = replace(self.run, started=max(self.run.started, entry.take_in.taken_at))
@@ -146,3 +151,13 @@ class Healing:
                 return replace(taken, taken_at=entry.take_in.taken_at)
             return taken
         return None
+
+
+def _sources(raw_files: Sequence[RawFile], files: Mapping[str, FileEntry]) -> dict[tuple[str, str], list[RawFile]]:
+    """The raw files that lie there as they were taken in, by their content."""
+    sources: dict[tuple[str, str], list[RawFile]] = defaultdict(list)
+    for raw_file in raw_files:
+        entry = files.get(raw_file.file)
+        if entry and entry.signature == raw_file.signature:
+            sources[content_of(entry.take_in)].append(raw_file)
+    return sources

@@ -20,6 +20,7 @@ class Report:
     held_back: list[HeldBack] = field(default_factory=list)
     days: list[DayEntry] = field(default_factory=list)
     months: list[date] = field(default_factory=list)
+    lost: str | None = None  # a version that was published and is there no more, in a sentence
     lost_days: list[date] = field(default_factory=list)  # no longer published, for the log and their raw files are gone
     records_lost: list[date] = field(default_factory=list)  # months whose restatements so far were damaged
     version: int = 0
@@ -31,7 +32,7 @@ class Report:
         """Whether somebody should look: a file was held back, a new content has fewer requests than the old, days that
         were published are not any more, or a record of restatements is lost.
         """
-        lost = self.lost_days or self.records_lost
+        lost = self.lost or self.lost_days or self.records_lost
         return bool(self.held_back or lost) or any(after < before for _, before, after in self.replaced)
 
     def as_json(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Report:
                 for entry in self.days
             ],
             "months": [month_name(month) for month in self.months],
+            **({"lost": self.lost} if self.lost else {}),
             **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
             "version": self.version,
             "seconds": round(self.seconds, 3),

@@ -12,7 +12,7 @@ from pipeline.artifacts import sync
 from pipeline.contents import days_touched, events_by_day, is_still, needs_reading
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout, days_between
-from pipeline.contract.published import run_of
+from pipeline.contract.published import log_entry, run_of
 from pipeline.contract.wording import instant_text
 from pipeline.errors import HeldBack
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
@@ -330,6 +330,10 @@ def write_last_run(
     """
     started = run.started
     before = read_last_run(run.layout)
+    if before and before.started <= run.clock() and before.version >= version and before.started > started:
+        return  # a run that started later has ended already, and knew more
+    if before and before.version > version and log_entry(run.layout.rollups, before.version).exists():
+        return  # another run published since
     # A run that started later may have ended earlier; what it confirmed stands. But a moment that has not come is a
     # clock that was wrong.
     if before is not None and before.started <= run.clock():

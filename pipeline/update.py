@@ -109,7 +109,7 @@ class _Update:
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
         ledger = read_ledger(self.run.layout)
-        self.healing.beyond_repair.clear()
+        self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
         report.held_back.extend(listing.held_back)
@@ -142,8 +142,12 @@ class _Update:
         newest = ledger.publication.version
         if self.last_run and self.last_run.version > newest:
             if not newest and not anything_to_publish:
-                raise KeytallyError(f"{lost_versions(newest, self.last_run)}, and raw/ is empty; put rollups/ back")
-            log.warning("%s; publishing anew what is in raw/", lost_versions(newest, self.last_run))
+                held_back = "".join(f"; {held}" for held in report.held_back[:3])
+                raise KeytallyError(
+                    f"{lost_versions(newest, self.last_run)}, and nothing in raw/ can be taken in{held_back}; put"
+                    f" rollups/ back, or remove {self.run.layout.last_run} to begin with nothing"
+                )
+            report.lost = lost_versions(newest, self.last_run)
         elif ledger.publication.generation:
             return
         report.lost_days = sorted(self.run.layout.days_with_events() - days.keys())
@@ -162,7 +166,7 @@ class _Update:
             FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
         }
         start_grace(self.run, ledger, files, days, partitions)
-        if report.lost_days:
+        if report.lost or report.lost_days:
             start_grace_of_all(self.run, files, days)
         report.version = self.steps.publish(self.run, ledger.publication, partitions, notes)
         report.published = True

@@ -8,17 +8,20 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pipeline.arrivals
+import pipeline.update
 from cli import main
 from pipeline.contract.published import log_entry
-from pipeline.errors import KeytallyError
+from pipeline.errors import CommitRefused, KeytallyError
+from pipeline.publish import publish
 from pipeline.reconcile import reconcile
 from pipeline.run import start_run
-from pipeline.status import status_of
-from pipeline.update import PLAIN_STEPS, roll_up
+from pipeline.status import status_of, write_last_run
+from pipeline.update import PLAIN_STEPS, backfill, roll_up
 from tests.conftest import Place, Record, request
 
 NOVEMBER = date(2025, 11, 1)
@@ -189,6 +192,54 @@ def test_a_month_that_cannot_be_made_stays_as_it_is_and_holds_up_no_other(beyond
     assert requests(place) == {"2025-11-01": 1, "2025-11-02": 1, "2025-11-03": 1, "2025-12-01": 1}
 
 
+def test_many_files_are_healed_in_one_pass(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        place.write_raw(f"{number}.jsonl", dated(number, 1), dated(number, 2))
+    place.roll_up()
+    unlink(place.layout.events.rglob("*.parquet"))
+    looks: list[int] = []
+    honest = pipeline.update.events_by_day
+    monkeypatch.setattr(pipeline.update, "events_by_day", lambda files: looks.append(1) or honest(files))
+    assert not place.backfill("2025-11-01", "2025-11-30").has_findings
+    assert requests(place) == {"2025-11-01": 20, "2025-11-02": 20}
+    assert len(looks) == 2
+
+
+def test_what_cannot_be_healed_is_said_by_the_attempt_that_is_published(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = place.write_raw("a.jsonl", request(1), "bad")
+    place.roll_up()
+    raw.unlink()
+    unlink(place.layout.rejected.iterdir())
+    place.write_raw("b.jsonl", request(2))
+    refusals = iter([True])
+
+    def refused_once(*arguments: Any) -> int:
+        if next(refusals, False):
+            raise CommitRefused(1)
+        return publish(*arguments)
+
+    with start_run(place.settings, lambda: place.now) as run:
+        report = backfill(run, NOVEMBER, date(2025, 11, 30), PLAIN_STEPS._replace(publish=refused_once))
+    assert report.published
+    assert ["its list of quarantined lines cannot be rebuilt" in held.reason for held in report.held_back] == [True]
+
+
+def test_a_run_that_ends_later_and_knew_less_leaves_the_note_alone(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    with start_run(place.settings, lambda: place.now) as slow:
+        place.now += timedelta(minutes=1)
+        place.write_raw("b.jsonl.gz", b"no gzip")
+        place.write_raw("c.jsonl", request(2))
+        place.roll_up()
+        note = place.layout.last_run.read_bytes()
+        write_last_run(slow, 1, {}, frozenset(), {}, 0)
+        write_last_run(slow, 2, {}, frozenset(), {}, 0)
+    assert place.layout.last_run.read_bytes() == note
+
+
 def test_an_earlier_clock_takes_no_request_back_when_it_heals(place: Place) -> None:
     place.now = datetime(2025, 11, 15, 13, tzinfo=UTC)
     place.write_raw("a.jsonl", dated(1, 14), dated(2, 15))
@@ -226,7 +277,7 @@ def test_a_table_that_was_moved_away_can_be_put_back(
     monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
     with pytest.raises(SystemExit, match="3"):
         main(["rollup"])
-    assert "LOST 1 day of a version that is gone (2025-11-01)" in capsys.readouterr().err
+    assert "Nothing is published any more of 1 day (2025-11-01)" in capsys.readouterr().err
 
 
 def test_nothing_is_published_in_the_place_of_a_lost_table_when_raw_is_empty(place: Place) -> None:
@@ -235,13 +286,35 @@ def test_nothing_is_published_in_the_place_of_a_lost_table_when_raw_is_empty(pla
     raw.unlink()
     shutil.rmtree(place.layout.rollups)
     note = place.layout.last_run.read_bytes()
-    with pytest.raises(KeytallyError, match=r"version 1 was published, but .* gone.*put rollups/ back"):
+    with pytest.raises(
+        KeytallyError, match=r"version 1 was published, but .* gone.*nothing in raw/ .*put rollups/ back"
+    ):
         place.roll_up()
     assert place.layout.last_run.read_bytes() == note
     assert len(list(place.layout.events.rglob("*.parquet"))) == 1
 
 
-def test_a_log_that_lost_its_newest_entry_is_published_anew(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_copy_of_the_table_is_a_finding_and_what_the_newer_needs_stays(place: Place, tmp_path: Path) -> None:
+    place.write_raw("a.jsonl", dated(1, 1))
+    place.roll_up()
+    shutil.copytree(place.layout.rollups, tmp_path / "older")
+    late = place.write_raw("late.jsonl", dated(2, 1), dated(3, 1))
+    place.roll_up()
+    late.unlink()
+    aged(place)
+    place.layout.rollups.rename(tmp_path / "newer")
+    (tmp_path / "older").rename(place.layout.rollups)
+    place.write_raw("b.jsonl", dated(4, 2))
+    report = place.roll_up()
+    assert report.lost and report.has_findings
+    assert requests(place) == {"2025-11-01": 1, "2025-11-02": 1}
+    shutil.rmtree(place.layout.rollups)
+    (tmp_path / "newer").rename(place.layout.rollups)
+    assert not place.backfill("2025-11-01", "2025-11-30").has_findings, "everything it names is there still"
+    assert requests(place) == {"2025-11-01": 3, "2025-11-02": 1}
+
+
+def test_a_log_that_lost_its_newest_entry_is_published_anew(place: Place) -> None:
     place.write_raw("a.jsonl", request(1))
     place.roll_up()
     place.write_raw("b.jsonl", request(2))
@@ -249,6 +322,6 @@ def test_a_log_that_lost_its_newest_entry_is_published_anew(place: Place, caplog
     log_entry(place.layout.rollups, 2).unlink()
     with start_run(place.settings, lambda: place.now) as run:
         report = roll_up(run, PLAIN_STEPS)
-    assert "version 2 was published, but the log ends at version 1" in caplog.text
-    assert (report.version, report.lost_days) == (2, [])
+    assert report.lost == "version 2 was published, but the log ends at version 1"
+    assert (report.version, report.lost_days, report.has_findings) == (2, [], True)
     assert place.usage() == {("org_a", "2025-11-10"): (2, Decimal("0.5"))}
