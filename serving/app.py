@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -36,6 +39,7 @@ from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
 REGISTRY_SECONDS = 0.25  # how often the key registry is looked at
+PARENT_SECONDS = 1.0  # how often a worker looks for its parent
 
 
 def utc_now() -> datetime:
@@ -69,6 +73,8 @@ def create_app(
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
             asyncio.create_task(_repeat(names.refresh, settings.refresh_seconds / 2)),
         ]
+        if workers > 1:
+            watches.append(asyncio.create_task(_repeat(functools.partial(_end_without, os.getppid()), PARENT_SECONDS)))
         yield {"metrics": metrics}  # for the protocol, which answers what never becomes a request
         for watch in watches:
             watch.cancel()
@@ -93,7 +99,7 @@ def create_app(
             route.methods = {"GET", "HEAD"}  # the pages; FastAPI lets HEAD ask for /openapi.json alone
     endpoints = routes(gate, answers, clock)
     app.router.routes[:0] = endpoints
-    plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, clock))]
+    plain: list[tuple[str, ASGIApp]] = [("/healthz", Healthz()), ("/readyz", Readyz(reader, registry, clock))]
     if settings.metrics is None:
         plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))
     app.router.routes.extend(TracedRoute(path, answer, methods=["GET"]) for path, answer in plain)
@@ -146,6 +152,13 @@ def _whole(files: ASGIApp) -> ASGIApp:
         await files({**scope, "headers": headers}, receive, send)
 
     return answer
+
+
+def _end_without(parent: int) -> None:
+    """Ends this worker when its parent is gone: who else would end it, or let another server have the port?"""
+    if os.getppid() != parent:
+        _LOG.error("the parent process is gone: this worker ends")
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _repeat(look: Callable[[], None], seconds: float) -> None:

@@ -13,9 +13,10 @@ from serving.errors import (
     ApiKeyExpired,
     AuthenticationRequired,
     InvalidApiKey,
+    KeysUnavailable,
     RateLimitExceeded,
 )
-from serving.keys import KeyRegistry, ReadingKey
+from serving.keys import KeyRegistry, ReadingKey, RegistryUnavailable
 from serving.limiter import Limiter
 
 Clock = Callable[[], datetime]
@@ -38,7 +39,10 @@ class Gate:
         if not sent:
             raise AuthenticationRequired
         # Seldom not remembered; then SQLite is asked in a thread, since a disk may take its time.
-        key = self._registry.remembered(sent) or await asyncio.to_thread(self._registry.find, sent)
+        try:
+            key = self._registry.remembered(sent) or await asyncio.to_thread(self._registry.find, sent)
+        except RegistryUnavailable as error:
+            raise KeysUnavailable(str(error)) from error
         if key is None:
             raise InvalidApiKey
         if key.revoked_at is not None:
@@ -64,7 +68,7 @@ def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
     fallback = b""
     for name, value in headers:
         if name == b"x-api-key":
-            return value.decode("latin-1").strip()
+            return value.strip(b" \t").decode("latin-1")
         if name == b"api-key" and not fallback:
             fallback = value
-    return fallback.decode("latin-1").strip()
+    return fallback.strip(b" \t").decode("latin-1")

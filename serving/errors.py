@@ -170,6 +170,12 @@ class UsageUnavailable(Refusal):
         self.reason = reason
 
 
+class KeysUnavailable(UsageUnavailable):
+    """The registry of reading keys cannot be read, so that nobody can be let in."""
+
+    system_message = "Reading keys cannot be looked up"
+
+
 class InternalError(Refusal):
     """Anything unforeseen."""
 

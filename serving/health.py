@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 from pipeline.contract.tables import ORGANIZATION_DAY
 from serving.answer import Answer, Body
 from serving.auth import Clock
-from serving.errors import UsageUnavailable
+from serving.errors import KeysUnavailable, UsageUnavailable
+from serving.keys import KeyRegistry, RegistryUnavailable
 from serving.reader import Confirmed, Reader
 
 
@@ -23,13 +24,14 @@ class Healthz:
 
 
 class Readyz:
-    """`GET /readyz`: the published data can be read, this very moment, and how old it is. Else 503.
+    """`GET /readyz`: published data and reading keys can be read, this very moment, and how old it is. Else 503.
 
     Nothing published yet is ready, too: the zeros are right, and are kept by nobody.
     """
 
-    def __init__(self, reader: Reader, clock: Clock) -> None:
+    def __init__(self, reader: Reader, registry: KeyRegistry, clock: Clock) -> None:
         self._reader = reader
+        self._registry = registry
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -45,6 +47,10 @@ class Readyz:
         await Answer(Body(msgspec.json.encode(ready), lasting=False)).send(scope, send)
 
     def _readable(self) -> Confirmed:
+        try:
+            self._registry.poll()
+        except RegistryUnavailable as error:
+            raise KeysUnavailable(str(error)) from error
         confirmed = self._reader.confirmed
         if self._reader.failure is not None:
             raise UsageUnavailable(f"the published table cannot be read: {self._reader.failure}")

@@ -174,3 +174,19 @@ def test_finished_answers_take_no_more_memory_than_the_setting_says(data: Path) 
             for key in (*keys, keys[0]):
                 assert server.daily(key).status_code == 200
             assert metrics(server)['keytally_answer_lookups_total{result="miss"}'] == again
+
+
+def test_a_registry_of_keys_that_is_gone_is_not_ready_and_lets_nobody_in(data: Path) -> None:
+    publish_days(data, date(2025, 11, 1), [("org_abc123", date(2025, 11, 1), 1, "1", "1", "1")])
+    with LiveServer(settings_for(data)) as server:
+        key = server.create_key("org_abc123")
+        (data / "keys.sqlite").rename(data / "aside")
+        eventually(lambda: server.client.get("/readyz").status_code == 503)
+        refused = server.daily(key).json()["error"]
+        assert (refused["code"], refused["system_message"]) == (
+            "SERVICE_UNAVAILABLE",
+            "Reading keys cannot be looked up",
+        )
+        (data / "aside").rename(data / "keys.sqlite")
+        eventually(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.daily(key).status_code == 200

@@ -245,3 +245,13 @@ def test_redis_holds_nothing_but_a_window_for_each_organization(data: Path, redi
         assert len(names) == 1
         assert re.fullmatch(r".*keytally/org_abc123/5/.*", names[0])
         assert 0 < store.ttl(names[0]) <= 3600
+
+
+def test_workers_end_when_their_parent_was_killed(data: Path) -> None:
+    with served(data, workers=2) as server:
+        eventually(lambda: len(workers_of(server)) == 2)
+        workers = workers_of(server)
+        with connections_to_both(server):
+            server.process.kill()
+        server.process.wait()
+        eventually(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers), 20)
