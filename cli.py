@@ -313,13 +313,12 @@ def _show_findings(report: Report) -> None:
                 " count no more. If a log was rotated onto it, put the older one back under a name of its own.",
                 err=True,
             )
-    if report.lost or report.lost_days:
+    if report.lost_days:
         days = ", ".join(str(day) for day in report.lost_days[:5]) + (" ..." if len(report.lost_days) > 5 else "")
-        gone = f" Nothing is published any more of {count_of(len(report.lost_days), 'day')} ({days})." if days else ""
         click.echo(
-            f"LOST {report.lost or 'what was published'}; published anew from raw/.{gone} What only it counted, because"
-            " its raw files are gone, counts no more: put these back into raw/, or rollups/ as it was. For a week"
-            " nothing that needs is deleted.",
+            f"LOST {report.lost or 'what was published is gone'}; published anew from raw/. Something of"
+            f" {count_of(len(report.lost_days), 'day')} ({days}) counts no more: its raw files are gone. Put them"
+            " back into raw/, or rollups/ as it was. For a week nothing that needs is deleted.",
             err=True,
         )
     for month in report.records_lost:

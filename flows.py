@@ -324,9 +324,8 @@ def _findings(report: Report) -> list[dict[str, str]]:
         {"file": f"restatements of {month_name(month)}", "finding": "damaged: what they recorded before now is lost"}
         for month in report.records_lost
     ]
-    gone = [{"file": "rollups/", "finding": f"not what it was: {report.lost}"}] if report.lost else []
-    gone += [
-        {"file": f"raw files of {day}", "finding": "gone, and so is what was published of them"}
+    gone = [
+        {"file": f"raw files of {day}", "finding": "gone, and so is the version that counted them"}
         for day in report.lost_days
     ]
     return held_back + lowered + lost + gone

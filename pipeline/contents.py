@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date, datetime
+from pathlib import PurePosixPath
 
 from pipeline.intake import EventFile, TakeIn, rule_of
 from pipeline.ledger import FileEntry
@@ -103,10 +104,16 @@ def days_touched(files: Mapping[str, FileEntry], held_back: Collection[str]) -> 
 
     A file that never could be read touches no day that anybody knows of. A link to nothing may have been a folder.
     """
-    folders = tuple(f"{name.rstrip('/')}/" for name in held_back)
-    return frozenset(
-        event.day
-        for file, entry in files.items()
-        if file in held_back or "." in held_back or file.startswith(folders)
-        for event in entry.take_in.events
-    )
+    return frozenset(held_back_by_day(files, held_back))
+
+
+def held_back_by_day(files: Mapping[str, FileEntry], held_back: Collection[str]) -> dict[date, set[str]]:
+    """For each of these days, which of `held_back` touch it."""
+    names = {name.rstrip("/"): name for name in held_back}
+    touched: dict[date, set[str]] = defaultdict(set)
+    for file, entry in files.items() if names else ():
+        for name in (file, *(str(folder) for folder in PurePosixPath(file).parents)):  # the last is ".", all of raw/
+            if name in names:
+                for event in entry.take_in.events:
+                    touched[event.day].add(names[name])
+    return touched

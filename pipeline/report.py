@@ -21,7 +21,7 @@ class Report:
     days: list[DayEntry] = field(default_factory=list)
     months: list[date] = field(default_factory=list)
     lost: str | None = None  # a version that was published and is there no more, in a sentence
-    lost_days: list[date] = field(default_factory=list)  # no longer published, for the log and their raw files are gone
+    lost_days: list[date] = field(default_factory=list)  # of which something counts no more: its raw files are gone
     records_lost: list[date] = field(default_factory=list)  # months whose restatements so far were damaged
     version: int = 0
     published: bool = False  # whether this run made that version
@@ -29,10 +29,10 @@ class Report:
 
     @property
     def has_findings(self) -> bool:
-        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, days that
-        were published are not any more, or a record of restatements is lost.
+        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, what was
+        published of days is not any more, or a record of restatements is lost.
         """
-        lost = self.lost or self.lost_days or self.records_lost
+        lost = self.lost_days or self.records_lost
         return bool(self.held_back or lost) or any(after < before for _, before, after in self.replaced)
 
     def as_json(self) -> dict[str, Any]:

@@ -67,9 +67,10 @@ def restate(
     run.engine.name_files("restatements_so_far", [], RESTATEMENT)
     run.engine.run("create_restated")
     was, now = (events_by_day(ledger.files) if changed else {} for ledger in (before, after))
+    came_or_left = _came_or_left(before, after)
     found = 0
     for entry in changed:
-        blame = blame_of(before, after, entry.day, was.get(entry.day, {}), now.get(entry.day, {}))
+        blame = _blame_of(before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)
         found += _restate_day(run, before, entry, blame, is_sound)
     lost = so_far is not None and (check or found > 0) and not _is_kept(so_far, month)
     if not found and not lost:
@@ -161,15 +162,32 @@ class Blame(NamedTuple):
     otherwise: Sequence[str]
 
 
-def blame_of(
-    before: Ledger, after: Ledger, day: date, was: Mapping[str, EventFile], now: Mapping[str, EventFile]
+def _came_or_left(before: Ledger, after: Ledger) -> dict[str, tuple[str, str]]:
+    """File and cause of every take-in that counts in one of two ledgers and not in the other, by its name."""
+    counting = [
+        {entry.take_in.name: file for file, entry in ledger.files.items() if entry.same_as is None}
+        for ledger in (before, after)
+    ]
+    files = [{name: had[name] for name in had.keys() - other.keys()} for had, other in (counting, counting[::-1])]
+    return {
+        name: (file, _cause(before.files.get(file), after.files.get(file)))
+        for named in files
+        for name, file in named.items()
+    }
+
+
+def _blame_of(
+    before: Ledger,
+    day: date,
+    was: Mapping[str, EventFile],
+    now: Mapping[str, EventFile],
+    came_or_left: Mapping[str, tuple[str, str]],
 ) -> Blame:
     """Why a day is not made of what it was made of. was, now: the event files that count on it, by take-in."""
     sources = [
-        Source(events[entry.take_in.name], file, _cause(before.files.get(file), after.files.get(file)))
-        for files, events, others in ((before.files, was, now), (after.files, now, was))
-        for file, entry in files.items()
-        if entry.same_as is None and entry.take_in.name in events and entry.take_in.name not in others
+        Source(events[name], *came_or_left[name])
+        for events, others in ((was, now), (now, was))
+        for name in events.keys() - others.keys()
     ]
     always: list[str] = []
     if before.days[day].accepted != sum(event.accepted for event in was.values()):

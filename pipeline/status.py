@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
 from pipeline.artifacts import sync
-from pipeline.contents import days_touched, events_by_day, is_still, needs_reading
+from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout, days_between
 from pipeline.contract.published import log_entry, run_of
@@ -239,13 +239,13 @@ def _days(
     first_open = confirmed_at.astimezone(UTC).date() if confirmed_at else date.min
     over = [first_open - timedelta(days=1)] if confirmed_at else []
     quarantined = _quarantined_by_day(ledger.files.values())
-    touched = _held_back_by_day(ledger, held_back)
+    touched = held_back_by_day(ledger.files, {held.file for held in held_back})
     known = {*loaded, *inputs}
     for day in days_between(min(known), max(*known, *over)):
         entry, made_from = loaded.get(day), inputs.get(day, {})
         published = ledger.days[day].fingerprint if day in ledger.days else None
         behind = bool(published or made_from) and published != fingerprint_of(made_from)
-        finding = _finding(day, behind, day in findings, touched.get(day, []))
+        finding = _finding(day, behind, day in findings, sorted(touched.get(day, ())))
         accepted = sum(event.accepted for event in made_from.values())
         yield DayStatus(
             day=day,
@@ -287,14 +287,6 @@ def _quarantined_by_day(files: Collection[FileEntry]) -> dict[date, int]:
             for day in {event.day for event in entry.take_in.events}:
                 quarantined[day] += entry.take_in.quarantined
     return quarantined
-
-
-def _held_back_by_day(ledger: Ledger, held_back: Sequence[HeldBack]) -> dict[date, list[str]]:
-    touched: dict[date, list[str]] = defaultdict(list)
-    for held in held_back:
-        for day in days_touched(ledger.files, {held.file}):
-            touched[day].append(held.file)
-    return touched
 
 
 def _files(

@@ -118,7 +118,7 @@ class _Update:
         files, days = self._roll_up_days(ledger, listing.files, files, report)
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
-        self._look_for_lost(ledger, days, bool(partitions), report)
+        self._look_for_lost(ledger, files, days, bool(partitions), report)
         if partitions:
             self._publish(ledger, files, days, partitions, report)
         elif report.version:
@@ -136,21 +136,33 @@ class _Update:
         return list_raw(raw)
 
     def _look_for_lost(
-        self, ledger: Ledger, days: Mapping[date, DayEntry], anything_to_publish: bool, report: Report
+        self,
+        ledger: Ledger,
+        files: Mapping[str, FileEntry],
+        days: Mapping[date, DayEntry],
+        anything_to_publish: bool,
+        report: Report,
     ) -> None:
-        """See whether a version was published that is there no more: the log was cut, put back or moved away."""
+        """See whether a version was published that is there no more: the log was cut, put back or moved away.
+
+        Events that nobody names any more then tell on which days something is missing, unless they were superseded.
+        """
+        layout = self.run.layout
         newest = ledger.publication.version
         if self.last_run and self.last_run.version > newest:
             if not newest and not anything_to_publish:
                 held_back = "".join(f"; {held}" for held in report.held_back[:3])
                 raise KeytallyError(
                     f"{lost_versions(newest, self.last_run)}, and nothing in raw/ can be taken in{held_back}; put"
-                    f" rollups/ back, or remove {self.run.layout.last_run} to begin with nothing"
+                    f" rollups/ back, or remove {layout.last_run} to begin with nothing"
                 )
             report.lost = lost_versions(newest, self.last_run)
-        elif ledger.publication.generation:
-            return
-        report.lost_days = sorted(self.run.layout.days_with_events() - days.keys())
+            named = {event.path_in(layout) for entry in files.values() for event in entry.take_in.events}
+            report.lost_days = sorted({day for day, path in layout.event_files() if path not in named})
+            if not report.lost_days:
+                log.warning("%s; everything it counted is published anew from raw/", report.lost)
+        elif not ledger.publication.generation:
+            report.lost_days = sorted({day for day, _ in layout.event_files()} - days.keys())
 
     def _publish(
         self,

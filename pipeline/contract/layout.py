@@ -64,13 +64,10 @@ class Layout:
     def events_of(self, day: date) -> Path:
         return self.events / f"day={day}"
 
-    def days_with_events(self) -> set[date]:
-        """The days that have a folder of events with something in it."""
-        return {
-            date.fromisoformat(folder.name.removeprefix("day="))
-            for folder in self.events.glob("day=????-??-??")
-            if any(folder.iterdir())
-        }
+    def event_files(self) -> Iterator[tuple[date, Path]]:
+        """Every file of events there is, with its day."""
+        for path in self.events.glob("day=????-??-??/*.parquet"):
+            yield date.fromisoformat(path.parent.name.removeprefix("day=")), path
 
     def daily_of(self, day: date) -> Path:
         return self.daily / f"day={day}"
