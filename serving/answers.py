@@ -11,7 +11,7 @@ from typing import Protocol
 
 from serving.answer import Answer, Body
 from serving.names import Names, NamesFile
-from serving.reader import Confirmed, Reader
+from serving.reader import BeingOpened, Confirmed, Reader
 
 _Key = tuple[type, str, Hashable, Hashable]
 
@@ -77,11 +77,7 @@ class Answers:
             return answer
         coming = self._coming.get(key)
         if coming is None:  # else another request is having it read: wait for that one
-            coming = asyncio.get_running_loop().run_in_executor(
-                self._wide_readers if question.is_wide else self._readers,
-                self._built,
-                *(organization_id, question, published, names, now),
-            )
+            coming = asyncio.create_task(self._read(organization_id, question, published, names, now))
             self._coming[key] = coming
             coming.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(coming)
@@ -90,6 +86,23 @@ class Answers:
         """Stops the reading threads."""
         for readers in (self._readers, self._wide_readers):
             readers.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(
+        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
+    ) -> Answer:
+        readers = self._wide_readers if question.is_wide else self._readers
+        asked = (organization_id, question, published, names, now)
+        while True:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(readers, self._built_without_waiting, *asked)
+            except BeingOpened as being:  # wait here: were it in the threads, no other month could be read meanwhile
+                await asyncio.wrap_future(being.opened)
+
+    def _built_without_waiting(
+        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
+    ) -> Answer:
+        with self._reader.without_waiting():
+            return self._built(organization_id, question, published, names, now)
 
     def _built(
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime

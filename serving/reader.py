@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -107,10 +109,19 @@ class Confirmed:
         return Basis.of(month, self.publication.files.get((DAY_LEDGER.name, month)), self.as_of, self.findings)
 
 
+class BeingOpened(Exception):
+    """Another thread is opening the file that is wanted. opened: is done when it has, or could not."""
+
+    def __init__(self, opened: Future[None]) -> None:
+        super().__init__("the file is being opened")
+        self.opened = opened
+
+
 class Reader:
     """What is published, and the rows of it. Safe to share between threads."""
 
     OPEN_FILES = 3 * 132  # three files of every month from 2020 to 2030; one that is opened again is checked again
+    AHEAD_SECONDS = 5.0  # how long a new version may wait for its files to be opened: no file is begun later
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -121,7 +132,9 @@ class Reader:
         self._confirmed: Confirmed | None = None
         self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
-        self._opening = threading.Lock()
+        self._keeping = threading.Lock()  # held for a look at what is open, never while a file is read
+        self._opening: dict[str, Future[None]] = {}  # done when the file at that path was opened, or could not be
+        self._waiting = threading.local()
         self._files: OrderedDict[str, SortedFile] = OrderedDict()
         self._loaded: OrderedDict[str, frozenset[date]] = OrderedDict()
         self._refused: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -155,11 +168,19 @@ class Reader:
     def refresh(self) -> None:
         """Looks for a newer version, and for a run that confirmed it: about a millisecond when there is neither.
 
-        Never raises; see `failure`.
+        A newer version is served once the files that will be asked for first are open. Until then requests are answered
+        from the one before. Never raises; see `failure`.
         """
         with self._refreshing:
+            before = self._confirmed
             try:
-                self._confirmed = self._newest_confirmed()
+                newest = self._newest_confirmed()
+                if before is None or before.publication is newest.publication:
+                    self._confirmed = newest
+                else:
+                    self._open_ahead(before.publication, newest.publication)
+                    self._confirmed = newest
+                    self._let_go(before.publication, newest.publication)
                 failure = None
             except (
                 Exception
@@ -213,12 +234,26 @@ class Reader:
             try:
                 yield opened
             except (OSError, OtherBytes):
-                with self._opening:  # the next call opens and checks what stands there then
+                with self._keeping:  # the next call opens and checks what stands there then
                     if self._files.get(file.path) is opened:
                         del self._files[file.path]
                 raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
+
+    def check(self, file: PublishedFile) -> None:
+        """Opens the file, and reads a block of it again. Raises UsageUnavailable."""
+        with self.reading(file) as opened:
+            opened.check()
+
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """In the block this thread never waits for another one to open a file: BeingOpened is raised instead."""
+        self._waiting.refused = True
+        try:
+            yield
+        finally:
+            self._waiting.refused = False
 
     def loaded_days(self, ledger: PublishedFile | None, usage: Sequence[Usage]) -> Collection[date]:
         """The days with accepted records of anyone, by a month's ledger of days. Raises UsageUnavailable.
@@ -229,13 +264,7 @@ class Reader:
         if ledger is None:
             raise UsageUnavailable("a month is published without its ledger of days")
         try:
-            loaded = self._loaded.get(ledger.path)
-            if loaded is None:
-                with self._opening:
-                    loaded = self._checked(ledger, _loaded_days)
-                    self._loaded[ledger.path] = loaded
-                    if len(self._loaded) > self.OPEN_FILES:
-                        self._loaded.popitem(last=False)
+            loaded = self._kept(ledger, self._loaded, _loaded_days)
             if any(month_of(day) != ledger.month for day in loaded):
                 raise ValueError("a day is not of this month")
             if any(day.day not in loaded for day in usage if day.requests):
@@ -297,18 +326,80 @@ class Reader:
         return publication_of(self._table)
 
     def _open(self, file: PublishedFile) -> SortedFile:
-        opened = self._files.get(file.path)
+        table = PUBLISHED[file.rollup]
+        return self._kept(file, self._files, lambda checked: SortedFile.of(checked, table))
+
+    def _kept(
+        self, file: PublishedFile, kept: OrderedDict[str, _Opened], read: Callable[[CheckedFile], _Opened]
+    ) -> _Opened:
+        """What `kept` has of the file. Else opens it, or waits for whoever is opening it."""
+        opened = kept.get(file.path)
         if opened is not None:
             return opened
-        with self._opening:
-            opened = self._files.get(file.path)
-            if opened is None:
-                table = PUBLISHED[file.rollup]
-                opened = self._checked(file, lambda checked: SortedFile.of(checked, table))
-                self._files[file.path] = opened
-                if len(self._files) > self.OPEN_FILES:
-                    self._files.popitem(last=False)  # closed when its last reader lets go of it
+        mine: Future[None] = Future()
+        mine.set_running_or_notify_cancel()  # who stops waiting for it must not cancel it
+        while True:
+            with self._keeping:
+                opened = kept.get(file.path)
+                if opened is not None:
+                    return opened
+                opening = self._opening.setdefault(file.path, mine)
+            if opening is mine:
+                break
+            if getattr(self._waiting, "refused", False):
+                raise BeingOpened(opening)
+            opening.result()
+        try:
+            opened = self._checked(file, read)
+            with self._keeping:
+                kept[file.path] = opened
+                if len(kept) > self.OPEN_FILES:
+                    kept.popitem(last=False)  # closed when its last reader lets go of it
+        finally:
+            with self._keeping:
+                del self._opening[file.path]
+            mine.set_result(None)
         return opened
+
+    def _open_ahead(self, before: Publication, newest: Publication) -> None:
+        """Opens what will be asked for first: what takes the place of files that are open, and the newest month.
+
+        Else the first requests after a publication would wait until all of a file is read and checked. Who has no file
+        open, like who only shows figures, gets none opened.
+        """
+        with self._keeping:
+            open_now = {*self._files, *self._loaded}
+        if not open_now:
+            return
+        wanted = {name for name, file in before.files.items() if file.path in open_now}
+        months = [month for rollup, month in newest.files if rollup == ORGANIZATION_DAY.name and month]
+        wanted |= {(rollup, max(months)) for rollup in (ORGANIZATION_DAY.name, DAY_LEDGER.name) if months}
+        until = time.monotonic() + self.AHEAD_SECONDS
+        # The newest month first, and of a month its usage by day: what is asked for most, should the time not suffice.
+        for name in sorted(
+            wanted, key=lambda name: (name[1] or date.min, name[0] == ORGANIZATION_DAY.name), reverse=True
+        ):
+            file = newest.files.get(name)
+            if file is None or file.path in open_now:
+                continue
+            if time.monotonic() > until:
+                break
+            with suppress(Exception):  # a damaged file keeps no other from being served: who asks for it is told
+                if file.rollup == DAY_LEDGER.name:
+                    self._kept(file, self._loaded, _loaded_days)
+                else:
+                    self._open(file)
+
+    def _let_go(self, *needed: Publication) -> None:
+        """Closes the files that are in none of these versions, once their last reader is through.
+
+        Each takes memory, and room on the disk though it was deleted. Whoever is late opens one anew.
+        """
+        paths = {file.path for publication in needed for file in publication.files.values()}
+        with self._keeping:
+            for kept in (self._files, self._loaded):
+                for path in [path for path in kept if path not in paths]:
+                    del kept[path]
 
     def _checked(self, file: PublishedFile, read: Callable[[CheckedFile], _Opened]) -> _Opened:
         path = self._rollups / file.path

@@ -17,6 +17,7 @@ import uvicorn
 from pipeline.contract.settings import Settings
 from serving.app import create_app
 from serving.auth import Clock
+from serving.checked_file import CheckedFile
 from serving.keys import CreatedKey, KeyRegistry
 from serving.server import _listen, configure
 
@@ -85,6 +86,31 @@ def eventually(happened: Callable[[], bool], seconds: float = 10) -> float:
 
 def settings_for(data: Path, **variables: str) -> Settings:
     return Settings.from_environment({"KEYTALLY_DATA": str(data), "KEYTALLY_RATE_LIMIT": "off", **variables})
+
+
+class Openings:
+    """Which files were opened, and in which thread. Those in a folder that is held wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[Path, str]] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.held = ""
+
+    def open(self, path: Path) -> CheckedFile:
+        self.opened.append((path, threading.current_thread().name))
+        if self.held and self.held in str(path):
+            self.begun.set()
+            assert self.go.wait(30)
+        return CheckedFile(path)
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Openings]:
+    """What the readers of published files open."""
+    openings = Openings()
+    monkeypatch.setattr("serving.reader.CheckedFile", openings.open)
+    yield openings
+    openings.go.set()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from serving.answers import Answers
 from serving.names import NamesFile
 from serving.questions import Daily
 from serving.reader import Reader
-from tests.serving.conftest import NOW
+from tests.serving.conftest import NOW, Openings
 from tests.serving.publishing import publish_days
 
 NOVEMBER = date(2025, 11, 1)
@@ -96,3 +96,23 @@ def test_an_answer_too_large_to_keep_is_sent_in_pieces_and_built_anew(
     assert b"".join(message["body"] for message in bodies) == first.body
     assert [message.get("more_body", False) for message in bodies] == [True] * (len(bodies) - 1) + [False]
     assert {len(message["body"]) for message in bodies[:-1]} == {100}
+
+
+def test_a_month_that_is_being_opened_does_not_take_the_threads_from_others(data: Path, openings: Openings) -> None:
+    october = date(2025, 10, 1)
+    publish_days(data, october, [("org_1", october, 1, "1", "1", "1")])
+    answers = answers_over(data, 2**20)
+    openings.held = "2025-11"
+
+    async def ask() -> list[Answer]:
+        asked = [asyncio.create_task(answers.of(f"org_{n}", Daily(NOVEMBER), NOW)) for n in range(Answers.READERS + 4)]
+        try:
+            assert await asyncio.to_thread(openings.begun.wait, 10)
+            await asyncio.wait_for(answers.of("org_1", Daily(october), NOW), 10)
+            assert not any(answer.done() for answer in asked)
+        finally:
+            openings.go.set()
+        return await asyncio.gather(*asked)
+
+    assert len({id(answer) for answer in asyncio.run(ask())}) == Answers.READERS + 4
+    assert len([path for path, _ in openings.opened if "2025-11" in str(path)]) == 1

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from pipeline.contract.layout import Layout
+from serving.checked_file import CheckedFile
 from tests.conftest import Place, request
 from tests.serving.conftest import NOW, LiveServer, eventually, settings_for
 from tests.serving.publishing import publish_days
@@ -78,6 +79,36 @@ def test_a_damaged_newest_month_is_not_ready_until_it_is_restored(data: Path, da
     with LiveServer(settings_for(data)) as server:
         assert words_of(server.client.get("/readyz")) == UNREADABLE
         path.write_bytes(good)
+        assert server.client.get("/readyz").status_code == 200
+
+
+def test_a_newest_month_that_is_damaged_while_it_is_open_is_not_ready(data: Path) -> None:
+    path = publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    good = path.read_bytes()
+    with LiveServer(settings_for(data)) as server:
+        assert server.client.get("/readyz").status_code == 200
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        assert [words_of(server.client.get("/readyz")) for _ in range(2)] == [UNREADABLE] * 2
+        path.write_bytes(good)
+        assert server.client.get("/readyz").status_code == 200
+
+
+def test_a_damage_that_a_request_finds_is_not_ready_until_another_file_stands_there(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckedFile, "BLOCK", 16)  # so that readiness looks elsewhere than where the damage is
+    path = publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    good = path.read_bytes()
+    with LiveServer(settings_for(data)) as server:
+        key = server.create_key("org_abc123")
+        assert server.client.get("/readyz").status_code == 200
+        path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+        assert server.client.get("/readyz").status_code == 200
+        assert words_of(server.daily(key)) == UNREADABLE
+        assert words_of(server.client.get("/readyz")) == UNREADABLE
+        (data / "restored").write_bytes(good)
+        (data / "restored").rename(path)
+        assert server.daily(key).status_code == 200
         assert server.client.get("/readyz").status_code == 200
 
 
