@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -74,7 +75,7 @@ def write_logs(data: Path) -> None:
             log.write(json.dumps(record) + "\n")
 
 
-def keytally(environment: dict[str, str], *arguments: str) -> list[dict[str, str]]:
+def keytally(environment: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
     """What a command of keytally printed as JSON, one document a line."""
     command = [sys.executable, str(ROOT / "cli.py"), *arguments, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
