@@ -158,8 +158,11 @@ class Reader:
         Never raises; see `failure`.
         """
         with self._refreshing:
+            before = self._confirmed
             try:
                 self._confirmed = self._newest_confirmed()
+                if before is not None and before.publication is not self._confirmed.publication:
+                    self._let_go(before.publication, self._confirmed.publication)
                 failure = None
             except (
                 Exception
@@ -309,6 +312,17 @@ class Reader:
                 if len(self._files) > self.OPEN_FILES:
                     self._files.popitem(last=False)  # closed when its last reader lets go of it
         return opened
+
+    def _let_go(self, *needed: Publication) -> None:
+        """Closes the files that are in none of these versions, once their last reader is through.
+
+        Each takes memory, and room on the disk though it was deleted. Whoever is late opens one anew.
+        """
+        paths = {file.path for publication in needed for file in publication.files.values()}
+        with self._opening:
+            for kept in (self._files, self._loaded):
+                for path in [path for path in kept if path not in paths]:
+                    del kept[path]
 
     def _checked(self, file: PublishedFile, read: Callable[[CheckedFile], _Opened]) -> _Opened:
         path = self._rollups / file.path
