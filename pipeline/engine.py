@@ -18,7 +18,7 @@ from pipeline.seam import step
 _PACKAGE = Path(__file__).parent
 
 # Row groups of published files are what a reader decodes for one organization; those of our own files are scanned.
-POINT_READ_ROWS = 16_384
+POINT_READ_ROWS = 8_192
 SCAN_ROWS = 122_880
 
 # A cursor does not have them of its connection. The bar would be drawn on stdout, where the JSON document of a command

@@ -26,18 +26,18 @@ class CheckedFile(io.RawIOBase):
     afterwards is an error as well. 32 bytes of memory a block. Not for several threads at once.
     """
 
-    BLOCK = 64 * 1024  # bytes
+    BLOCK = 16 * 1024  # bytes
 
     def __init__(self, path: Path) -> None:
         """Reads all of it. Raises ValueError when it is not what was published."""
         whole = hashlib.sha256()
-        self._digests = []
+        self._digests = bytearray()
         self._size = 0
         self._position = 0
         with path.open("rb") as file:
             while block := file.read(self.BLOCK):
                 whole.update(block)
-                self._digests.append(hashlib.sha256(block).digest())
+                self._digests += hashlib.sha256(block).digest()
                 self._size += len(block)
         if whole.hexdigest()[:32] != stated_checksum(path):  # as `checksum_of`, in one pass with the blocks
             raise OtherBytes
@@ -70,9 +70,10 @@ class CheckedFile(io.RawIOBase):
         first, behind = start // self.BLOCK, -(-end // self.BLOCK)
         offset = first * self.BLOCK
         read = memoryview(self._file.read_at(behind * self.BLOCK - offset, offset))
-        for number, digest in enumerate(self._digests[first:behind]):
-            block = read[number * self.BLOCK : (number + 1) * self.BLOCK]
-            if hashlib.sha256(block).digest() != digest:
-                raise OtherBytes
+        found = b"".join(
+            hashlib.sha256(read[block : block + self.BLOCK]).digest() for block in range(0, len(read), self.BLOCK)
+        )
+        if found != self._digests[first * 32 : behind * 32]:
+            raise OtherBytes
         self._position = end
         return bytes(read[start - offset : end - offset])

@@ -17,7 +17,7 @@ from serving.arrow_text import text_scalar
 from serving.checked_file import CheckedFile
 from serving.usage import MEASURES
 
-GROUPS_AT_ONCE = 4  # row groups that are decoded together, each of 16,384 rows
+GROUPS_AT_ONCE = 8  # row groups that are decoded together, each of 8,192 rows
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_files_are_sorted_by_organization_in_small_row_groups(place: Place) -> N
             parquet = pq.ParquetFile(place.layout.rollups / file.path)
             metadata = parquet.metadata
             assert metadata.num_rows == count
-            assert max(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) <= 16_384
+            assert max(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) <= 8_192
             organizations = parquet.read(["organization_id"])["organization_id"].to_pylist()
             assert organizations == sorted(organizations)
     (event,) = place.ledger().files["a.parquet"].take_in.events

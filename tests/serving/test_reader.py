@@ -120,7 +120,7 @@ def damage_cut(path: Path) -> None:
     os.truncate(path, 100)
 
 
-@pytest.mark.parametrize("block", [16, 64 * 1024])
+@pytest.mark.parametrize("block", [16, CheckedFile.BLOCK])
 @pytest.mark.parametrize("damage", [damage_cost, damage_cut])
 def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_is_restored(
     data: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], block: int
@@ -222,6 +222,23 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     file = reader.file_of(NOVEMBER)
     assert file is not None
     assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
+
+
+def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(data: Path) -> None:
+    def is_open(path: Path) -> bool:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return path in [link.readlink() for link in links]
+
+    reader = Reader(Layout(data))
+    published, files = [], []
+    for requests in (1, 2, 3):
+        published.append(publish_days(data, NOVEMBER, [("org_b", date(2025, 11, 3), requests, "1", "1", "1")]))
+        reader.refresh()
+        files.append(reader.file_of(NOVEMBER))
+        reader.usage_of("org_b", files[-1])  # type: ignore[arg-type]
+    assert [is_open(path.resolve()) for path in published] == [False, True, True]
+    assert files[0] is not None
+    assert [day.requests for day in reader.usage_of("org_b", files[0])] == [1]
 
 
 def test_files_that_are_no_longer_open_are_opened_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
