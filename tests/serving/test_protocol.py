@@ -122,7 +122,7 @@ def test_500_clients_that_never_read_hold_up_nobody_and_are_cut_off(server: Live
 
 
 def taken(server: LiveServer, size: int, room: int, rate: float) -> tuple[int, float]:
-    """Bytes of an answer of `size` that a client got at `rate` bytes a second, and for how long it took some of them."""
+    """Bytes of an answer of `size` that a client got at `rate` bytes a second, and how long it took some of them."""
     with connect(server, room) as connection:
         connection.sendall(f"GET {BUNDLE} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         begun = time.monotonic()
