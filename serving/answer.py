@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 from collections.abc import Sequence
+from copy import copy
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
@@ -19,7 +20,7 @@ Header = tuple[bytes, bytes]
 
 VARY = b"X-API-Key, Api-Key, Accept, Accept-Encoding"
 SMALLEST_COMPRESSED = 1000  # bytes; a shorter body fits one packet either way
-LARGEST_COMPRESSED = 8 * 2**20  # bytes; a longer one is not kept, and would be compressed for each request
+LARGEST_COMPRESSED = 8 * 2**20  # bytes; a longer one is not kept, and would be compressed again and again
 PIECE = 2**18  # bytes of a body that are sent at once
 _ETAG = re.compile(rb'(W/)?("[^"]*")')
 _QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
@@ -43,6 +44,12 @@ class _Representation:
             self.headers_304.append((b"etag", self.etag))
         self.headers = [*self.headers_304, *content, (b"content-length", b"%d" % len(body))]
 
+    def without_body(self) -> _Representation:
+        """The headers alone."""
+        bare = copy(self)
+        bare.body = b""
+        return bare
+
 
 class Body(NamedTuple):
     """What is answered.
@@ -60,7 +67,7 @@ class Body(NamedTuple):
 class Answer:
     """A body with its headers, ready to be sent."""
 
-    __slots__ = ("_compressed", "_modified", "_plain")
+    __slots__ = ("__weakref__", "_compressed", "_modified", "_plain")
 
     def __init__(self, answered: Body, max_age: int = 0) -> None:
         """max_age: seconds a client may keep a lasting body without asking.
@@ -91,22 +98,31 @@ class Answer:
         """Bytes of memory, about: the bodies, and the objects around them."""
         return len(self._plain.body) + (len(self._compressed.body) + 700 if self._compressed else 0) + 1400
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether a client may keep and revalidate it."""
+        return bool(self._plain.etag)
+
+    def without_bodies(self) -> Answer:
+        """One that can be sent to whoever needs no body."""
+        bare = copy(self)
+        bare._plain = self._plain.without_body()
+        bare._compressed = self._compressed.without_body() if self._compressed else None
+        return bare
+
+    def needs_body(self, scope: Scope) -> bool:
+        """Whether the body has to be sent: it is asked for, and the client does not have it."""
+        try:
+            return bool(scope["method"] != "HEAD" and self._chosen(scope)[1] == 200)
+        except PreconditionFailed:
+            return False
+
     async def send(self, scope: Scope, send: Send) -> None:
         """Sends it: 200, or 304 when the client has it. HEAD gets the headers alone. Raises PreconditionFailed.
 
         scope: a request by GET or HEAD.
         """
-        chosen, status = self._plain, 200
-        asked: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            if name in _LOOKED_AT:
-                asked[name] = asked[name] + b", " + value if name in asked else value
-        if asked:
-            compressed = self._compressed
-            if compressed is not None and b"accept-encoding" in asked and takes_gzip(asked.pop(b"accept-encoding")):
-                chosen = compressed
-            if asked:
-                chosen, status = self._conditional(asked, chosen)
+        chosen, status = self._chosen(scope)
         headers, body = (chosen.headers, chosen.body) if status == 200 else (chosen.headers_304, b"")
         if scope["method"] == "HEAD":
             body = b""
@@ -116,6 +132,21 @@ class Answer:
             await send({"type": "http.response.body", "body": body[sent : sent + PIECE], "more_body": True})
             sent += PIECE
         await send({"type": "http.response.body", "body": body[sent:] if sent else body})
+
+    def _chosen(self, scope: Scope) -> tuple[_Representation, int]:
+        """What is sent, and its status. Raises PreconditionFailed."""
+        asked: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _LOOKED_AT:
+                asked[name] = asked[name] + b", " + value if name in asked else value
+        chosen = self._plain
+        if asked:
+            compressed = self._compressed
+            if compressed is not None and b"accept-encoding" in asked and takes_gzip(asked.pop(b"accept-encoding")):
+                chosen = compressed
+            if asked:
+                return self._conditional(asked, chosen)
+        return chosen, 200
 
     def _conditional(self, asked: dict[bytes, bytes], chosen: _Representation) -> tuple[_Representation, int]:
         """What is sent, and its status, in the order of RFC 9110, 13.2.2."""

@@ -7,9 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+from starlette.types import Scope
 
 from serving.answer import Answer, Body
+from serving.errors import TooManyLargeAnswers
 from serving.names import Names, NamesFile
 from serving.reader import BeingOpened, Confirmed, Reader
 
@@ -33,10 +37,23 @@ class Question(Hashable, Protocol):
         """The body of the answer. Raises a Refusal."""
 
 
+class _Known(NamedTuple):
+    """What is kept of a large answer when nobody takes it any more."""
+
+    size: int
+    bare: Answer | None  # its headers, for whoever needs no more; None when it is not lasting
+
+
 class Answers:
-    """The answer to each organization's questions. Not for several event loops."""
+    """The answer to each organization's questions. Not for several event loops.
+
+    A large one is not kept. It is there as long as a client takes it: whoever asks the same meanwhile takes the same
+    bytes, and there is a limit to what all of them hold.
+    """
 
     LARGEST = 8 * 2**20  # bytes of an answer that is kept; one larger would make many others be built anew
+    ROOM_FOR_LARGE = 128 * 2**20  # bytes of larger ones there at once: an organization has half of it
+    KNOWN = 1000  # large answers of which size and headers are kept, some 2 KB each
     READERS = 4  # threads that read published files
     WIDE_READERS = 2  # threads for questions that take long, so that the others do not wait for them
 
@@ -60,24 +77,37 @@ class Answers:
         self._size = 0
         self._finished: OrderedDict[_Key, Answer] = OrderedDict()
         self._coming: dict[_Key, asyncio.Future[Answer]] = {}
+        self._large: WeakValueDictionary[_Key, Answer] = WeakValueDictionary()
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._readers = ThreadPoolExecutor(self.READERS, thread_name_prefix="reader")
         self._wide_readers = ThreadPoolExecutor(self.WIDE_READERS, thread_name_prefix="wide-reader")
 
-    async def of(self, organization_id: str, question: Question, now: datetime) -> Answer:
-        """The answer to the question about `organization_id`. Raises UsageUnavailable, and what the question does."""
+    async def of(self, organization_id: str, question: Question, now: datetime, scope: Scope | None = None) -> Answer:
+        """The answer to the question about `organization_id`.
+
+        Raises UsageUnavailable, TooManyLargeAnswers, and what the question does. scope: the request, by GET or HEAD;
+        the answer may be without a body when it needs none.
+        """
         published, names = self._reader.confirmed, self._names.names  # one look: all of an answer is from one version
         basis = question.basis(published, names)
         if basis is None:
             return self._built(organization_id, question, published, names, now)
         key = (type(question), organization_id, question, basis)
         answer = self._finished.get(key)
+        if answer is not None:
+            self._on_lookup(True)
+            self._finished.move_to_end(key)
+            return answer
+        answer = self._large_one(key, scope)
         self._on_lookup(answer is not None)
         if answer is not None:
-            self._finished.move_to_end(key)
             return answer
         coming = self._coming.get(key)
         if coming is None:  # else another request is having it read: wait for that one
-            coming = asyncio.create_task(self._read(organization_id, question, published, names, now))
+            asked = (organization_id, question, published, names, now)
+            read = self._in_turn(key, *asked) if question.is_wide else self._read(*asked)
+            coming = asyncio.create_task(read)
             self._coming[key] = coming
             coming.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(coming)
@@ -108,6 +138,48 @@ class Answers:
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
     ) -> Answer:
         return Answer(question.answer(organization_id, published, names, self._reader, now), self._max_age)
+
+    async def _in_turn(
+        self, key: _Key, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
+    ) -> Answer:
+        """The answer to a wide question: of each organization one at a time, so that others find a thread too."""
+        turn = self._turns.get(organization_id)
+        if turn is None:
+            turn = self._turns[organization_id] = asyncio.Lock()  # it goes with the last one that waits for it
+        async with turn:
+            known = self._known.get(key)
+            if known is not None and not self._has_room(organization_id, known.size):  # then do not even build it
+                raise TooManyLargeAnswers
+            answer = await self._read(organization_id, question, published, names, now)
+            size = answer.size
+            if size > self.LARGEST:
+                self._known[key] = _Known(size, answer.without_bodies() if answer.is_lasting else None)
+                self._known.move_to_end(key)
+                if len(self._known) > self.KNOWN:
+                    self._known.popitem(last=False)
+                if not self._has_room(organization_id, size):
+                    del answer  # the exception's traceback would hold it
+                    raise TooManyLargeAnswers
+                self._large[key] = answer
+            return answer
+
+    def _large_one(self, key: _Key, scope: Scope | None) -> Answer | None:
+        """A large answer: one that a client takes at this moment, or its headers when the request needs no more."""
+        answer = self._large.get(key)
+        if answer is None and scope is not None and (known := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            if known.bare is not None and not known.bare.needs_body(scope):
+                return known.bare
+        return answer
+
+    def _has_room(self, organization_id: str, size: int) -> bool:
+        """Whether another large answer may be there. The only one may, however large: else nobody ever got it."""
+        sizes = [(asked_of, answer.size) for (_, asked_of, *_), answer in self._large.items()]
+        every = sum(held for _, held in sizes)
+        own = sum(held for asked_of, held in sizes if asked_of == organization_id)
+        return (not every or every + size <= self.ROOM_FOR_LARGE) and (
+            not own or own + size <= self.ROOM_FOR_LARGE // 2
+        )
 
     def _keep(self, key: _Key, done: asyncio.Future[Answer]) -> None:
         del self._coming[key]

@@ -176,6 +176,20 @@ class KeysUnavailable(UsageUnavailable):
     system_message = "Reading keys cannot be looked up"
 
 
+class TooManyLargeAnswers(Refusal):
+    """Very large answers that others are still taking leave no room for this one."""
+
+    status = 503
+    code = "SERVICE_UNAVAILABLE"
+    type = "server_error"
+    message = "Too many large answers at once"
+    system_message = "Answers that are still being taken leave no room for this one; try again after Retry-After"
+    reason = "no room for another large answer"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "1"})
+
+
 class InternalError(Refusal):
     """Anything unforeseen."""
 

@@ -16,7 +16,8 @@ LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
 KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
 HEAD_SECONDS = 10  # from the connection, or a request's first byte, to the end of its head
 BODY_SECONDS = 30  # from there to the end of the body, which nobody reads
-TAKE_SECONDS = 25  # for a client to take its answer; less than a server that stops waits for running requests
+TAKE_SECONDS = 25  # for a client to take the next part of its answer, or the rest of it
+TAKE_LEAST = 2**19  # bytes of that part
 CLOSE_SECONDS = 5  # for the rest of an answer, once the connection is being closed
 _LOOK_SECONDS = 1.0  # how often a connection is looked at
 
@@ -32,7 +33,8 @@ class Protocol(H11Protocol):
     _head = False  # whether the newest request's method is HEAD, as far as it can be told
     _look: asyncio.TimerHandle | None = None
     _waiting: tuple[str, object] = ("", None)  # what the connection waits for, and in which request
-    _since = 0.0  # when that was first seen
+    _since = 0.0  # when that was first seen, or a client that takes an answer had taken enough of it
+    _left = 0  # bytes of the answer that were still to be taken then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's."""
@@ -94,13 +96,19 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _look_again(self) -> None:
-        """Ends the connection when its client has taken too long for one and the same thing."""
+        """Ends the connection when its client has taken too long for one and the same thing.
+
+        A long answer is many such things: a client that goes on taking it may take as long as it needs.
+        """
         waiting, seconds = self._waits_for()
         now = self.loop.time()
         if (waiting, self.cycle) != self._waiting:
             if self._waiting[0]:  # else it is the first look: the time began with the connection
                 self._since = now - _LOOK_SECONDS
             self._waiting = (waiting, self.cycle)
+            self._left = self._to_take()
+        elif waiting == "take" and self._left - (left := self._to_take()) >= TAKE_LEAST:
+            self._since, self._left = now, left
         if seconds and now - self._since >= seconds:
             if waiting == "head" and self.conn.trailing_data[0]:
                 self._refuse(RequestTimeout())
@@ -110,6 +118,11 @@ class Protocol(H11Protocol):
                 self.transport.abort()
                 return
         self._look = self.loop.call_later(_LOOK_SECONDS, self._look_again)
+
+    def _to_take(self) -> int:
+        """Bytes of the answer that its client has not taken: those not yet written, by h11's count, and those ready."""
+        unwritten: int = getattr(self.conn._writer, "_length", 0)  # only a writer of a known length has one
+        return unwritten + self.transport.get_write_buffer_size()
 
     def _waits_for(self) -> tuple[str, float]:
         """What the client is to do now, and the seconds it has for that; 0: as many as it takes."""

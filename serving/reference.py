@@ -44,6 +44,7 @@ _REFUSALS: tuple[Refusal, ...] = (
     errors.RateLimitExceeded(1),
     errors.InternalError(),
     errors.UsageUnavailable(""),
+    errors.TooManyLargeAnswers(),
 )
 _TRACE_ID = "0b9f6f8e-3c1d-4f43-9a53-0d7c5f1f2a64"
 _NOW = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)
@@ -434,7 +435,9 @@ def _errors(*refusals: Refusal) -> dict[str, Any]:
             },
         )
         body = error_body(refusal, _TRACE_ID, _NOW).model_dump(mode="json", by_alias=True)
-        answer["content"]["application/json"]["examples"][refusal.code] = {"value": body}
+        answer["headers"].update(_headers(*refusal.headers))
+        examples = answer["content"]["application/json"]["examples"]
+        examples[refusal.code if refusal.code not in examples else type(refusal).__name__] = {"value": body}
     return dict(sorted(answers.items()))
 
 

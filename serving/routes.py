@@ -38,7 +38,7 @@ class Endpoint:
                 raise OrganizationAccessDenied
             check_organization(organization_id)
         now = self._clock()
-        answer = await self._answers.of(organization_id, self.asked(scope, now), now)
+        answer = await self._answers.of(organization_id, self.asked(scope, now), now, scope)
         await answer.send(scope, send)
 
     def asked(self, scope: Scope, now: datetime) -> Question:

@@ -30,6 +30,7 @@ def server(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
     for limit in ("HEAD_SECONDS", "BODY_SECONDS", "TAKE_SECONDS"):
         monkeypatch.setattr(protocol, limit, 2)
     monkeypatch.setattr(protocol, "CLOSE_SECONDS", 1)
+    monkeypatch.setattr(protocol, "TAKE_LEAST", 2**17)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # both ends of each connection are in this process
     with LiveServer(settings_for(data)) as running:
@@ -118,6 +119,34 @@ def test_500_clients_that_never_read_hold_up_nobody_and_are_cut_off(server: Live
         assert max(took) < 3  # while 500 files are begun
         assert sorted(took)[len(took) // 2] < 0.1
         eventually(lambda: len(server.connections) < 20)
+
+
+def taken(server: LiveServer, size: int, room: int, rate: float) -> tuple[int, float]:
+    """Bytes of an answer of `size` that a client got at `rate` bytes a second, and how long it took some of them."""
+    with connect(server, room) as connection:
+        connection.sendall(f"GET {BUNDLE} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        begun = time.monotonic()
+        got = 0
+        try:
+            while got < size and (part := connection.recv(room)):
+                got += len(part)
+                time.sleep(len(part) / rate)
+        except ConnectionError:
+            pass
+        return got, time.monotonic() - begun
+
+
+def test_a_client_that_goes_on_taking_a_long_answer_gets_all_of_it(server: LiveServer) -> None:
+    size = len(server.client.get(BUNDLE).content)
+    got, seconds = taken(server, size, 2**16, 250_000)
+    assert got >= size
+    assert seconds > 2 * protocol.TAKE_SECONDS
+
+
+def test_a_client_that_takes_next_to_nothing_is_cut_off(server: LiveServer) -> None:
+    size = len(server.client.get(BUNDLE).content)
+    got, _ = taken(server, size, 4096, 20_000)
+    assert got < size
 
 
 def test_a_client_that_says_nothing_is_let_go(server: LiveServer) -> None:
