@@ -164,11 +164,13 @@ def test_unreadable_usage_is_an_error_and_names_no_file(data: Path) -> None:
     )
 
 
-def test_the_unforeseen_is_an_internal_error_that_says_nothing(data: Path) -> None:
+def test_the_unforeseen_is_an_internal_error_that_says_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"select * from {data}")
+
+    monkeypatch.setattr("serving.questions.Daily.basis", fail)
     with LiveServer(settings_for(data)) as server:
-        key = server.create_key("org_abc123")
-        server.settings.keys.write_bytes(b"this is no database" * 1000)
-        answer = server.daily(key)
+        answer = server.daily(server.create_key("org_abc123"))
     assert words_of(answer) == (
         500,
         "INTERNAL_ERROR",
