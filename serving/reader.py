@@ -29,6 +29,7 @@ from pipeline.contract.published import (
     Publication,
     PublishedFile,
     digest_of,
+    log_entry,
     open_published,
     publication_of,
     run_of,
@@ -129,6 +130,7 @@ class Reader:
         self._refreshing = threading.Lock()
         self._table: DeltaTable | None = None
         self._log_folder: tuple[int, int] | None = None  # device and inode of the log that `_table` reads
+        self._entry: tuple[int, ...] | None = None  # signature of the log entry of its version
         self._confirmed: Confirmed | None = None
         self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
@@ -311,12 +313,13 @@ class Reader:
             log_folder = (status.st_dev, status.st_ino)
         except FileNotFoundError:
             log_folder = None
-        known = self._table is not None and log_folder == self._log_folder
+        known = self._table is not None and log_folder == self._log_folder and not self._is_replaced(self._table)
         if known and self._table is not None:
             update_published(self._table)
         else:  # the first look, another table at the same place, or one that could not be read the last time
             self._table = open_published(self._rollups)
             self._log_folder = log_folder
+        self._entry = self._signature_of_entry(self._table) or self._entry
         if self._table is None:
             if self._confirmed is not None and self._confirmed.publication.version:
                 raise FileNotFoundError("it is gone")
@@ -324,6 +327,19 @@ class Reader:
         if known and self._confirmed is not None and self._confirmed.publication.version == self._table.version():
             return self._confirmed.publication
         return publication_of(self._table)
+
+    def _is_replaced(self, table: DeltaTable) -> bool:
+        """Whether the entry of the handle's version is another than when it was read: lost, and committed anew."""
+        entry = self._signature_of_entry(table)
+        return entry is not None and entry != self._entry
+
+    def _signature_of_entry(self, table: DeltaTable | None) -> tuple[int, ...] | None:
+        """None where there is none: nothing is published, or it was lost, or cut off behind a checkpoint."""
+        try:
+            status = log_entry(self._rollups, table.version()).stat() if table else None
+        except FileNotFoundError:
+            return None
+        return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
     def _open(self, file: PublishedFile) -> SortedFile:
         table = PUBLISHED[file.rollup]

@@ -82,6 +82,20 @@ def test_a_version_that_is_gone_is_an_error_and_not_an_older_one(place: Place, l
         assert [day.requests for day in reader.usage_of("org_a", file)] == [2]
 
 
+def test_a_version_that_was_lost_and_committed_anew_is_another_one(place: Place) -> None:
+    for number in (1, 2):
+        place.write_raw(f"{number}.jsonl", request(number))
+        place.roll_up()
+    reader = Reader(place.layout)
+    reader.refresh()
+    (place.layout.rollups / "_delta_log" / f"{2:020d}.json").unlink()
+    place.write_raw("3.jsonl", *(request(number) for number in (3, 4, 5)))
+    assert place.roll_up().version == 2
+    reader.refresh()
+    file = reader.file_of(NOVEMBER)
+    assert file and [day.requests for day in reader.usage_of("org_a", file)] == [5]
+
+
 def damage_flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
