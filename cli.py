@@ -165,6 +165,8 @@ def _after(what: str) -> str:
         return "make room on that disk, then run the command again"
     if any(os.strerror(number) in what for number in (errno.EACCES, errno.EPERM, errno.EROFS)):
         return "see to its rights and owner, then run the command again"
+    if "Out of Memory" in what:
+        return "raise KEYTALLY_MEMORY_LIMIT, then run the command again"
     return "running the command again is safe"
 
 

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from click.testing import CliRunner, Result
 
@@ -91,6 +92,22 @@ def test_rollup_where_nothing_is_says_that_the_folder_may_be_the_wrong_one(
     said = keytally("rollup").output
     assert "Nothing is published yet" in said
     assert "KEYTALLY_DATA" in said
+
+
+def test_an_engine_that_runs_out_of_memory_says_which_limit_to_raise(
+    keytally: Keytally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with duckdb.connect() as small:
+        small.execute("set memory_limit = '2MB'; set temp_directory = ''")
+        with pytest.raises(duckdb.OutOfMemoryException) as refused:
+            small.execute("select count(distinct range) from range(10000000)").fetchall()
+
+    def run_out(*_: object) -> None:
+        raise refused.value
+
+    monkeypatch.setattr("pipeline.update.roll_up", run_out)
+    (sentence,) = keytally("rollup").stderr.splitlines()
+    assert "raise KEYTALLY_MEMORY_LIMIT" in sentence
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,9 @@ from pipeline.contract.layout import Layout
 from pipeline.contract.published import open_published, publication_of
 from pipeline.contract.tables import ORGANIZATION_DAY
 from pipeline.engine import statement
-from pipeline.errors import CheckFailed, KeytallyError
+from pipeline.errors import CheckFailed, HeldBack, KeytallyError
 from pipeline.ledger import DayEntry
+from pipeline.report import Report
 from pipeline.rollup import roll_up_day
 from pipeline.run import Run
 
@@ -681,3 +682,19 @@ def test_steps_are_given_the_run_itself_in_its_own_thread(
     assert len(given) == 2
     assert given[0][0] is given[1][0]
     assert {thread for _, thread in given} == {threading.current_thread()}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report(held_back=[HeldBack("a.jsonl", "truncated")]),
+        Report(replaced=[("a.jsonl", 2, 1)]),
+        Report(lost_days=[date(2025, 11, 1)]),
+        Report(records_lost=[date(2025, 11, 1)]),
+    ],
+)
+def test_whatever_is_a_finding_of_a_run_is_one_of_its_flow(report: Report) -> None:
+    assert report.has_findings
+    assert flows._findings(report)
+    state = flows._finished(report)
+    assert state.name == "CompletedWithFindings"
