@@ -83,7 +83,8 @@ class Healing:
                 and event.day in dirty
                 and not self.inspection.is_sound(event.path_in(self.run.layout))
             ]
-            if not damaged and self._has_its_rejected(entry):
+            has_its_rejected = self._has_its_rejected(entry)
+            if not damaged and has_its_rejected:
                 continue
             if damaged and entry.take_in.name in self._rebuilt:
                 verify(damaged[0].path_in(self.run.layout))
@@ -92,7 +93,7 @@ class Healing:
                 self._rebuilt.add(taken.name)
                 anew[content_of(taken)] = taken
                 continue
-            if not self._has_its_rejected(entry):
+            if not has_its_rejected:
                 self._rejected_beyond_repair.add(entry.take_in.name)
                 report.held_back.append(
                     HeldBack(

@@ -67,7 +67,7 @@ def restate(
     run.engine.name_files("restatements_so_far", [], RESTATEMENT)
     run.engine.run("create_restated")
     was, now = (events_by_day(ledger.files) if changed else {} for ledger in (before, after))
-    came_or_left = _came_or_left(before, after)
+    came_or_left = _came_or_left(before, after) if changed else {}
     found = 0
     for entry in changed:
         blame = _blame_of(before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pipeline.artifacts import sync
 from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading
+from pipeline.contract.coverage import DayState, state_of
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import Layout, days_between
 from pipeline.contract.published import log_entry, run_of
@@ -21,7 +22,6 @@ from pipeline.rollup import fingerprint_of
 from pipeline.run import Run
 from pipeline.seam import step
 
-DayState = Literal["not_loaded", "open", "loaded_with_findings", "loaded"]
 Why = Literal["new", "changed", "moment has come", "rules changed"]
 
 
@@ -249,22 +249,13 @@ def _days(
         accepted = sum(event.accepted for event in made_from.values())
         yield DayStatus(
             day=day,
-            state=_state_of(entry, day >= first_open, finding is not None),
+            state=state_of(is_loaded=entry is not None, is_open=day >= first_open, has_finding=finding is not None),
             entry=entry,
             files=len(made_from),
             quarantined=quarantined.get(day, 0),
             not_counted=max(accepted - (entry.accepted if entry else 0), 0),
             finding=finding,
         )
-
-
-def _state_of(entry: DayEntry | None, is_open: bool, has_finding: bool) -> DayState:
-    """The first that applies, as a customer is told it."""
-    if entry is None:
-        return "not_loaded"
-    if is_open:
-        return "open"
-    return "loaded_with_findings" if has_finding else "loaded"
 
 
 def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> str | None:

@@ -224,8 +224,9 @@ class _Update:
         }
         dirty |= self.redo & ledger.days.keys()
         months = {month_of(day) for day in dirty}
+        layout, is_sound = self.run.layout, self.inspection.is_sound
         for day, entry in ledger.days.items():
-            if day not in dirty and month_of(day) in months and not self._is_sound(entry.path_in(self.run.layout)):
+            if day not in dirty and month_of(day) in months and not is_sound(entry.path_in(layout)):
                 dirty.add(day)
         return dirty - self.healing.beyond_repair
 
@@ -238,7 +239,7 @@ class _Update:
             month = month_of(day)
             in_month = {other for other in dirty if month_of(other) == month}
             damaged = ledger.days[day].path_in(self.run.layout)
-            if not in_month or self._is_sound(damaged):
+            if not in_month or self.inspection.is_sound(damaged):
                 continue
             restored = self.healing.restored(ledger.days[day], ledger)
             if restored:
@@ -267,7 +268,7 @@ class _Update:
         if before is None or replace(entry, artifact=before.artifact, as_of=before.as_of) != before:
             return entry
         kept, rolled = before.path_in(self.run.layout), entry.path_in(self.run.layout)
-        same = kept == rolled or (self._is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
+        same = kept == rolled or (self.inspection.is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
         return before if same else entry
 
     def _roll_up_months(
@@ -284,9 +285,8 @@ class _Update:
                 if published is None or not self._is_published(self.run.layout.rollups / published.path, table, path):
                     partitions.append(Partition(table, month, path))
             after = Ledger(ledger.publication, files, days)
-            restated = restate(
-                self.run, month, ledger, after, self.confirmed_at, is_sound=self._is_sound, check=bool(self.redo)
-            )
+            is_sound, check = self.inspection.is_sound, bool(self.redo)
+            restated = restate(self.run, month, ledger, after, self.confirmed_at, is_sound=is_sound, check=check)
             if restated.path:
                 partitions.append(Partition(RESTATEMENT, month, restated.path))
             if restated.lost:
@@ -297,7 +297,7 @@ class _Update:
     def _is_published(self, published: Path, table: Table, rolled: Path) -> bool:
         """Whether readers have these very rows already. A damaged file is put right if its bytes are known."""
         same_bytes = checksum_of(rolled) == stated_checksum(published)
-        if not self._is_sound(published):
+        if not self.inspection.is_sound(published):
             if same_bytes:
                 keep(rolled, published.parent, "part")
             return same_bytes
@@ -320,9 +320,6 @@ class _Update:
             write_file_ledger(files.values(), path)
             partitions.append(Partition(FILE_LEDGER, None, path))
         return partitions
-
-    def _is_sound(self, artifact: Path) -> bool:
-        return self.inspection.is_sound(artifact)
 
 
 def _differs_in_signature_only(entry: FileEntry, before: FileEntry | None) -> bool:

@@ -56,9 +56,10 @@ def create_app(
     cannot be done.
     """
     registry = KeyRegistry(settings.keys)
-    reader = Reader(Layout(settings.data))
+    layout = Layout(settings.data)
+    reader = Reader(layout)
     metrics = metrics or Metrics()
-    names = NamesFile(Layout(settings.data).key_names)
+    names = NamesFile(layout.key_names)
     # A client may take an answer for the newest as long as the server itself does.
     answers = Answers(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
+from pipeline.contract.coverage import state_of
 from pipeline.contract.layout import days_between, last_day_of
 from pipeline.contract.published import PublishedFile
-from serving.models import DayCoverage, State
+from serving.models import DayCoverage
 from serving.usage import Usage
 
 
@@ -40,13 +41,5 @@ def cover(basis: Basis, loaded: Collection[date], usage: Sequence[Usage]) -> Ite
     """
     requests = {day.day: day.requests for day in usage}
     for day in sorted(days_between(basis.month, last_day_of(basis.month)), reverse=True):
-        yield DayCoverage(day=day, state=_state_of(day, basis, loaded), requests=requests.get(day, 0))
-
-
-def _state_of(day: date, basis: Basis, loaded: Collection[date]) -> State:
-    """The first that applies."""
-    if day not in loaded:
-        return "not_loaded"
-    if day >= basis.first_open:
-        return "open"
-    return "loaded_with_findings" if day in basis.findings else "loaded"
+        state = state_of(is_loaded=day in loaded, is_open=day >= basis.first_open, has_finding=day in basis.findings)
+        yield DayCoverage(day=day, state=state, requests=requests.get(day, 0))

@@ -13,6 +13,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
+from pipeline.contract.coverage import DayState
 from pipeline.contract.layout import last_day_of
 from serving.amounts import Amount
 from serving.usage import Total, Usage, total_of
@@ -159,14 +160,11 @@ class Summary(_Body):
         )
 
 
-State = Literal["not_loaded", "open", "loaded_with_findings", "loaded"]
-
-
 class DayCoverage(_Body):
     """Whether what is said of one UTC day is all there is to say."""
 
     day: date = Field(serialization_alias="date", description="UTC day", examples=["2025-11-15"])
-    state: State = Field(
+    state: DayState = Field(
         description="the first that applies. not_loaded: there is no record of anyone on this day, so a zero says"
         " nothing; open: the day was not over at X-Data-As-Of, more may come; loaded_with_findings: a file with records"
         " of this day is held back, so the numbers are those from before; loaded: what the logs hold",

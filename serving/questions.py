@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ class Daily(NamedTuple):
         files = published.files_of(self.month)
         basis = published.coverage_of(self.month) if self.coverage else None
         usage: Sequence[Usage] = ()
+        loaded: Collection[date] = ()
         groups: Groups | None = None
         if files is not None:
             usage = listed(reader.usage_of(organization_id, files.days))
@@ -65,8 +66,6 @@ class Daily(NamedTuple):
                 groups = groups_of(reader, organization_id, files, self.group_by, usage, self.api_key_id)
             changed = [files.days] if self.api_key_id is None and groups is None else [files.days, *files.of_keys()]
             now = max(file.published_at for file in changed)
-        else:
-            loaded = ()
         coverage = list(cover(basis, loaded, usage)) if basis else None
         days = every_day(self.month, usage) if self.fill else usage
         # Coverage changes without a publication of this month, when a day is over or a run confirms.
@@ -83,10 +82,7 @@ class Sums(NamedTuple):
 
     month: date
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether very many rows may have to be read."""
-        return False
+    is_wide = False
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:  # noqa: ARG002
         """What the answer depends on, beside the question and the organization; None when on the time of asking."""
@@ -108,10 +104,7 @@ class KeyMonth(NamedTuple):
     month: date
     api_key_id: str
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether very many rows may have to be read."""
-        return False
+    is_wide = False
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:
         """What the answer depends on, beside the question and the organization."""
@@ -135,10 +128,7 @@ class Top(NamedTuple):
     month: date
     limit: int
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether very many rows may have to be read."""
-        return True
+    is_wide = True
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:
         """What the answer depends on, beside the question and the organization."""

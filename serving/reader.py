@@ -198,13 +198,6 @@ class Reader:
                     _LOG.info("nothing is published yet: every answer is a zero that is not loaded")
                 self._failure = failure
 
-    def file_of(self, month: date) -> PublishedFile | None:
-        """The file that holds the usage of the month of which `month` is the first day; None when never published.
-
-        Raises UsageUnavailable.
-        """
-        return self.confirmed.usage_of(month)
-
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
         """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.
 

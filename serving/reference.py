@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from pipeline.contract.coverage import DayState
 from serving import errors
 from serving.errors import Refusal, error_body
 from serving.key_usage import MOST_GROUPS
@@ -20,7 +21,6 @@ from serving.models import (
     ModelGroup,
     MonthOfDays,
     MonthOfKey,
-    State,
     Summary,
     TopKey,
     TopKeys,
@@ -53,7 +53,7 @@ _USAGE = [
     Usage(date(2025, 11, 15), 850, Decimal("212.5"), Decimal("425000"), Decimal("8500")),
     Usage(date(2025, 11, 14), 820, Decimal("205"), Decimal("410000"), Decimal("8200")),
 ]
-_STATES: dict[int, State] = {15: "open", 14: "loaded_with_findings"}
+_STATES: dict[int, DayState] = {15: "open", 14: "loaded_with_findings"}
 _COVERAGE = [
     DayCoverage(
         day=date(2025, 11, day),

@@ -207,7 +207,7 @@ def answers_of(place: Place) -> Shown:
     answers = {}
     for rollup, month in reader.publication.files:
         if rollup == "organization_day" and month:
-            file = reader.file_of(month)
+            file = reader.confirmed.usage_of(month)
             assert file is not None
             for organization in ORGANIZATIONS:
                 answers[organization, month] = [

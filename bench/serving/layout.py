@@ -23,6 +23,7 @@ from pathlib import Path
 import duckdb
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+from month import MEASURES
 
 from pipeline.contract.layout import checksum_of
 from pipeline.contract.published import APPLICATION, open_published, publication_of
@@ -40,13 +41,7 @@ copy (
     select
         {name} as organization_id,
         make_date(2025, 12, day::int) as day,
-        (1 + used % 1000)::bigint as requests,
-        0::bigint as failed_requests,
-        ('0.' || lpad(used::varchar, 12, '0'))::decimal(38, 12) as cost,
-        ((used % 10000000) || '.' || lpad((used % 999983)::varchar, 6, '0'))::decimal(38, 6) as synapses,
-        ((used % 30000000) || '.' || lpad((used % 999979)::varchar, 6, '0'))::decimal(38, 6) as neurons,
-        (used % 100000)::decimal(38, 0) as input_tokens,
-        (used % 70000)::decimal(38, 0) as output_tokens
+        {measures}
     from used
 ) to '{path}' (format parquet, compression zstd, parquet_version v2, row_group_size {rows})
 """
@@ -122,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="keytally-layout-") as folder:
         for organizations, days, rows in SIZES[: options.sizes]:
             path = Path(folder) / "unnamed.parquet"
-            statement = _ROWS.format(path=path, rows=rows, name=_NAME)
+            statement = _ROWS.format(path=path, rows=rows, name=_NAME, measures=MEASURES)
             duckdb.execute(statement, {"organizations": organizations, "days": days})
             path = path.rename(path.with_name(f"part-{checksum_of(path)}.parquet"))
             print(f"| {organizations:,} × {days}, {rows:,} ", end="", flush=True)

@@ -17,7 +17,15 @@ from pipeline.publish import Partition, publish
 from pipeline.run import start_run
 
 MONTH = date(2025, 12, 1)
-# What one key of each organization used on each day: numbers as long, and about as random, as they may be.
+# Of a number `used` below 10^12: numbers as long, and about as random, as they may be.
+MEASURES = """(1 + used % 1000)::bigint as requests,
+        0::bigint as failed_requests,
+        ('0.' || lpad(used::varchar, 12, '0'))::decimal(38, 12) as cost,
+        ((used % 10000000) || '.' || lpad((used % 999983)::varchar, 6, '0'))::decimal(38, 6) as synapses,
+        ((used % 30000000) || '.' || lpad((used % 999979)::varchar, 6, '0'))::decimal(38, 6) as neurons,
+        (used % 100000)::decimal(38, 0) as input_tokens,
+        (used % 70000)::decimal(38, 0) as output_tokens"""
+# What one key of each organization used on each day.
 _DAILY = """
 copy (
     with used as (
@@ -29,13 +37,7 @@ copy (
         make_date(2025, 12, day::int) as day,
         'key_1' as api_key_id,
         null::varchar as model,
-        (1 + used % 1000)::bigint as requests,
-        0::bigint as failed_requests,
-        ('0.' || lpad(used::varchar, 12, '0'))::decimal(38, 12) as cost,
-        ((used % 10000000) || '.' || lpad((used % 999983)::varchar, 6, '0'))::decimal(38, 6) as synapses,
-        ((used % 30000000) || '.' || lpad((used % 999979)::varchar, 6, '0'))::decimal(38, 6) as neurons,
-        (used % 100000)::decimal(38, 0) as input_tokens,
-        (used % 70000)::decimal(38, 0) as output_tokens
+        {measures}
     from used
 ) to '{path}' (format parquet)
 """
@@ -54,7 +56,7 @@ def publish_month(data: Path, organizations: int, days: int = 31, rows_a_group: 
         for first in range(0, organizations, 500_000):
             daily.append(run.scratch / f"daily-{first}.parquet")
             bounds = {"first": first, "behind": min(first + 500_000, organizations), "days": days}
-            duckdb.execute(_DAILY.format(path=daily[-1]), bounds)
+            duckdb.execute(_DAILY.format(path=daily[-1], measures=MEASURES), bounds)
         run.engine.name_files("daily", daily, API_KEY_DAY)
         path = run.scratch / "organization_day.parquet"
         run.engine.copy(ORGANIZATION_DAY.name, path, rows_a_group)

@@ -30,7 +30,7 @@ ROW: Row = ("org_b", date(2025, 11, 3), 5, "1.5", "2", "3")
 def usage(data: Path, organization: str, month: date = NOVEMBER) -> list[Usage]:
     reader = Reader(Layout(data))
     reader.refresh()
-    file = reader.file_of(month)
+    file = reader.confirmed.usage_of(month)
     assert file is not None
     return list(reader.usage_of(organization, file))
 
@@ -45,7 +45,7 @@ def test_every_organization_gets_its_own_days_wherever_row_groups_end(data: Path
     publish_days(data, NOVEMBER, rows, row_group_size=row_group_size)
     reader = Reader(Layout(data))
     reader.refresh()
-    file = reader.file_of(NOVEMBER)
+    file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
     for organization in ("", "a", "z", *(f"org_{n:02d}" for n in range(20))):
         assert [(organization, *day) for day in reader.usage_of(organization, file)] == [
@@ -70,14 +70,14 @@ def test_a_version_that_is_gone_is_an_error_and_not_an_older_one(place: Place, l
     started = Reader(place.layout)
     started.refresh()
     with pytest.raises(UsageUnavailable):
-        started.file_of(NOVEMBER)
+        started.confirmed.usage_of(NOVEMBER)
     assert "version 2 was published, and the log ends at" in (started.failure or "")
     running.refresh()
     assert running.publication.version == 2, "the last good version"
     place.roll_up()
     for reader in (started, running):
         reader.refresh()
-        file = reader.file_of(NOVEMBER)
+        file = reader.confirmed.usage_of(NOVEMBER)
         assert reader.failure is None and file
         assert [day.requests for day in reader.usage_of("org_a", file)] == [2]
 
@@ -92,7 +92,7 @@ def test_a_version_that_was_lost_and_committed_anew_is_another_one(place: Place)
     place.write_raw("3.jsonl", *(request(number) for number in (3, 4, 5)))
     assert place.roll_up().version == 2
     reader.refresh()
-    file = reader.file_of(NOVEMBER)
+    file = reader.confirmed.usage_of(NOVEMBER)
     assert file and [day.requests for day in reader.usage_of("org_a", file)] == [5]
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_i
     good, status = path.read_bytes(), path.stat()
     reader = Reader(Layout(data))
     reader.refresh()
-    file = reader.file_of(NOVEMBER)
+    file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
     days = reader.usage_of("org_b", file)
     assert [day.cost for day in days] == [Decimal("1.5")]
@@ -234,7 +234,7 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     (tmp_path / "restored" / "rollups").rename(data / "rollups")
     reader.refresh()
     assert reader.publication.version == 1
-    file = reader.file_of(NOVEMBER)
+    file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
     assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
 
@@ -249,7 +249,7 @@ def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(data: P
     for requests in (1, 2, 3):
         published.append(publish_days(data, NOVEMBER, [("org_b", date(2025, 11, 3), requests, "1", "1", "1")]))
         reader.refresh()
-        files.append(reader.file_of(NOVEMBER))
+        files.append(reader.confirmed.usage_of(NOVEMBER))
         reader.usage_of("org_b", files[-1])  # type: ignore[arg-type]
     assert [is_open(path.resolve()) for path in published] == [False, True, True]
     assert files[0] is not None
@@ -264,13 +264,13 @@ def test_files_that_are_no_longer_open_are_opened_again(data: Path, monkeypatch:
     reader = Reader(Layout(data))
     reader.refresh()
     for month in months * 2:
-        file = reader.file_of(month)
+        file = reader.confirmed.usage_of(month)
         assert file is not None
         assert [day.requests for day in reader.usage_of("org_b", file)] == [month.month]
 
 
 def days_of(reader: Reader, month: date = NOVEMBER) -> list[int]:
-    file = reader.file_of(month)
+    file = reader.confirmed.usage_of(month)
     assert file is not None
     return [day.requests for day in reader.usage_of("org_b", file)]
 
