@@ -82,7 +82,10 @@ class Sums(NamedTuple):
 
     month: date
 
-    is_wide = False
+    @property
+    def is_wide(self) -> bool:
+        """Whether very many rows may have to be read."""
+        return False
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:  # noqa: ARG002
         """What the answer depends on, beside the question and the organization; None when on the time of asking."""
@@ -104,7 +107,10 @@ class KeyMonth(NamedTuple):
     month: date
     api_key_id: str
 
-    is_wide = False
+    @property
+    def is_wide(self) -> bool:
+        """Whether very many rows may have to be read."""
+        return False
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:
         """What the answer depends on, beside the question and the organization."""
@@ -128,7 +134,10 @@ class Top(NamedTuple):
     month: date
     limit: int
 
-    is_wide = True
+    @property
+    def is_wide(self) -> bool:
+        """Whether very many rows may have to be read."""
+        return True
 
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:
         """What the answer depends on, beside the question and the organization."""

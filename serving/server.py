@@ -25,7 +25,7 @@ from serving import metrics
 from serving.app import create_app, create_metrics_app
 from serving.keys import KeyRegistry, RegistryError
 from serving.metrics import Metrics
-from serving.protocol import KEEP_ALIVE_SECONDS, LARGEST_HEAD, Protocol
+from serving.protocol import KEEP_ALIVE_SECONDS, Protocol
 from serving.tracing import ACCESS_LOG
 
 _LOG = logging.getLogger("keytally.server")
@@ -107,7 +107,6 @@ def configure(factory: Callable[[], Any], workers: int = 1, *, logging: bool = T
         access_log=False,  # keytally.access is ours
         server_header=False,
         proxy_headers=False,  # nothing depends on who the client is said to be
-        h11_max_incomplete_event_size=LARGEST_HEAD,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

@@ -7,7 +7,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from urllib.parse import unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +20,6 @@ ACCESS_LOG = logging.getLogger("keytally.access")
 _LOG = logging.getLogger("keytally.error")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "-"})
 _TRACE_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
-_ABSOLUTE = re.compile(rb"https?://[^/]*(/.*)?", re.IGNORECASE | re.DOTALL)
 
 
 class Tracing:
@@ -43,8 +41,6 @@ class Tracing:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        if scope["path"][:1] != "/":
-            _to_origin_form(scope)
         trace_id = trace_id_of(scope["headers"])
         added = [(b"x-request-id", trace_id.encode("ascii"))]
         # Before the answer is made: the header must not promise more than the answer was made from.
@@ -98,14 +94,6 @@ def headers_of(standing: Standing) -> tuple[tuple[bytes, bytes], ...]:
         (b"ratelimit-remaining", b"%d" % standing.remaining),
         (b"ratelimit-reset", b"%d" % standing.reset),
     )
-
-
-def _to_origin_form(scope: Scope) -> None:
-    """Makes `http://host/path` `/path`: a server must take a request for a proxy as well (RFC 9112, 3.2.2)."""
-    target = _ABSOLUTE.fullmatch(scope["raw_path"])
-    if target is not None:
-        scope["raw_path"] = target[1] or b"/"
-        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
 
 
 def _route_of(scope: Scope) -> str | None:

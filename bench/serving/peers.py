@@ -52,7 +52,7 @@ def main(kind: str, port: int, answers: Path) -> None:
     bodies = {organization: one["body"].encode() for organization, one in known.items()}
     keys = {hashlib.sha256(one["key"].encode()).hexdigest(): organization for organization, one in known.items()}
     app = fastapi_app(bodies, keys) if kind == "fastapi" else starlette_app(bodies)
-    uvicorn.run(app, port=port, http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning")
+    uvicorn.run(app, port=port, http="httptools", loop="asyncio", ws="none", access_log=False, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -252,8 +252,8 @@ def test_absolute_form_asks_for_the_same(server: LiveServer, key: CreatedKey) ->
         (f"HTTPS://x{path}", 200),
         ("http://x", 404),
         ("http://x?month=11", 404),
-        (f"ftp://x{path}", 404),
-        (f"x{path}", 404),
+        (f"ftp://x{path}", 400),
+        (f"x{path}", 400),
         ("*", 404),
     ):
         request = f"GET {target} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key.key}\r\nConnection: close\r\n\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import threading
@@ -211,8 +212,8 @@ def test_the_preface_of_http_2_is_refused_in_our_words(server: LiveServer) -> No
     with connect(server) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         answer = ended(connection)
-    assert answer.startswith(b"HTTP/1.1 404 ")
-    assert answer.count(b'{"success":false') == answer.count(b"HTTP/1.1 ") == 2  # the rest of it is no request
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b'{"success":false') == answer.count(b"HTTP/1.1 ") == 1
 
 
 def answered(server: LiveServer, request: bytes) -> tuple[int, dict[str, object]]:
@@ -230,7 +231,11 @@ def answered(server: LiveServer, request: bytes) -> tuple[int, dict[str, object]
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n X: folded\r\nHost: x\r\n\r\n", 400),
-        (b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: no host\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"BREW /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400),
         (b"GET /nowhere HTTP/1.0\r\n\r\n", 404),
         (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", 404),
@@ -245,7 +250,7 @@ def answered(server: LiveServer, request: bytes) -> tuple[int, dict[str, object]
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             404,
         ),
-        (b"CONNECT somewhere:443 HTTP/1.1\r\nHost: somewhere\r\nConnection: close\r\n\r\n", 404),
+        (b"CONNECT somewhere:443 HTTP/1.1\r\nHost: somewhere\r\nConnection: close\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
     ],
 )
@@ -262,3 +267,57 @@ def test_bad_chunks_behind_a_head_are_answered_once(server: LiveServer, chunk: b
         answer = ended(connection)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert answer.split()[1] in (b"400", b"404")
+
+
+def test_a_method_that_http_does_not_know_is_refused_while_its_body_still_comes(server: LiveServer) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"BREW /docs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        connection.sendall(b"a" * 1_000_000)
+        answer = ended(connection)
+    assert answer.startswith(b"HTTP/1.1 405 ") and b"\r\nallow: GET, HEAD\r\n" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "METHOD_NOT_ALLOWED"
+
+
+def test_requests_sent_at_once_are_answered_in_order_and_what_is_none_behind_them_last(server: LiveServer) -> None:
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\nX-Request-Id: n%d\r\n\r\n" % (n, n) for n in range(200))
+    with connect(server) as connection:
+        connection.sendall(requests + b"GET / HTTP/3\r\n\r\n")
+        answer = ended(connection)
+    ids = re.findall(rb"\r\nx-request-id: (n\d+)\r\n", answer)
+    assert ids == [b"n%d" % n for n in range(200)]
+    assert answer.rpartition(b"HTTP/1.1 ")[2][:3] == b"400"
+
+
+def test_a_connection_that_asks_for_another_protocol_gets_its_answer_and_ends(server: LiveServer) -> None:
+    head = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(head + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = ended(connection)
+    assert answer.count(b"HTTP/1.1 404 ") == answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("size", [1, 7, 4_000])
+def test_a_head_that_comes_in_pieces_is_measured_as_one(server: LiveServer, size: int) -> None:
+    head = b"GET /" + b"a" * 7_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"b" * 8_000 + b"\r\n\r\n"
+    for request, status in ((head, b"404"), (head.replace(b"X: ", b"X: " + b"c" * 2_000), b"400")):
+        with connect(server) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                for start in range(0, len(request), size):
+                    connection.sendall(request[start : start + size])
+            except ConnectionError:
+                pass
+            assert ended(connection).split()[1] == status
+
+
+def test_a_client_may_take_the_end_of_an_answer_slowly_though_the_connection_ends_with_it(server: LiveServer) -> None:
+    with connect(server, 4096) as connection:
+        connection.sendall(f"GET {BUNDLE} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        head, _, begun = connection.recv(4096).partition(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+        received = len(begun)
+        while part := connection.recv(65_536):
+            received += len(part)
+            time.sleep(len(part) / 400_000)
+    assert received == length
