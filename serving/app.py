@@ -90,6 +90,8 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         exception_handlers={HTTPException: _refuse},
+        # keytally.access and /metrics tell what happened; FastAPI's own spans would name organizations.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     document = openapi_document(app.title, app.version, settings.currency)
     app.openapi = lambda: document  # type: ignore[method-assign]

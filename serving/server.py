@@ -122,12 +122,10 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "logger": record.name,
-        }
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         if record.name == ACCESS_LOG.name:
-            return msgspec.json.encode(line).decode("utf-8")[:-1] + "," + record.getMessage()[1:]
+            return f'{{"time":"{moment}","logger":"{record.name}",{record.getMessage()[1:]}'
+        line: dict[str, Any] = {"time": moment, "logger": record.name}
         line |= {"level": record.levelname.lower(), "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
