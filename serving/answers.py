@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from starlette.types import Scope
 from serving.answer import Answer, Body
 from serving.errors import TooManyLargeAnswers
 from serving.names import Names, NamesFile
-from serving.reader import BeingOpened, Confirmed, Reader
+from serving.reader import Confirmed, Reader
 
 _Key = tuple[type, str, Hashable, Hashable]
 
@@ -122,17 +123,7 @@ class Answers:
     ) -> Answer:
         readers = self._wide_readers if question.is_wide else self._readers
         asked = (organization_id, question, published, names, now)
-        while True:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(readers, self._built_without_waiting, *asked)
-            except BeingOpened as being:  # wait here: were it in the threads, no other month could be read meanwhile
-                await asyncio.wrap_future(being.opened)
-
-    def _built_without_waiting(
-        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
-    ) -> Answer:
-        with self._reader.without_waiting():
-            return self._built(organization_id, question, published, names, now)
+        return await self._reader.read_in(readers, functools.partial(self._built, *asked))
 
     def _built(
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
