@@ -48,12 +48,13 @@ class _Known(NamedTuple):
 class Answers:
     """The answer to each organization's questions. Not for several event loops.
 
-    A large one is not kept. It is there as long as a client takes it: whoever asks the same meanwhile takes the same
-    bytes, and there is a limit to what all of them hold.
+    A large one that is not kept, or no longer, is there as long as a client takes it: whoever asks the same meanwhile
+    takes the same bytes, and there is a limit to what all of them hold.
     """
 
     LARGEST = 8 * 2**20  # bytes of an answer that is kept; one larger would make many others be built anew
-    ROOM_FOR_LARGE = 128 * 2**20  # bytes of larger ones there at once: an organization has half of it
+    LARGE = 2**18  # bytes; of a smaller one no more is held for a slow client than the kernel holds for him anyway
+    ROOM_FOR_LARGE = 128 * 2**20  # bytes of larger ones there at once, beside the kept: an organization has half of it
     KNOWN = 1000  # large answers of which size and headers are kept, some 2 KB each
     READERS = 4  # threads that read published files
     WIDE_READERS = 2  # threads for questions that take long, so that the others do not wait for them
@@ -143,7 +144,7 @@ class Answers:
                 raise TooManyLargeAnswers
             answer = await self._read(organization_id, question, published, names, now)
             size = answer.size
-            if size > self.LARGEST:
+            if size > self.LARGE:
                 self._known[key] = _Known(size, answer.without_bodies() if answer.is_lasting else None)
                 self._known.move_to_end(key)
                 if len(self._known) > self.KNOWN:
@@ -165,7 +166,7 @@ class Answers:
 
     def _has_room(self, organization_id: str, size: int) -> bool:
         """Whether another large answer may be there. The only one may, however large: else nobody ever got it."""
-        sizes = [(asked_of, answer.size) for (_, asked_of, *_), answer in self._large.items()]
+        sizes = [(key[1], answer.size) for key, answer in self._large.items() if key not in self._finished]
         every = sum(held for _, held in sizes)
         own = sum(held for asked_of, held in sizes if asked_of == organization_id)
         return (not every or every + size <= self.ROOM_FOR_LARGE) and (
