@@ -48,7 +48,7 @@ def requests_in_lines() -> DataFrame:
         lines.where(f.is_valid_utf8("value"))
         .select(fields)
         .select("line.*")
-        .where(f.col("broken").isNull())  # else what was read up to there would count
+        .where(f.col("broken").isNull())  # a line may have broken off behind it
         .where(f.col("cost").rlike(r"^[0-9]+(\.[0-9]{1,12})?([eE]-?[0-9]+)?$"))
         .withColumn("instant", f.when(zoned, f.col("timestamp").try_cast("timestamp")))
         .withColumn("cost", f.col("cost").try_cast("decimal(18, 12)"))
