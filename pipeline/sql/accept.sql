@@ -82,6 +82,7 @@ select
     coalesce(output_tokens_number, 0) as output_tokens,
     coalesce(
         sound
+        and reason is null
         and starts_with(request_id, '"')
         and case when plain then true else regexp_full_match(request_id, '"[ !#-\[\]-~]+"') end
         and strlen(request_id) between 3 and 130
