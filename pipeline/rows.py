@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, parse, short_amount
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank, parse, short_amount
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
@@ -49,11 +49,9 @@ class Plain(Protocol):
 
 
 Block = bytes | bytearray
-Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
-_LINES_AT_ONCE = 8_192
+_JUDGED_AT_ONCE = 64  # lines of which some are not sound
 _WHITE = np.zeros(256, np.bool_)
 _WHITE[list(b" \t\r\n")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -119,9 +117,8 @@ def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
     """The lines of `block` but the blank ones; how many there are with them. It ends with a line; `before` lines came
     before it."""
     if not block.strip(b" \t\n"):
-        return block.count(
-            b"\n"
-        )  # thirty times as fast as line by line, and a bomb of line ends is as large as anything
+        # Thirty times as fast as line by line, and a bomb of line ends is as large as anything.
+        return block.count(b"\n")
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
@@ -129,41 +126,39 @@ def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
     starts = np.append(0, ends[:-1])
     count = len(ends)
     numbers = np.arange(before + 1, before + count + 1)
-    if _WHITE[data[starts]].any():  # the beginning of a blank line, perhaps
-        kept = ~_blank(data, starts)
+    perhaps_blank = np.flatnonzero(_WHITE[data[starts]]).tolist()
+    blank = [line for line in perhaps_blank if is_blank(without_line_end(bytes(block[starts[line] : ends[line]])))]
+    if blank:
+        kept = np.ones(count, np.bool_)
+        kept[blank] = False
         if not kept.any():
             return count
         lengths = (ends - starts)[kept]
         block = data[np.repeat(kept, ends - starts)].tobytes()
         numbers, ends = numbers[kept], np.cumsum(lengths)
-        starts = ends - lengths
+    yield from _pieces(block, numbers, ends)
+    return count
+
+
+def _pieces(block: Block, numbers: Numbers, ends: Numbers) -> Iterator[pa.RecordBatch]:
+    """The lines of `block`, none of them blank: as they are when it is sound as a whole, else cut in two, until what is
+    left is a few lines, each judged by itself. That costs as much as some forty that are sound.
+    """
+    starts = np.append(0, ends[:-1])
     if _is_sound(block, int((ends - starts).max())):
         yield _sound_batch(block, numbers, ends)
-        return count
-    # In pieces, for lines judged one by one are Python's objects: two million of them may stand in a block.
-    for first in range(0, len(ends), _LINES_AT_ONCE):
-        piece = slice(first, first + _LINES_AT_ONCE)
-        start, end = int(starts[first]), int(ends[piece][-1])
-        part = block[start:end]
-        if _is_sound(part, int((ends[piece] - starts[piece]).max())):
-            yield _sound_batch(part, numbers[piece], ends[piece] - start)
-            continue
-        judged = [_judge(bytes(block[a:b])) for a, b in zip(starts[piece].tolist(), ends[piece].tolist(), strict=True)]
+    elif len(ends) <= _JUDGED_AT_ONCE:
+        judged = [_judge(bytes(block[start:end])) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         columns = [
             pa.array(column, field.type)
             for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
         ]
-        yield pa.RecordBatch.from_arrays([pa.array(numbers[piece]), *columns], schema=LINES)
-    return count
-
-
-def _blank(data: Bytes, starts: Numbers) -> Flags:
-    """Which lines are nothing but spaces, tabs and their line end."""
-    ink = ~_WHITE[data]
-    carriage_returns = np.flatnonzero(data == ord("\r"))
-    following = np.append(data, 0)[carriage_returns + 1]
-    ink[carriage_returns] = following != ord("\n")  # only as part of a line end it is white
-    return np.logical_not(np.logical_or.reduceat(ink, starts))
+        yield pa.RecordBatch.from_arrays([pa.array(numbers), *columns], schema=LINES)
+    else:
+        half = len(ends) // 2
+        cut = int(ends[half - 1])
+        yield from _pieces(block[:cut], numbers[:half], ends[:half])
+        yield from _pieces(block[cut:], numbers[half:], ends[half:] - cut)
 
 
 def _is_sound(block: Block, longest: int) -> bool:
