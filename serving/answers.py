@@ -124,7 +124,7 @@ class Answers:
     ) -> Answer:
         readers = self._wide_readers if question.is_wide else self._readers
         asked = (organization_id, question, published, names, now)
-        return await self._reader.read_in(readers, functools.partial(self._built, *asked))
+        return await self._reader.files.read_in(readers, functools.partial(self._built, *asked))
 
     def _built(
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime

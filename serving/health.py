@@ -35,7 +35,7 @@ class Readyz:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answers. Raises UsageUnavailable."""
-        confirmed = await self._reader.read_in(None, self._readable)
+        confirmed = await self._reader.files.read_in(None, self._readable)
         as_of, text = confirmed.as_of, confirmed.as_of_text
         ready = {
             "status": "ready",

@@ -108,7 +108,7 @@ class Openings:
 def openings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Openings]:
     """What the readers of published files open."""
     openings = Openings()
-    monkeypatch.setattr("serving.reader.CheckedFile", openings.open)
+    monkeypatch.setattr("serving.open_files.CheckedFile", openings.open)
     yield openings
     openings.go.set()
 
