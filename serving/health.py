@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.contract.tables import ORGANIZATION_DAY
 from serving.answer import Answer, Body
-from serving.auth import Clock
+from serving.clock import Clock
 from serving.errors import KeysUnavailable, UsageUnavailable
 from serving.keys import KeyRegistry, RegistryUnavailable
 from serving.reader import Confirmed, Reader

@@ -9,7 +9,7 @@ import httptools
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serving.app import utc_now
+from serving.clock import utc_now
 from serving.errors import BadRequest, MethodNotAllowed, Refusal, RequestTimeout, error_answer
 from serving.tracing import log_request, trace_id_of
 

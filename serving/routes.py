@@ -8,8 +8,9 @@ from datetime import datetime
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.answers import Answers, Question
-from serving.auth import Clock, Gate
+from serving.answer_cache import AnswerCache, Question
+from serving.auth import Gate
+from serving.clock import Clock
 from serving.errors import OrganizationAccessDenied
 from serving.parameters import check_organization, daily_asked, summary_asked, top_asked, usage_asked
 
@@ -22,7 +23,7 @@ TOP = "/v1/analytics/{org_id}/api-keys/top/{month}/{year}"
 class Endpoint:
     """An endpoint as a plain ASGI application: nothing stands between the route and the finished bytes."""
 
-    def __init__(self, gate: Gate, answers: Answers, clock: Clock) -> None:
+    def __init__(self, gate: Gate, answers: AnswerCache, clock: Clock) -> None:
         self._gate = gate
         self._answers = answers
         self._clock = clock
@@ -91,7 +92,7 @@ ENDPOINTS: dict[str, type[Endpoint]] = {
 }
 
 
-def routes(gate: Gate, answers: Answers, clock: Clock) -> list[TracedRoute]:
+def routes(gate: Gate, answers: AnswerCache, clock: Clock) -> list[TracedRoute]:
     """A route for each endpoint."""
     return [TracedRoute(path, endpoint(gate, answers, clock), methods=["GET"]) for path, endpoint in ENDPOINTS.items()]
 

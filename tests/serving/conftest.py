@@ -16,8 +16,8 @@ import uvicorn
 
 from pipeline.contract.settings import Settings
 from serving.app import create_app
-from serving.auth import Clock
 from serving.checked_file import CheckedFile
+from serving.clock import Clock
 from serving.keys import CreatedKey, KeyRegistry
 from serving.server import _listen, configure
 

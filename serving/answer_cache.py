@@ -1,4 +1,4 @@
-"""Finished answers: bytes built once for each organization, question and publication."""
+"""The cache of finished answers: bytes built once for each organization, question and publication."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Known(NamedTuple):
     bare: Answer | None  # its headers, for whoever needs no more; None when it is not lasting
 
 
-class Answers:
+class AnswerCache:
     """The answer to each organization's questions. Not for several event loops.
 
     A large one that is not kept, or no longer, is there as long as a client takes it: whoever asks the same meanwhile

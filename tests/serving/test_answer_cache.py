@@ -16,7 +16,7 @@ from starlette.types import Message, Scope
 
 from pipeline.contract.layout import Layout
 from serving.answer import Answer, Body
-from serving.answers import Answers
+from serving.answer_cache import AnswerCache
 from serving.errors import PreconditionFailed, TooManyLargeAnswers
 from serving.names import Names, NamesFile
 from serving.questions import Daily
@@ -27,15 +27,15 @@ from tests.serving.publishing import publish_days
 NOVEMBER = date(2025, 11, 1)
 
 
-def answers_over(data: Path, limit: int) -> Answers:
+def answers_over(data: Path, limit: int) -> AnswerCache:
     publish_days(data, NOVEMBER, [(f"org_{n}", NOVEMBER, n + 1, "1", "1", "1") for n in range(10)])
     reader = Reader(Layout(data))
     reader.refresh()
-    return Answers(reader, NamesFile(data / "key_names.csv"), limit)
+    return AnswerCache(reader, NamesFile(data / "key_names.csv"), limit)
 
 
 def test_an_answer_is_built_once_however_many_ask_at_once(data: Path) -> None:
-    async def ask(answers: Answers) -> list[Answer]:
+    async def ask(answers: AnswerCache) -> list[Answer]:
         together = await asyncio.gather(*(answers.of("org_1", Daily(NOVEMBER), NOW) for _ in range(50)))
         await asyncio.sleep(0)
         return [*together, await answers.of("org_1", Daily(NOVEMBER), NOW)]
@@ -81,7 +81,7 @@ def test_a_failed_reading_is_tried_again(data: Path) -> None:
 def test_an_answer_too_large_to_keep_is_sent_in_pieces_and_built_anew(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Answers, "LARGEST", 1000)
+    monkeypatch.setattr(AnswerCache, "LARGEST", 1000)
     monkeypatch.setattr("serving.answer.PIECE", 100)
     answers = answers_over(data, 2**20)
     messages: list[Message] = []
@@ -109,9 +109,12 @@ def test_a_month_that_is_being_opened_does_not_take_the_threads_from_others(data
     publish_days(data, october, [("org_1", october, 1, "1", "1", "1")])
     answers = answers_over(data, 2**20)
     openings.held = "2025-11"
+    asking = AnswerCache.READERS + 4
 
     async def ask() -> list[Answer]:
-        asked = [asyncio.create_task(answers.of(f"org_{n}", Daily(NOVEMBER), NOW)) for n in range(Answers.READERS + 4)]
+        asked = [
+            asyncio.create_task(answers.of(f"org_{n}", Daily(NOVEMBER), NOW)) for n in range(AnswerCache.READERS + 4)
+        ]
         try:
             assert await asyncio.to_thread(openings.begun.wait, 10)
             await asyncio.wait_for(answers.of("org_1", Daily(october), NOW), 10)
@@ -120,7 +123,7 @@ def test_a_month_that_is_being_opened_does_not_take_the_threads_from_others(data
             openings.go.set()
         return await asyncio.gather(*asked)
 
-    assert len({id(answer) for answer in asyncio.run(ask())}) == Answers.READERS + 4
+    assert len({id(answer) for answer in asyncio.run(ask())}) == asking
     assert len([path for path, _ in openings.opened if "2025-11" in str(path)]) == 1
 
 
@@ -161,15 +164,15 @@ def no_collection() -> Iterator[None]:
 
 
 @pytest.fixture
-def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """Answers of which those beyond 10,000 bytes are large, with room for 100,000, of each organization 50,000."""
-    monkeypatch.setattr(Answers, "LARGE", 10_000)
-    monkeypatch.setattr(Answers, "LARGEST", 10_000)
-    monkeypatch.setattr(Answers, "ROOM_FOR_LARGE", 100_000)
+def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> AnswerCache:
+    """One with room for 100,000 bytes of large answers, those beyond 10,000; half of it for an organization."""
+    monkeypatch.setattr(AnswerCache, "LARGE", 10_000)
+    monkeypatch.setattr(AnswerCache, "LARGEST", 10_000)
+    monkeypatch.setattr(AnswerCache, "ROOM_FOR_LARGE", 100_000)
     return answers_over(data, 2**20)
 
 
-def test_a_large_answer_is_shared_while_anyone_takes_it_and_then_gone(small: Answers) -> None:
+def test_a_large_answer_is_shared_while_anyone_takes_it_and_then_gone(small: AnswerCache) -> None:
     async def ask() -> None:
         first, second = await asyncio.gather(*(small.of("org_1", wide(size=20_000), NOW) for _ in range(2)))
         await asyncio.sleep(0.05)
@@ -187,7 +190,7 @@ def test_a_large_answer_is_shared_while_anyone_takes_it_and_then_gone(small: Ans
         asyncio.run(ask())
 
 
-def test_large_answers_have_only_so_much_room(small: Answers) -> None:
+def test_large_answers_have_only_so_much_room(small: AnswerCache) -> None:
     async def ask() -> None:
         held = [await small.of("org_1", wide(n, 20_000), NOW) for n in range(2)]
         for _ in range(3):
@@ -211,9 +214,9 @@ def test_large_answers_have_only_so_much_room(small: Answers) -> None:
 
 
 def test_answers_that_made_room_have_only_so_much_room_while_clients_take_them(
-    small: Answers, monkeypatch: pytest.MonkeyPatch
+    small: AnswerCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Answers, "LARGEST", 30_000)
+    monkeypatch.setattr(AnswerCache, "LARGEST", 30_000)
     small._limit = 50_000  # room for two of those below
 
     async def kept(organization: str, number: int) -> Answer:
@@ -242,7 +245,7 @@ def test_answers_that_made_room_have_only_so_much_room_while_clients_take_them(
         asyncio.run(ask())
 
 
-def test_who_has_a_large_answer_is_told_so_without_its_being_built_again(small: Answers) -> None:
+def test_who_has_a_large_answer_is_told_so_without_its_being_built_again(small: AnswerCache) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -278,7 +281,7 @@ def test_who_has_a_large_answer_is_told_so_without_its_being_built_again(small: 
     asyncio.run(ask())
 
 
-def test_of_an_organization_one_wide_question_is_read_at_a_time(small: Answers) -> None:
+def test_of_an_organization_one_wide_question_is_read_at_a_time(small: AnswerCache) -> None:
     async def ask() -> None:
         first, second, other = Wide(0), Wide(1), wide(0)
         asked = [asyncio.create_task(small.of("org_1", question, NOW)) for question in (first, second)]
