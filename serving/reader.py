@@ -160,7 +160,7 @@ class Reader:
                 else:
                     self.files.open_ahead(before.publication, newest.publication)
                     self._confirmed = newest
-                    self.files.let_go(before.publication, newest.publication)
+                    self.files.switch(before.publication, newest.publication)
                 failure = None
             except (
                 Exception
@@ -175,6 +175,7 @@ class Reader:
                 else:
                     _LOG.info("nothing is published yet: every answer is a zero that is not loaded")
                 self._failure = failure
+            self.files.close_late()
 
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
         """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.

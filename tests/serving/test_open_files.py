@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date
 from pathlib import Path
 
@@ -13,24 +14,28 @@ from serving.errors import UsageUnavailable
 from serving.keys import CreatedKey
 from serving.open_files import OpenFiles
 from serving.reader import Reader
+from tests.conftest import Place, request
 from tests.serving.conftest import LiveServer, Openings, eventually, settings_for
-from tests.serving.publishing import publish_days
+from tests.serving.publishing import Row, publish_days
 from tests.serving.test_reader import damage_flip
 
 NOVEMBER = date(2025, 11, 1)
 
 
-def days_of(reader: Reader, month: date = NOVEMBER) -> list[int]:
+def days_of(reader: Reader, month: date = NOVEMBER, organization: str = "org_b") -> list[int]:
     file = reader.confirmed.usage_of(month)
     assert file is not None
-    return [day.requests for day in reader.usage_of("org_b", file)]
+    return [day.requests for day in reader.usage_of(organization, file)]
 
 
-def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(data: Path) -> None:
-    def is_open(path: Path) -> bool:
-        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        return path in [link.readlink() for link in links]
+def is_open(path: Path) -> bool:
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return path.resolve() in [link.readlink() for link in links]
 
+
+def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(Layout(data))
     published, files = [], []
     for requests in (1, 2, 3):
@@ -38,9 +43,33 @@ def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(data: P
         reader.refresh()
         files.append(reader.confirmed.usage_of(NOVEMBER))
         reader.usage_of("org_b", files[-1])  # type: ignore[arg-type]
-    assert [is_open(path.resolve()) for path in published] == [False, True, True]
-    assert files[0] is not None
-    assert [day.requests for day in reader.usage_of("org_b", files[0])] == [1]
+    reader.refresh()
+    assert [is_open(path) for path in published] == [False, True, True], "the one before, for who began with it"
+    monkeypatch.setattr(OpenFiles, "LATE_SECONDS", 0.1)
+    time.sleep(0.1)
+    reader.refresh()
+    assert [is_open(path) for path in published] == [False, False, True]
+    for file in (files[0], files[1]):
+        assert file is not None
+        assert [day.requests for day in reader.usage_of("org_b", file)] == [1 if file is files[0] else 2]
+    reader.refresh()
+    assert [is_open(path) for path in published] == [True, True, True], "not before its time"
+    time.sleep(0.1)
+    reader.refresh()
+    assert [is_open(path) for path in published] == [False, False, True]
+
+
+def test_a_ledger_of_days_that_no_version_needs_is_let_go_of(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenFiles, "LATE_SECONDS", 0)
+    reader = Reader(place.layout)
+    for number in (1, 2):
+        place.write_raw(f"{number}.jsonl", request(number))
+        place.roll_up()
+        reader.refresh()
+        ledger = reader.confirmed.coverage_of(NOVEMBER).ledger
+        assert ledger is not None
+        assert reader.loaded_days(ledger, ()) == {date(2025, 11, 10)}
+    assert [path for path in reader.files._open if path.startswith("rollup=day/")] == [ledger.path]
 
 
 def test_only_so_many_files_are_open_and_others_are_opened_again(
@@ -57,6 +86,54 @@ def test_only_so_many_files_are_open_and_others_are_opened_again(
         assert file is not None
         assert [day.requests for day in reader.usage_of("org_b", file)] == [month.month]
     assert len(openings.opened) == 2 * len(months)
+
+
+def test_open_files_hold_only_so_many_row_groups_and_the_one_not_used_for_the_longest_goes(
+    data: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+) -> None:
+    monkeypatch.setattr(OpenFiles, "ROW_GROUPS", 25)
+    january, february, march, april = months = [date(2025, month, 1) for month in (1, 2, 3, 4)]
+    for month in months:
+        number = 40 if month == april else 10
+        rows: list[Row] = [(f"org_{n:02d}", month, month.month, "1", "1", "1") for n in range(number)]
+        publish_days(data, month, rows, row_group_size=1)
+    reader = Reader(Layout(data))
+    reader.refresh()
+
+    def opened(*asked: date) -> int:
+        """How many files were opened for it."""
+        openings.opened.clear()
+        for month in asked:
+            assert days_of(reader, month, "org_05") == [month.month]
+        return len(openings.opened)
+
+    assert opened(january, february, january) == 2
+    assert opened(march) == 1
+    assert opened(january, march) == 0
+    assert opened(february) == 1
+    assert opened(april, april) == 1, "larger than all may be, and there nevertheless"
+    assert opened(january, april) == 2
+    assert reader.files._row_groups == 40
+
+
+def test_what_is_opened_ahead_takes_no_place_from_what_was_opened_ahead_before(
+    data: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+) -> None:
+    monkeypatch.setattr(OpenFiles, "ROW_GROUPS", 30)
+    months = [date(2025, month, 1) for month in (9, 10, 11)]
+    reader = Reader(Layout(data))
+    for requests in (1, 2):
+        paths = []
+        for month in months:
+            rows: list[Row] = [(f"org_{n:02d}", month, requests, "1", "1", "1") for n in range(10)]
+            paths.append(publish_days(data, month, rows, row_group_size=1))
+        openings.opened.clear()
+        reader.refresh()
+        if requests == 1:
+            assert [days_of(reader, month, "org_05") for month in months] == [[1]] * 3
+    assert [path for path, _ in openings.opened] == [paths[2], paths[1]]
+    assert [days_of(reader, month, "org_05") for month in months] == [[2]] * 3
+    assert len(openings.opened) == 3
 
 
 def test_while_a_publication_is_opened_nobody_waits_for_it(data: Path, openings: Openings) -> None:
