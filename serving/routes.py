@@ -8,7 +8,7 @@ from datetime import datetime
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.answer_cache import AnswerCache, Question
+from serving.answer_cache import AnswerCache, ClientGone, Question
 from serving.auth import Gate
 from serving.clock import Clock
 from serving.errors import OrganizationAccessDenied
@@ -28,7 +28,7 @@ class Endpoint:
         self._answers = answers
         self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or raises the Refusal that comes first: key, limit, organization, parameters, usage."""
         key = await self._gate.identify(scope["headers"])
         scope["keytally.key_id"] = key.id  # for the log line
@@ -39,7 +39,10 @@ class Endpoint:
                 raise OrganizationAccessDenied
             check_organization(organization_id)
         now = self._clock()
-        answer = await self._answers.of(organization_id, self.asked(scope, now), now, scope)
+        try:
+            answer = await self._answers.of(organization_id, self.asked(scope, now), now, scope, receive)
+        except ClientGone:
+            return
         await answer.send(scope, send)
 
     def asked(self, scope: Scope, now: datetime) -> Question:

@@ -16,8 +16,8 @@ from starlette.types import Message, Scope
 
 from pipeline.contract.layout import Layout
 from serving.answer import Answer, Body
-from serving.answer_cache import AnswerCache
-from serving.errors import PreconditionFailed, TooManyLargeAnswers
+from serving.answer_cache import AnswerCache, ClientGone, _Making
+from serving.errors import PreconditionFailed, TooManyLargeAnswers, TooManyWideQuestions
 from serving.names import Names, NamesFile
 from serving.questions import Daily
 from serving.reader import Confirmed, Reader
@@ -299,3 +299,169 @@ def test_of_an_organization_one_wide_question_is_read_at_a_time(small: AnswerCac
 
     with no_collection():
         asyncio.run(ask())
+
+
+class Client:
+    """A connection, as ASGI sees it, that is open until `go`."""
+
+    def __init__(self) -> None:
+        self._left = asyncio.Event()
+        self._begun = False
+
+    async def receive(self) -> Message:
+        if not self._begun:
+            self._begun = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    def go(self) -> None:
+        self._left.set()
+
+
+def test_a_wide_question_is_begun_only_while_a_client_waits_for_it(small: AnswerCache) -> None:
+    async def ask() -> None:
+        running, shared, left = Wide(0), Wide(1), Wide(2)
+        clients = [Client() for _ in range(4)]
+        asked = [
+            asyncio.create_task(small.of("org_1", question, NOW, None, client.receive))
+            for question, client in zip((running, shared, shared, left), clients, strict=True)
+        ]
+        assert await asyncio.to_thread(running.begun.wait, 10)
+        for client in (clients[0], clients[1], clients[3]):
+            client.go()
+        for number in (0, 1, 3):
+            with pytest.raises(ClientGone):
+                await asyncio.wait_for(asked[number], 5)
+        assert not asked[2].done()
+        for question in (running, shared, left):
+            question.go.set()
+        assert (await asked[2]).size > 0
+        assert not left.begun.is_set()
+        again = Wide(0)
+        await small.of("org_1", again, NOW)
+        assert not again.begun.is_set(), "what was running when its client went is kept"
+        await asyncio.sleep(0)
+        assert not small._making
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(ask())
+
+
+def test_a_question_that_has_its_turn_and_no_thread_is_not_begun_for_nobody(small: AnswerCache) -> None:
+    async def ask() -> None:
+        running, left = [Wide(n) for n in range(AnswerCache.WIDE_READERS)], wide(9)
+        asked = [asyncio.create_task(small.of(f"org_{n}", question, NOW)) for n, question in enumerate(running)]
+        for question in running:
+            assert await asyncio.to_thread(question.begun.wait, 10)
+        client = Client()
+        gone = asyncio.create_task(small.of("org_9", left, NOW, None, client.receive))
+        await asyncio.sleep(0.02)
+        client.go()
+        with pytest.raises(ClientGone):
+            await gone
+        for question in running:
+            question.go.set()
+        await asyncio.wait_for(asyncio.gather(*asked), 5)
+        await asyncio.wait_for(small.of("org_9", wide(8), NOW), 5)
+        assert not left.begun.is_set()
+
+    asyncio.run(ask())
+
+
+def test_who_asks_what_was_just_abandoned_gets_it(small: AnswerCache) -> None:
+    async def ask() -> None:
+        running, left, again = Wide(0), Wide(1), wide(1)
+        client = Client()
+        first = asyncio.create_task(small.of("org_1", running, NOW))
+        gone = asyncio.create_task(small.of("org_1", left, NOW, None, client.receive))
+        assert await asyncio.to_thread(running.begun.wait, 10)
+        client.go()
+        with pytest.raises(ClientGone):
+            await gone
+        second = asyncio.create_task(small.of("org_1", again, NOW))
+        await asyncio.sleep(0.02)
+        left.go.set()  # it is the one that stands there still
+        running.go.set()
+        await asyncio.wait_for(asyncio.gather(first, second), 5)
+
+        # And between its turn and the end of it: nobody waited then.
+        making = _Making()
+        key = next(key for key in small._finished if key[2] == again)
+        small._size -= small._finished.pop(key).size
+        making.made = asyncio.create_task(small._in_turn(key, lambda: pytest.fail("built for nobody"), making))
+        small._making[key] = making
+        making.made.add_done_callback(lambda done: small._keep(key, done))
+        assert (await asyncio.wait_for(small.of("org_1", wide(1), NOW), 5)).size > 0
+
+    asyncio.run(ask())
+
+
+def test_who_sends_a_body_is_waited_for(small: AnswerCache) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def ask() -> None:
+        question = Wide(0)
+        asked = asyncio.create_task(small.of("org_1", question, NOW, None, receive))
+        await asyncio.sleep(0.05)
+        question.go.set()
+        assert (await asyncio.wait_for(asked, 5)).size > 0
+
+    asyncio.run(ask())
+
+
+def test_of_an_organization_only_so_many_wide_questions_wait(small: AnswerCache) -> None:
+    async def ask() -> None:
+        questions = [Wide(n) for n in range(AnswerCache.WIDE_WAITING + 1)]
+        clients = [Client() for _ in questions]
+        asked = [asyncio.create_task(small.of("org_1", questions[0], NOW, None, clients[0].receive))]
+        assert await asyncio.to_thread(questions[0].begun.wait, 10)
+        for question, client in zip(questions[1:], clients[1:], strict=True):
+            asked.append(asyncio.create_task(small.of("org_1", question, NOW, None, client.receive)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TooManyWideQuestions) as refused:
+            await small.of("org_1", Wide(100), NOW)
+        assert refused.value.headers == {"Retry-After": "1"}
+        await asyncio.wait_for(small.of("org_2", wide(100), NOW), 5)
+        asked.append(asyncio.create_task(small.of("org_1", questions[1], NOW)))  # waits for the same
+        clients[2].go()
+        await asyncio.wait((asked[2],), timeout=5)
+        asked.append(asyncio.create_task(small.of("org_1", wide(100), NOW)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TooManyWideQuestions):
+            await small.of("org_1", Wide(2), NOW)  # he who left has given his place away
+        for question in questions:
+            question.go.set()
+        found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [number for number, answer in enumerate(found) if not isinstance(answer, Answer)] == [2]
+        assert isinstance(found[2], ClientGone)
+        assert not questions[2].begun.is_set()
+
+    asyncio.run(ask())
+
+
+def test_a_cache_that_is_closed_begins_nothing_more_and_lets_its_threads_end(small: AnswerCache) -> None:
+    async def ask() -> None:
+        running = Wide(0)
+        waiting = [Wide(0, is_wide=False) for _ in range(2)]
+        asked = [asyncio.create_task(small.of("org_1", running, NOW))]
+        asked += [asyncio.create_task(small.of(f"org_{n}", waiting[0], NOW)) for n in range(AnswerCache.READERS)]
+        assert await asyncio.to_thread(running.begun.wait, 10)
+        assert await asyncio.to_thread(waiting[0].begun.wait, 10)
+        asked.append(asyncio.create_task(small.of("org_5", waiting[1], NOW)))  # for which there is no thread
+        await asyncio.sleep(0.02)
+        threads = [*small._readers._threads, *small._wide_readers._threads]
+        small.close()
+        with pytest.raises(RuntimeError):
+            await small.of("org_6", wide(0), NOW)
+        running.go.set()
+        waiting[0].go.set()
+        found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [isinstance(answer, Answer) for answer in found] == [True] * (len(asked) - 1) + [False]
+        assert not waiting[1].begun.is_set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join, 5)
+        assert not any(thread.is_alive() for thread in threads)
+
+    asyncio.run(ask())
