@@ -57,7 +57,8 @@ def create_app(
     names = NamesFile(layout.key_names)
     # A client may take an answer for the newest as long as the server itself does.
     answers = AnswerCache(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
-    gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
+    limiter = Limiter(settings.rate_limit, settings.rate_limit_store, workers)
+    gate = Gate(registry, limiter, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
@@ -76,6 +77,7 @@ def create_app(
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
         answers.close()
+        await limiter.close()
         registry.close()
 
     app = FastAPIOffline(

@@ -96,7 +96,8 @@ class _Window:
 class Limiter:
     """Grants requests: from a Redis that workers share, or else its part of the limit from this process alone.
 
-    workers: how many processes serve together. While the Redis does not answer, each grants its part.
+    workers: how many processes serve together. While the Redis does not answer, each grants its part, and one request
+    at a time asks for all whether it does again.
     """
 
     PATIENCE = 0.25  # seconds a request waits for Redis
@@ -107,17 +108,18 @@ class Limiter:
         if limit:
             self._own = MovingWindow(RateLimit(max(1, limit.amount // workers), limit.seconds))
         self._shared: MovingWindowRateLimiter | None = None
-        self._ask_again = 0.0
+        self._storage: RedisStorage | None = None
+        self._ask_again = 0.0  # when Redis may be asked again; 0 as long as it answers
         if limit and store:
             self._item: RateLimitItem = RateLimitItemPerSecond(limit.amount, limit.seconds, namespace="keytally")
-            storage = RedisStorage(
+            self._storage = RedisStorage(
                 f"async+{store}",
                 wrap_exceptions=True,
                 implementation="redispy",
                 socket_timeout=self.PATIENCE,
                 socket_connect_timeout=self.PATIENCE,
             )
-            self._shared = MovingWindowRateLimiter(storage)
+            self._shared = MovingWindowRateLimiter(self._storage)
 
     async def take(self, organization_id: str) -> Standing | None:
         """Takes one request; where the organization stands then. None when there is no limit."""
@@ -125,15 +127,26 @@ class Limiter:
             return None
         now = time.monotonic()
         if self._shared is not None and now >= self._ask_again:
+            asks_for_all = bool(self._ask_again)
+            if asks_for_all:  # the others need not wait until it is known
+                self._ask_again = now + self.RETRY
             try:
-                return await self._take_shared(self._shared, organization_id)
+                standing = await self._take_shared(self._shared, organization_id)
             except StorageError as error:
-                failed = time.monotonic()
-                if failed >= self._ask_again:  # else another request has just said so
+                if asks_for_all or not self._ask_again:  # else another request has just said so
                     _LOG.error("the rate limit store does not answer: %s", error.storage_error)
-                self._ask_again = failed + self.RETRY
+                self._ask_again = time.monotonic() + self.RETRY
+            else:
+                if asks_for_all:
+                    self._ask_again = 0.0
+                return standing
         remaining, seconds = self._own.take(organization_id, now)
         return Standing(self._own.limit.amount, max(0, remaining), max(1, math.ceil(seconds)), remaining >= 0)
+
+    async def close(self) -> None:
+        """Closes the connections to Redis."""
+        if self._storage is not None:
+            await self._storage.bridge.get_connection().aclose()  # type: ignore[attr-defined]  # redispy's has it
 
     async def _take_shared(self, shared: MovingWindowRateLimiter, organization_id: str) -> Standing:
         granted = await shared.hit(self._item, organization_id)
