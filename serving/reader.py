@@ -167,14 +167,15 @@ class Reader:
             ) as error:  # whatever it is, the last good version is still right, and the next look may succeed
                 self._table = None
                 failure = f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"  # deltalake's are pages
-            if failure != self._failure:
-                if failure is not None:
-                    _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
-                elif self.publication.version:
+            is_another = failure != self._failure
+            if is_another and failure is not None:
+                _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
+            elif failure is None and (is_another or before is None or before.publication is not self.publication):
+                if self.publication.version:
                     _LOG.info("serving version %d", self.publication.version)
                 else:
                     _LOG.info("nothing is published yet: every answer is a zero that is not loaded")
-                self._failure = failure
+            self._failure = failure
             self.files.close_late()
 
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:

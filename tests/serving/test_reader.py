@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -236,3 +237,19 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
     assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
+
+
+def test_the_log_says_once_which_version_is_served(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "keytally.reader")
+    reader = Reader(Layout(data))
+    for _ in range(2):
+        reader.refresh()
+    for requests in (1, 2):
+        publish_days(data, NOVEMBER, [("org_b", NOVEMBER, requests, "1", "1", "1")])
+        for _ in range(2):
+            reader.refresh()
+    assert [record.getMessage() for record in caplog.records] == [
+        "nothing is published yet: every answer is a zero that is not loaded",
+        "serving version 1",
+        "serving version 2",
+    ]
