@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import hashlib
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -170,6 +172,42 @@ def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> AnswerCache:
     monkeypatch.setattr(AnswerCache, "LARGEST", 10_000)
     monkeypatch.setattr(AnswerCache, "ROOM_FOR_LARGE", 100_000)
     return answers_over(data, 2**20)
+
+
+def test_a_very_large_answer_is_kept_compressed_and_inflated_for_who_does_not_take_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.answer.LARGEST_PLAIN", 50_000)
+    monkeypatch.setattr("serving.answer.PIECE", 10_000)
+    monkeypatch.setattr("serving.answer.PACKED_PIECE", 1000)
+    body = b"".join(b"%d,%d\n" % (number, number**5 % 1009) for number in range(20_000)) + bytes(1_000_000)
+    answer = Answer(Body(body, lasting=True))
+    assert answer.size < len(body) / 10
+    assert answer.body == body
+    assert answer.without_bodies().size < 5000
+
+    def sent(method: str, *headers: tuple[bytes, bytes]) -> tuple[int, dict[bytes, bytes], list[bytes]]:
+        messages: list[Message] = []
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        asyncio.run(answer.send({"method": method, "headers": headers}, send))
+        pieces = [message["body"] for message in messages[1:]]
+        assert [message.get("more_body", False) for message in messages[1:]] == [True] * (len(pieces) - 1) + [False]
+        assert max(map(len, pieces)) <= 10_000
+        return messages[0]["status"], dict(messages[0]["headers"]), pieces
+
+    for accepted, encoding in ((b"gzip", b"gzip"), (b"identity", None)):
+        status, headers, pieces = sent("GET", (b"accept-encoding", accepted))
+        received = b"".join(pieces)
+        assert (status, headers.get(b"content-encoding")) == (200, encoding)
+        assert headers[b"content-length"] == b"%d" % len(received)
+        assert headers[b"etag"] == f'"{hashlib.sha256(received).hexdigest()[:32]}"'.encode()
+        assert (gzip.decompress(received) if encoding else received) == body
+        for method, condition in (("HEAD", ()), ("GET", ((b"if-none-match", headers[b"etag"]),))):
+            assert sent(method, (b"accept-encoding", accepted), *condition)[2] == [b""]
+    assert Answer(Body(body, lasting=True))._compressed.etag == answer._compressed.etag  # type: ignore[union-attr]
 
 
 def test_a_large_answer_is_shared_while_anyone_takes_it_and_then_gone(small: AnswerCache) -> None:
