@@ -45,6 +45,7 @@ class NamesFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._failure: str | None = None  # why the file could not be opened or read, the last time
         self.names = Names()
 
     def refresh(self) -> None:
@@ -53,14 +54,20 @@ class NamesFile:
         if signature == self.names.signature:
             return
         names: dict[str, str] = {}
+        failure: str | None = None
         if signature:
             try:
                 with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                     signature = _signature_of(os.fstat(file.fileno()))
                     names = self._read(file)
-            except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                _LOG.error("%s names no keys: %s", self._path.name, reason)
+            except ValueError as error:
+                _LOG.error("%s names no keys: %s", self._path.name, error)
+            except OSError as error:  # of the moment, and not of the file: it is tried again at the next look
+                signature = ()  # nor may an answer be kept as one of this state of the file
+                failure = error.strerror or str(error)
+                if failure != self._failure:
+                    _LOG.error("%s names no keys: %s", self._path.name, failure)
+        self._failure = failure
         self.names = Names(signature, names)
 
     def _signature(self) -> tuple[int, ...]:
