@@ -366,7 +366,7 @@ def _plain(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array | None]:
     elif pa.types.is_floating(kind) and name in _AMOUNTS:  # no other field may be a fraction, least of all NaN
         plain = column.cast(pa.float64())
     elif pa.types.is_decimal(kind) and name in _AMOUNTS:
-        plain = _without_zeros(column)
+        plain = _amount(column, EVENT.arrow_schema.field(name).type.scale)
     elif pa.types.is_timestamp(kind) and name == "timestamp":
         plain = _instant(column)
     else:
@@ -402,15 +402,19 @@ def _instant(column: pa.Array) -> pa.Array:
     start, end = (pa.scalar(instant, column.type) for instant in (FIRST_INSTANT, END_INSTANT))
     in_range = pc.and_(pc.greater_equal(column, start), pc.less(column, end))
     held = pc.if_else(in_range, column, end)
-    # Cutting to microseconds is the format's own rule, so an unsafe cast is the right one.
-    return pc.strftime(held.cast(pa.timestamp("us", "UTC"), safe=False), format="%Y-%m-%dT%H:%M:%SZ")
+    # Cutting to microseconds is the format's own rule, so an unsafe cast is the right one. Without a zone: with one,
+    # Arrow takes eighteen times as long, UTC or not.
+    utc = held.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.timestamp("us"))
+    text = pc.binary_replace_slice(utc.cast(pa.string()), start=10, stop=11, replacement="T")
+    return pc.binary_join_element_wise(text, pa.scalar("Z"), pa.scalar(""))
 
 
-def _without_zeros(column: pa.Array) -> pa.Array:
-    """Decimals as text, without the zeros of a scale that is larger than the amounts need."""
-    text = column.cast(pa.string())
-    for pattern, shorter in ((r"^0E[+-]?[0-9]+$", "0"), (r"^(-?[0-9]+\.[0-9]*?)0+$", r"\1"), (r"\.$", "")):
-        text = pc.replace_substring_regex(text, pattern, shorter)
+def _amount(column: pa.Array, places: int) -> pa.Array:
+    """Decimals as text. Zeros behind the `places` of the amount, of which a larger scale is full, are left out."""
+    text = pc.if_else(pc.equal(column, pa.scalar(0, column.type)), pa.scalar("0"), column.cast(pa.string()))
+    if column.type.scale > places:
+        for pattern, shorter in ((r"^(-?[0-9]+\.[0-9]*?)0+$", r"\1"), (r"\.$", "")):
+            text = pc.replace_substring_regex(text, pattern, shorter)
     return text
 
 

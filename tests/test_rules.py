@@ -25,7 +25,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "6e15dbfd30143b85"),
+    "TAKE_IN_RULE": (1, "602f9f21cf284e70"),
     "ROLL_UP_RULE": (1, "695a833648273ad5"),
 }
 
