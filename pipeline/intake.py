@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import artifacts
 from pipeline.contract.layout import Layout
+from pipeline.contract.seam import step
 from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed
@@ -23,7 +24,6 @@ from pipeline.judge import judge
 from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
-from pipeline.seam import step
 
 TAKE_IN_RULE = 1  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
 
@@ -111,7 +111,7 @@ def _keep_events(run: Run, name: str, events: Iterable[pa.RecordBatch]) -> Itera
     path = run.scratch / "events.parquet"
     for day, pieces in groupby(_by_day(events), key=lambda piece: piece[0]):
         accepted = _write((piece for _, piece in pieces), path, EVENT)
-        yield EventFile(day, accepted, artifacts.keep(path, run.layout.events_of(day), name))
+        yield EventFile(day, accepted, artifacts.keep(run.store, path, run.layout.events_of(day), name))
 
 
 def _by_day(events: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBatch]]:
@@ -131,7 +131,7 @@ def _keep_rejected(run: Run, name: str, rejected: Iterable[pa.RecordBatch]) -> t
         return None, 0
     path = run.scratch / "rejected.parquet"
     quarantined = _write(chain([first], batches), path, REJECTED)
-    return artifacts.keep(path, run.layout.rejected, name), quarantined
+    return artifacts.keep(run.store, path, run.layout.rejected, name), quarantined
 
 
 def _write(batches: Iterable[pa.RecordBatch], path: Path, table: Table) -> int:

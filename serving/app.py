@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.contract.layout import Layout
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import open_store
 from serving.answers import Answers
 from serving.auth import Clock, Gate
 from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
@@ -56,10 +56,10 @@ def create_app(
     cannot be done.
     """
     registry = KeyRegistry(settings.keys)
-    layout = Layout(settings.data)
-    reader = Reader(layout)
+    store = open_store(settings)
+    reader = Reader(store)
     metrics = metrics or Metrics()
-    names = NamesFile(layout.key_names)
+    names = NamesFile(store)
     # A client may take an answer for the newest as long as the server itself does.
     answers = Answers(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
@@ -115,7 +115,7 @@ def create_metrics_app(
     collectors: Callable[[], list[Collector]], settings: Settings, clock: Clock = utc_now
 ) -> Starlette:
     """/metrics alone, for an address of its own. collectors: what the serving processes count."""
-    reader = Reader(Layout(settings.data))
+    reader = Reader(open_store(settings))
     show = ShowMetrics(collectors, State(reader, clock), reader.refresh)
     app = Starlette(
         routes=[TracedRoute("/metrics", show, methods=["GET"])], exception_handlers={HTTPException: _refuse}

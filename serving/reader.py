@@ -6,7 +6,9 @@ checked again: an error, never a wrong number.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -23,18 +25,18 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout, month_of
+from pipeline.contract.layout import month_of
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
     Publication,
     PublishedFile,
     digest_of,
-    log_entry,
     open_published,
     publication_of,
     run_of,
     update_published,
 )
+from pipeline.contract.store import LogState, Signature, Store, StoreError
 from pipeline.contract.tables import API_KEY_DAY, API_KEY_MONTH, DAY_LEDGER, ORGANIZATION_DAY, PUBLISHED
 from pipeline.contract.wording import backfill_of
 from serving.checked_file import CheckedFile, OtherBytes
@@ -124,22 +126,22 @@ class Reader:
     OPEN_FILES = 3 * 132  # three files of every month from 2020 to 2030; one that is opened again is checked again
     AHEAD_SECONDS = 5.0  # how long a new version may wait for its files to be opened: no file is begun later
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._rollups = layout.rollups
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rollups = store.layout.rollups
         self._refreshing = threading.Lock()
         self._table: DeltaTable | None = None
-        self._log_folder: tuple[int, int] | None = None  # device and inode of the log that `_table` reads
-        self._entry: tuple[int, ...] | None = None  # signature of the log entry of its version
+        self._log: Signature | None = None  # which log `_table` reads
+        self._entry: Signature | None = None  # signature of the log entry of its version
         self._confirmed: Confirmed | None = None
-        self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
+        self._note: tuple[Signature, LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
         self._keeping = threading.Lock()  # held for a look at what is open, never while a file is read
         self._opening: dict[str, Future[None]] = {}  # done when the file at that path was opened, or could not be
         self._waiting = threading.local()
         self._files: OrderedDict[str, SortedFile] = OrderedDict()
         self._loaded: OrderedDict[str, frozenset[date]] = OrderedDict()
-        self._refused: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._refused: dict[str, tuple[Signature, str]] = {}
 
     @property
     def failure(self) -> str | None:
@@ -233,7 +235,7 @@ class Reader:
                     if self._files.get(file.path) is opened:
                         del self._files[file.path]
                 raise
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
 
     def check(self, file: PublishedFile) -> None:
@@ -264,7 +266,7 @@ class Reader:
                 raise ValueError("a day is not of this month")
             if any(day.day not in loaded for day in usage if day.requests):
                 raise ValueError("a day with requests is not in it")
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{ledger.path}: {error}; 'keytally status' says what to do") from error
         return loaded
 
@@ -280,39 +282,36 @@ class Reader:
             raise ValueError(f"version {last_run.version} was published, and the log ends at {publication.version}")
         said = [last_run] if last_run is not None else []
         if not said or said[0].version < publication.version:  # the note is written after the commit
-            committed = run_of(self._rollups, publication.version)
+            committed = run_of(self._store, publication.version)
             said += [committed] if committed is not None else []
         as_of = max((run.started for run in said), default=None)
         return Confirmed(publication, last_run, as_of, said[-1].findings if said else frozenset())
 
     def _newest_run(self) -> LastRun | None:
-        path = self._layout.last_run
+        path = self._store.layout.last_run
         try:
-            status = path.stat()
+            signature = self._store.signature(path)
         except OSError:
+            signature = None
+        if signature is None:
             self._note = ((), None)
             return None
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if signature != self._note[0]:
-            self._note = (signature, read_last_run(self._layout))
+            self._note = (signature, read_last_run(self._store))
             if self._note[1] is None:
                 _LOG.error("%s cannot be read; the next run writes it anew", path.name)
         return self._note[1]
 
     def _newest(self) -> Publication:
-        log = self._rollups / "_delta_log"
-        try:
-            status = log.stat()
-            log_folder = (status.st_dev, status.st_ino)
-        except FileNotFoundError:
-            log_folder = None
-        known = self._table is not None and log_folder == self._log_folder and not self._is_replaced(self._table)
+        log = self._store.look_at_log(self._table.version() if self._table else None)
+        known = self._table is not None and log.place == self._log and not self._is_replaced(self._table, log)
         if known and self._table is not None:
-            update_published(self._table)
+            if log.newest is None or log.newest > self._table.version():
+                update_published(self._store, self._table)
         else:  # the first look, another table at the same place, or one that could not be read the last time
-            self._table = open_published(self._rollups)
-            self._log_folder = log_folder
-        self._entry = self._signature_of_entry(self._table) or self._entry
+            self._table = open_published(self._store)
+            self._log = log.place
+        self._entry = (log.entry_of(self._table.version()) if self._table else None) or self._entry
         if self._table is None:
             if self._confirmed is not None and self._confirmed.publication.version:
                 raise FileNotFoundError("it is gone")
@@ -321,18 +320,13 @@ class Reader:
             return self._confirmed.publication
         return publication_of(self._table)
 
-    def _is_replaced(self, table: DeltaTable) -> bool:
-        """Whether the entry of the handle's version is another than when it was read: lost, and committed anew."""
-        entry = self._signature_of_entry(table)
-        return entry is not None and entry != self._entry
+    def _is_replaced(self, table: DeltaTable, log: LogState) -> bool:
+        """Whether the entry of the handle's version is another than when it was read: lost, and committed anew.
 
-    def _signature_of_entry(self, table: DeltaTable | None) -> tuple[int, ...] | None:
-        """None where there is none: nothing is published, or it was lost, or cut off behind a checkpoint."""
-        try:
-            status = log_entry(self._rollups, table.version()).stat() if table else None
-        except FileNotFoundError:
-            return None
-        return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+        There is none when it was lost and not replaced, or cut off behind a checkpoint.
+        """
+        entry = log.entry_of(table.version())
+        return entry is not None and entry != self._entry
 
     def _open(self, file: PublishedFile) -> SortedFile:
         table = PUBLISHED[file.rollup]
@@ -412,13 +406,17 @@ class Reader:
 
     def _checked(self, file: PublishedFile, read: Callable[[CheckedFile], _Opened]) -> _Opened:
         path = self._rollups / file.path
-        status = path.stat()
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = self._store.signature(path)
+        if signature is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         refused = self._refused.get(file.path)
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
-            opened = read(CheckedFile(path))
+            try:
+                opened = read(CheckedFile(self._store.fetch(path)))
+            except OtherBytes:  # it may be a copy that is damaged
+                opened = read(CheckedFile(self._store.fetch(path, anew=True)))
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))
             raise

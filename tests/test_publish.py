@@ -166,7 +166,7 @@ def test_a_hundred_publications_later_the_table_reads_as_ever(place: Place) -> N
     place.roll_up()
     with start_run(place.settings, lambda: place.now) as run:
         for number in range(105):
-            ledger = read_ledger(place.layout)
+            ledger = read_ledger(place.store)
             path = run.scratch / "file.parquet"
             write_file_ledger([replace(ledger.files["a.jsonl"], signature=str(number))], path)
             assert publish(run, ledger.publication, [Partition(PUBLISHED["file"], None, path)], {}) == number + 2

@@ -152,7 +152,7 @@ def test_key_material_is_not_even_in_what_spills_to_the_disk(place: Place) -> No
 def test_a_rejected_line_leaves_nothing_but_its_number_in_the_engine(place: Place) -> None:
     place.write_raw("a.jsonl", *PLANTED, *(request(100 + n) for n in range(100)))
     with start_run(place.settings, lambda: place.now) as run:
-        (raw_file,) = list_raw(place.layout.raw).files
+        (raw_file,) = list_raw(place.store).files
         assert take_in(run, raw_file).accepted == 101
         rows = run.engine._connection.execute("from judged").fetchall()
     left = [row for row in rows if row[1] or row[2]]

@@ -277,7 +277,7 @@ def test_two_runs_that_saw_different_files_of_a_new_month_count_both(place: Plac
 
 
 def assert_each_month_is_held_once(place: Place) -> None:
-    table = open_published(place.layout.rollups)
+    table = open_published(place.store)
     assert table is not None
     rows = table.get_add_actions(flatten=True)
     held = Counter(zip(rows["partition.rollup"].to_pylist(), rows["partition.month"].to_pylist(), strict=True))

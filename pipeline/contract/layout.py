@@ -47,6 +47,15 @@ class Layout:
         return self.root / "rollups"
 
     @property
+    def log(self) -> Path:
+        """The log of the published table. Checkpoints in it are Parquet files too."""
+        return self.rollups / "_delta_log"
+
+    def log_entry(self, version: int) -> Path:
+        """The file that is the commit of a version."""
+        return self.log / f"{version:020d}.json"
+
+    @property
     def scratch(self) -> Path:
         """One folder a run, for what is not finished yet."""
         return self.root / "scratch"
@@ -64,11 +73,6 @@ class Layout:
     def events_of(self, day: date) -> Path:
         return self.events / f"day={day}"
 
-    def event_files(self) -> Iterator[tuple[date, Path]]:
-        """Every file of events there is, with its day."""
-        for path in self.events.glob("day=????-??-??/*.parquet"):
-            yield date.fromisoformat(path.parent.name.removeprefix("day=")), path
-
     def daily_of(self, day: date) -> Path:
         return self.daily / f"day={day}"
 
@@ -79,6 +83,14 @@ def below_the_root(artifact: Path) -> str:
     # From the right: a data root may well lie in a folder of such a name.
     folder = next((at for at in reversed(range(len(parts))) if parts[at] in _FOLDERS), len(parts) - 1)
     return "/".join(parts[folder:])
+
+
+def day_of(artifact: Path) -> date | None:
+    """The day in whose folder a file lies; None where it lies in no such folder."""
+    try:
+        return date.fromisoformat(artifact.parent.name.removeprefix("day="))
+    except ValueError:
+        return None
 
 
 def rollup_folder(rollup: str, month: date | None) -> str:
