@@ -69,16 +69,18 @@ def sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry
 
 def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
     layout = run.layout
-    now = run.clock().timestamp()
+    in_grace = (run.clock() - GRACE).timestamp()
     newest = _newest(run.store)
     needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, newest)}
     # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
     for folder in (layout.events, layout.daily, layout.rejected, layout.rollups):
         for found in run.store.list(folder):
-            superseded = found.path.suffix == ".parquet" and found.path not in needed
-            if superseded and found.path.parent != layout.log and now - found.since > GRACE.total_seconds():
+            if found.path.suffix != ".parquet" or found.path in needed or found.path.parent == layout.log:
+                continue
+            if found.since < in_grace and run.store.grace_started(found.path) < in_grace:
                 step("delete a superseded file")
                 run.store.delete(found.path)
+    run.store.forget_graces(in_grace)
     sweep_log(run.store, newest.version)
 
 

@@ -35,7 +35,7 @@ class Changed(OSError):
 
 @dataclass(frozen=True)
 class Found:
-    """A file of ours. since: when it was written or its grace was started, whichever is later; seconds since 1970."""
+    """A file of ours. since: when it was written, or its grace was started; seconds since 1970."""
 
     path: Path
     since: float
@@ -123,7 +123,14 @@ class Store(ABC):
 
     @abstractmethod
     def start_grace(self, paths: Iterable[Path], now: float) -> None:
-        """Have `list` say of these files that they were written at `now`."""
+        """Have `list` or `grace_started` say of these files that they were there since `now`."""
+
+    def grace_started(self, path: Path) -> float:  # noqa: ARG002
+        """When the grace of a file was started last, where `list` does not say so; seconds since 1970."""
+        return 0.0
+
+    def forget_graces(self, before: float) -> None:  # noqa: B027  # where they are the files' own
+        """Forget what graces were started before that moment: all these files are needed again, or are deleted."""
 
     # --- documents, which change -------------------------------------------------------------------------------------
 
@@ -181,9 +188,16 @@ class Store(ABC):
         """A raw file for Arrow to read here and there: a path, or an open file."""
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that the data root of `settings` lies in. Nothing is looked at yet."""
-    return FolderStore(settings.data)
+def open_store(settings: Settings, patience: float = 120) -> Store:
+    """The store that the data root of `settings` lies in. Nothing is looked at yet.
+
+    patience: seconds that a request which fails may be repeated.
+    """
+    if isinstance(settings.data, Path):
+        return FolderStore(settings.data)
+    from pipeline.contract.bucket import BucketStore  # noqa: PLC0415  # who has a folder need not wait for its client
+
+    return BucketStore(settings.data, settings.cache, settings.cache_size, patience)
 
 
 class FolderStore(Store):
