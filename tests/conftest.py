@@ -47,9 +47,9 @@ def lines(*records: Record | str | bytes) -> bytes:
 class Place:
     """A data root of its own, rolled up at the moment `now`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str, **environment: str) -> None:
         self.settings = Settings.from_environment(
-            {"KEYTALLY_DATA": str(root), "KEYTALLY_THREADS": "2", "KEYTALLY_MEMORY_LIMIT": "512MB"}
+            {"KEYTALLY_DATA": str(root), "KEYTALLY_THREADS": "2", "KEYTALLY_MEMORY_LIMIT": "512MB", **environment}
         )
         self.store = open_store(self.settings)
         self.layout = self.store.layout
@@ -83,7 +83,8 @@ class Place:
             (file for file in self.publication().files.values() if file.rollup == rollup), key=lambda file: file.path
         )
         parts = [
-            pq.read_table(self.layout.rollups / file.path, schema=schema, partitioning=None) for file in files
+            pq.read_table(self.store.fetch(self.layout.rollups / file.path), schema=schema, partitioning=None)
+            for file in files
         ] or [schema.empty_table()]
         return pa.concat_tables(parts).to_pandas()
 
@@ -95,7 +96,7 @@ class Place:
         artifact = self.ledger().files[file].take_in.rejected
         if artifact is None:
             return []
-        rows = pq.read_table(self.layout.rejected / artifact).to_pylist()
+        rows = pq.read_table(self.store.fetch(self.layout.rejected / artifact)).to_pylist()
         return [(row["line"], row["reason"]) for row in rows]
 
     def events(self, file: str) -> list[Record]:

@@ -51,9 +51,10 @@ class BucketStore(Store):
         super().__init__(Layout(cache / named))
         self._bucket = bucket
         self._patience = patience
+        self._request_seconds = min(patience / 2, REQUEST_SECONDS)
         self._cache = _Cache(self.layout, cache_size)
         self._graces: dict[str, tuple[float, frozenset[str]]] | None = None  # by note: moment, and keys
-        seconds = timedelta(seconds=min(patience, REQUEST_SECONDS))
+        seconds = timedelta(seconds=self._request_seconds)
         self._client = S3Store(
             bucket.name,
             prefix=bucket.prefix or None,
@@ -270,7 +271,7 @@ class BucketStore(Store):
             **_options(self._bucket),
             "conditional_put": "etag",  # an entry of the log is written once: that is the lock
             "allow_http": "true",
-            "timeout": f"{min(self._patience, REQUEST_SECONDS):.0f}s",
+            "timeout": f"{self._request_seconds:.0f}s",
             "connect_timeout": f"{CONNECT_SECONDS}s",
             "max_retries": "4",
             "retry_timeout": "10s",
@@ -401,7 +402,7 @@ class _Cache:
         copies = sorted(self._all())
         size = sum(copy.size for copy in copies)
         for copy in copies[:-1]:
-            if size <= self._most_bytes:
+            if size <= self._most_bytes * 15 // 16:
                 break
             is_unfinished = copy.path.name.startswith(".")
             if not is_unfinished or copies[-1].used - copy.used > ABANDONED_SECONDS:
