@@ -185,7 +185,9 @@ def shown(place: Place) -> Shown:
     ledger = read_ledger(place.store)
     publication = ledger.publication
     rows = {
-        (rollup, month): pq.read_table(place.store.fetch(place.layout.rollups / file.path), partitioning=None).to_pylist()
+        (rollup, month): pq.read_table(
+            place.store.fetch(place.layout.rollups / file.path), partitioning=None
+        ).to_pylist()
         for (rollup, month), file in publication.files.items()
         if rollup not in ("file", "day")
     }

@@ -203,7 +203,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
 def taken(run: Run, place: Place, file: str, content: bytes) -> TakeIn:
     for old in list_raw(place.store).files:
-        old.path.unlink()
+        (place.layout.raw / old.file).unlink()
     place.write_raw(file, content)
     return take_in(run, list_raw(place.store).files[0])
 

@@ -28,8 +28,8 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "803e4ee8e2bfc767"),
-    "ROLL_UP_RULE": (1, "695a833648273ad5"),
+    "TAKE_IN_RULE": (1, "d671910abe9b10d5"),
+    "ROLL_UP_RULE": (1, "b41a19eed4792d92"),
 }
 
 

@@ -448,7 +448,7 @@ def test_a_late_file_finds_the_damaged_events_of_its_day_rebuilt(place: Place) -
 def test_a_raw_file_that_the_disk_changed_is_not_taken_for_what_it_was(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.raw, "_signature", lambda found: f"{found.st_size}:{found.st_ino}")
+    monkeypatch.setattr("pipeline.contract.store._raw_signature", lambda found: f"{found.st_size}:{found.st_ino}")
     raw = place.write_raw("a.jsonl", dated(1))
     place.roll_up()
     raw.write_bytes(raw.read_bytes().replace(b"0.25", b"9.25"))

@@ -49,6 +49,7 @@ class BucketStore(Store):
         """cache: the folder for copies, of `cache_size` bytes. patience: seconds that a request may be repeated."""
         named = hashlib.sha256(f"{bucket.endpoint or ''} {bucket}".encode()).hexdigest()[:16]
         super().__init__(Layout(cache / named))
+        _make_private(self.layout.root)
         self._bucket = bucket
         self._patience = patience
         self._request_seconds = min(patience / 2, REQUEST_SECONDS)
@@ -383,7 +384,7 @@ class _Cache:
 
     def add(self, path: Path, make: Callable[[Path], object]) -> Path:
         """Make a copy, whole or not at all; delete others where it takes more room than there is."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{uuid.uuid4().hex}")
         try:
             make(unfinished)
@@ -418,6 +419,13 @@ class _Cache:
                 with suppress(FileNotFoundError):
                     found = path.stat()
                     yield _Copy(found.st_mtime, path, found.st_size)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, that nobody else may look into."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 class _Copy(NamedTuple):
@@ -464,23 +472,17 @@ class _Answer(NamedTuple):
 _PASSING = {"SlowDown", "RequestTimeout", "Throttling"}
 _WRONG_KEY = {"SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken"}
 _OTHER_REGION = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"}
-_NO_ANSWER = re.compile(
-    "error sending request|HTTP error|(error|failed).{0,40}(body|stream)|timed? ?out|connection|incomplete",
-    re.IGNORECASE,
-)
 
 
 def _answer(error: Exception) -> _Answer | None:
     """What the store answered, from what either client says of it; None for what is no store's answer."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error)).split())
-    status = re.search(r"status code:? ?([0-9]{3})( [A-Z][A-Za-z ]*[a-z])?", text)
+    text = " ".join(re.sub(r"\s*↳", ":", re.sub(r"\x1b\[[0-9;]*m", "", str(error))).split())
     if "redirect without LOCATION" in text:
         return _Answer(301, "PermanentRedirect", "301 PermanentRedirect")
-    if status:
+    if status := re.search(r"status code:? ([0-9]{3})( [A-Z][A-Za-z ]*[a-z])?", text):
         code = re.search(r"<Code>(\w+)</Code>", text)
         said = code[1] if code else (status[2] or "").strip()
         return _Answer(int(status[1]), code[1] if code else "", f"{status[1]} {said}".strip())
-    if "Error performing" in text or "object store" in text.lower() or "Generic S3 error" in text:
-        said = _NO_ANSWER.search(text)
-        return _Answer(None, "", "no answer" + (f" ({said[0]})" if said else ""))
+    if broken := re.search(r"HTTP error: (.{1,80}?)(?=:| Debug source| ?[({]|$)", text):
+        return _Answer(None, "", f"no answer: {broken[1]}")
     return None

@@ -46,7 +46,7 @@ class BucketPlace(Place):
         obstore.put(self.client, f"raw/{file}", plain)
         return self.layout.raw / file
 
-    def keys(self, folder: str = "") -> set[str]:
+    def objects(self, folder: str = "") -> set[str]:
         """The keys of all objects below a folder."""
         return {found["path"] for page in obstore.list(self.client, folder or None) for found in page}
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +146,8 @@ class Line:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                line._pass_on(self)
+                with suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for the answer any more
+                    line._pass_on(self)
 
             do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
@@ -177,7 +178,9 @@ class Line:
         connection.endheaders(body or None)
         answer = connection.getresponse()
         content = answer.read()
-        headers = {name: value for name, value in answer.getheaders() if name not in ("Connection", "Transfer-Encoding")}
+        headers = {
+            name: value for name, value in answer.getheaders() if name not in ("Connection", "Transfer-Encoding")
+        }
         connection.close()
         if fate == CUT and (handler.command == "HEAD" or not content):
             handler.close_connection = True

@@ -83,7 +83,7 @@ def plain_lines(content: bytes) -> list[bytes]:
 def difference(run: Run, place: Place, content: bytes, packed: bool) -> str | None:
     """What is read otherwise than by the rule book; None when nothing is."""
     for old in list_raw(place.store).files:
-        old.path.unlink()
+        (place.layout.raw / old.file).unlink()
     place.write_raw("a.jsonl.gz" if packed else "a.jsonl", gzip.compress(content, 1) if packed else content)
     taken = take_in(run, list_raw(place.store).files[0])
     expected = {
