@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from starlette.types import Scope
 from serving.answer import Answer, Body
 from serving.errors import TooManyLargeAnswers
 from serving.names import Names, NamesFile
-from serving.reader import BeingOpened, Confirmed, Reader
+from serving.reader import Confirmed, Reader
 
 _Key = tuple[type, str, Hashable, Hashable]
 
@@ -47,12 +48,13 @@ class _Known(NamedTuple):
 class Answers:
     """The answer to each organization's questions. Not for several event loops.
 
-    A large one is not kept. It is there as long as a client takes it: whoever asks the same meanwhile takes the same
-    bytes, and there is a limit to what all of them hold.
+    A large one that is not kept, or no longer, is there as long as a client takes it: whoever asks the same meanwhile
+    takes the same bytes, and there is a limit to what all of them hold.
     """
 
     LARGEST = 8 * 2**20  # bytes of an answer that is kept; one larger would make many others be built anew
-    ROOM_FOR_LARGE = 128 * 2**20  # bytes of larger ones there at once: an organization has half of it
+    LARGE = 2**18  # bytes; of a smaller one no more is held for a slow client than the kernel holds for him anyway
+    ROOM_FOR_LARGE = 128 * 2**20  # bytes of larger ones there at once, beside the kept: an organization has half of it
     KNOWN = 1000  # large answers of which size and headers are kept, some 2 KB each
     READERS = 4  # threads that read published files
     WIDE_READERS = 2  # threads for questions that take long, so that the others do not wait for them
@@ -122,17 +124,7 @@ class Answers:
     ) -> Answer:
         readers = self._wide_readers if question.is_wide else self._readers
         asked = (organization_id, question, published, names, now)
-        while True:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(readers, self._built_without_waiting, *asked)
-            except BeingOpened as being:  # wait here: were it in the threads, no other month could be read meanwhile
-                await asyncio.wrap_future(being.opened)
-
-    def _built_without_waiting(
-        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
-    ) -> Answer:
-        with self._reader.without_waiting():
-            return self._built(organization_id, question, published, names, now)
+        return await self._reader.read_in(readers, functools.partial(self._built, *asked))
 
     def _built(
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
@@ -152,7 +144,7 @@ class Answers:
                 raise TooManyLargeAnswers
             answer = await self._read(organization_id, question, published, names, now)
             size = answer.size
-            if size > self.LARGEST:
+            if size > self.LARGE:
                 self._known[key] = _Known(size, answer.without_bodies() if answer.is_lasting else None)
                 self._known.move_to_end(key)
                 if len(self._known) > self.KNOWN:
@@ -174,7 +166,7 @@ class Answers:
 
     def _has_room(self, organization_id: str, size: int) -> bool:
         """Whether another large answer may be there. The only one may, however large: else nobody ever got it."""
-        sizes = [(asked_of, answer.size) for (_, asked_of, *_), answer in self._large.items()]
+        sizes = [(key[1], answer.size) for key, answer in self._large.items() if key not in self._finished]
         every = sum(held for _, held in sizes)
         own = sum(held for asked_of, held in sizes if asked_of == organization_id)
         return (not every or every + size <= self.ROOM_FOR_LARGE) and (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 from starlette.types import Receive, Scope, Send
 
@@ -37,7 +35,7 @@ class Readyz:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answers. Raises UsageUnavailable."""
-        confirmed = await asyncio.to_thread(self._readable)
+        confirmed = await self._reader.read_in(None, self._readable)
         as_of, text = confirmed.as_of, confirmed.as_of_text
         ready = {
             "status": "ready",

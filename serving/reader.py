@@ -6,6 +6,7 @@ checked again: an error, never a wrong number.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -48,6 +49,7 @@ from serving.usage import Usage
 _LOG = logging.getLogger("keytally.reader")
 _LEDGER_SCHEMA = pa.schema([DAY_LEDGER.arrow_schema.field(name) for name in ("day", "accepted")])
 _Opened = TypeVar("_Opened")
+_Read = TypeVar("_Read")
 
 
 class MonthFiles(NamedTuple):
@@ -243,12 +245,22 @@ class Reader:
         with self.reading(file) as opened:
             opened.check()
 
-    @contextmanager
-    def without_waiting(self) -> Iterator[None]:
-        """In the block this thread never waits for another one to open a file: BeingOpened is raised instead."""
+    async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
+        """What `read` returns in one of the threads, or raises; None: in those of the event loop.
+
+        Where another thread is opening the file it wants, it is called again after that. Were it to wait in the
+        threads, none would be left for others: to read another month, or to look for revoked keys.
+        """
+        while True:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(threads, self._without_waiting, read)
+            except BeingOpened as being:
+                await asyncio.wrap_future(being.opened)
+
+    def _without_waiting(self, read: Callable[[], _Read]) -> _Read:
         self._waiting.refused = True
         try:
-            yield
+            return read()
         finally:
             self._waiting.refused = False
 

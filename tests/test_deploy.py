@@ -104,6 +104,11 @@ def test_nothing_of_ours_runs_as_root_or_writes_where_it_need_not() -> None:
     assert int(users[-1]) > 0
 
 
+def test_a_run_is_not_asked_whether_it_serves() -> None:
+    assert "HEALTHCHECK" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert compose()["services"]["rollup"]["healthcheck"] == {"disable": True}
+
+
 def test_the_server_is_given_the_time_it_takes_to_stop() -> None:
     assert ("TimeoutStopSec", "40") in unit("keytally.service")
     assert compose()["services"]["server"]["stop_grace_period"] == "40s"

@@ -163,6 +163,7 @@ def no_collection() -> Iterator[None]:
 @pytest.fixture
 def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
     """Answers of which those beyond 10,000 bytes are large, with room for 100,000, of each organization 50,000."""
+    monkeypatch.setattr(Answers, "LARGE", 10_000)
     monkeypatch.setattr(Answers, "LARGEST", 10_000)
     monkeypatch.setattr(Answers, "ROOM_FOR_LARGE", 100_000)
     return answers_over(data, 2**20)
@@ -204,6 +205,38 @@ def test_large_answers_have_only_so_much_room(small: Answers) -> None:
         del refused, held
         await asyncio.sleep(0.05)
         assert (await small.of("org_3", wide(0, 200_000), NOW)).size > 100_000  # alone it may be of any size
+
+    with no_collection():
+        asyncio.run(ask())
+
+
+def test_answers_that_made_room_have_only_so_much_room_while_clients_take_them(
+    small: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answers, "LARGEST", 30_000)
+    small._limit = 50_000  # room for two of those below
+
+    async def kept(organization: str, number: int) -> Answer:
+        answer = await small.of(organization, wide(number, 20_000), NOW)
+        await asyncio.sleep(0)
+        return answer
+
+    async def ask() -> None:
+        held = [await kept("org_1", n) for n in range(4)]
+        assert len(small._finished) == 2
+        with pytest.raises(TooManyLargeAnswers):
+            await kept("org_1", 4)
+        assert (await kept("org_1", 0)) is held[0]  # though it is not kept any more
+        assert (await kept("org_1", 3)) is held[3]
+        held += [await kept("org_2", n) for n in range(2)]
+        assert len(small._large) == 6
+        with pytest.raises(TooManyLargeAnswers) as refused:
+            await kept("org_3", 0)
+        del refused, held
+        await asyncio.sleep(0.05)
+        for n in range(6):  # nobody takes them: they make room for each other
+            await kept("org_3", n)
+        assert len(small._large) == len(small._finished) == 2
 
     with no_collection():
         asyncio.run(ask())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from pipeline.contract.layout import Layout
 from serving.checked_file import CheckedFile
 from tests.conftest import Place, request
-from tests.serving.conftest import NOW, LiveServer, eventually, settings_for
+from tests.serving.conftest import NOW, LiveServer, Openings, eventually, settings_for
 from tests.serving.publishing import publish_days
 from tests.serving.test_errors import exchange, words_of
 
@@ -91,6 +93,27 @@ def test_a_newest_month_that_is_damaged_while_it_is_open_is_not_ready(data: Path
         assert [words_of(server.client.get("/readyz")) for _ in range(2)] == [UNREADABLE] * 2
         path.write_bytes(good)
         assert server.client.get("/readyz").status_code == 200
+
+
+def test_asking_for_readiness_while_a_month_is_opened_holds_up_nobody(data: Path, openings: Openings) -> None:
+    publish_days(data, NOVEMBER, [("org_abc123", NOVEMBER, 1, "1", "1", "1")])
+    with LiveServer(settings_for(data)) as server, ThreadPoolExecutor(40) as clients:
+        revoked = server.create_key("org_abc123")
+        october = "year=2025&month=10"
+        assert server.daily(revoked, october).status_code == 200
+        openings.held = "2025-11"
+        asked = [clients.submit(httpx.get, f"{server.url}/readyz", timeout=30) for _ in range(40)]
+        try:
+            assert openings.begun.wait(10)
+            time.sleep(0.2)  # all of them are there
+            server.keys.revoke(revoked.id, now=NOW)
+            assert server.daily(server.create_key("org_abc123"), october).status_code == 200
+            eventually(lambda: server.daily(revoked, october).status_code == 401, 1)
+            assert not any(answer.done() for answer in asked)
+        finally:
+            openings.go.set()
+        assert {answer.result().status_code for answer in asked} == {200}
+    assert len(openings.opened) == 1
 
 
 def test_a_damage_that_a_request_finds_is_not_ready_until_another_file_stands_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.contract.settings import RateLimit
-from serving.limiter import MovingWindow
+from serving.limiter import Limiter, MovingWindow
 from tests.serving.conftest import LiveServer, settings_for
 
 
@@ -76,3 +77,20 @@ def test_while_the_shared_store_is_away_each_worker_grants_its_part(data: Path) 
     with LiveServer(settings, workers=2) as server:
         key = server.create_key("org_abc123")
         assert [server.daily(key).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_shared_store_that_hangs_is_asked_once_a_second(data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as store:  # accepts, and never says a word
+        url = f"redis://127.0.0.1:{store.getsockname()[1]}/0"
+        with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT="100/hour", KEYTALLY_RATE_LIMIT_STORE=url)) as server:
+            key = server.create_key("org_abc123")
+
+            def seconds() -> float:
+                begun = time.monotonic()
+                assert server.daily(key).status_code == 200
+                return time.monotonic() - begun
+
+            assert seconds() >= Limiter.PATIENCE
+            assert sum(seconds() for _ in range(2)) < Limiter.PATIENCE
+            time.sleep(Limiter.RETRY)
+            assert seconds() >= Limiter.PATIENCE

@@ -72,7 +72,9 @@ class Served:
 
 @contextmanager
 def served(data: Path, workers: int = 1, **variables: str) -> Iterator[Served]:
-    environment = {**os.environ, "KEYTALLY_DATA": str(data), "KEYTALLY_RATE_LIMIT": "off", **variables}
+    # It is killed in the end: what it has in its temporary folder stays there.
+    own = {"KEYTALLY_DATA": str(data), "KEYTALLY_RATE_LIMIT": "off", "TMPDIR": str(data.parent)}
+    environment = {**os.environ, **own, **variables}
     command = [sys.executable, "-c", SCRIPT, str(workers)]
     # Not a pipe: nobody reads it until the end, and a server whose log is full waits.
     with (

@@ -148,7 +148,10 @@ def test_an_address_for_metrics_that_is_taken_stops_the_server_with_one_line(dat
 def test_sigterm_ends_every_worker_in_good_order(data: Path) -> None:
     with served(data, workers=2) as server, connections_to_both(server):
         workers = workers_of(server)
+        (counts,) = data.parent.glob("keytally-metrics-*")
+        assert len({path.stem.rpartition("_")[2] for path in counts.iterdir()}) == 2
         server.stop()
+        assert not counts.exists()
         assert not [worker for worker in workers if Path(f"/proc/{worker}/fd").exists()]
 
 
