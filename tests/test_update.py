@@ -109,7 +109,7 @@ def test_a_late_file_rolls_up_its_days_and_touches_nothing_else(place: Place) ->
     new = sorted(path.rpartition("/")[0] for path in after.keys() - before.keys())
     usage = ("api_key_day", "api_key_month", "day", "organization_day", "organization_month", "restatement")
     assert new == sorted(
-        ["daily/day=2025-11-02", "events/day=2025-11-02", "rollups/rollup=file"]
+        ["daily/day=2025-11-02", "events/day=2025-11-02", "rollups/rollup=file/month=__HIVE_DEFAULT_PARTITION__"]
         + [f"rollups/rollup={rollup}/month=2025-11" for rollup in usage]
     )
 

@@ -94,8 +94,17 @@ def day_of(artifact: Path) -> date | None:
 
 
 def rollup_folder(rollup: str, month: date | None) -> str:
-    """Folder of a published partition, relative to the Delta table."""
-    return f"rollup={rollup}" if month is None else f"rollup={rollup}/month={month_name(month)}"
+    """Folder of a published partition, relative to the Delta table.
+
+    Where there is no month, it says so in the way of Hive: engines that read partitions off paths want each of them.
+    """
+    return f"rollup={rollup}/month={'__HIVE_DEFAULT_PARTITION__' if month is None else month_name(month)}"
+
+
+def is_in_partition(path: str, rollup: str, month: date | None) -> bool:
+    """Whether a published file lies where a partition's files lie, or did: before, none for no month was not said."""
+    folder = f"rollup={rollup}" if month is None else rollup_folder(rollup, month)
+    return path.startswith(folder + "/")
 
 
 def month_of(day: date) -> date:

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipeline.contract.last_run import LastRun, instant
-from pipeline.contract.layout import rollup_folder
+from pipeline.contract.layout import is_in_partition
 from pipeline.contract.store import Store
 
 APPLICATION = "keytally"  # names our transactions in the Delta log
@@ -103,7 +103,7 @@ def publication_of(table: DeltaTable) -> Publication:
             size=added["size_bytes"],
             published_at=datetime.fromtimestamp(added["modification_time"] / 1000, UTC),
         )
-        if not file.path.startswith(rollup_folder(file.rollup, file.month) + "/"):
+        if not is_in_partition(file.path, file.rollup, file.month):
             raise ValueError(f"the log is damaged: it names {file.path} as {file.rollup} of {month}")
         if (file.rollup, file.month) in files:
             raise ValueError(f"two published files hold {file.rollup} of {month}")
