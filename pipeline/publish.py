@@ -113,27 +113,32 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
 def _open_or_create(store: Store, before: Publication) -> DeltaTable:
     """A handle at the version `before`: what others commit from now on collides with what it commits."""
     if open_published(store) is None:
+        store.check_commits()
         store.make_folder(store.layout.log)
         step("make the table")
-        try:
-            uri, options = store.table
-            DeltaTable.create(
-                uri,
-                published_schema(),
-                partition_by=PARTITIONS,
-                name=APPLICATION,
-                description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
-                "always sum within one value of the column rollup.",
-                storage_options=dict(options),
-            )
-        except (DeltaError, OSError) as error:
-            if open_published(store) is None:
-                raise
-            raise CommitRefused(before.version) from error  # another run created it at this moment
+        store.tried("making the table", store.layout.log, lambda: _create(store, before))
     table = open_published(store, before.version)
     if table is None:
         raise CommitRefused(before.version)  # it was moved away at this moment
     return table
+
+
+def _create(store: Store, before: Publication) -> None:
+    uri, options = store.table
+    try:
+        DeltaTable.create(
+            uri,
+            published_schema(),
+            partition_by=PARTITIONS,
+            name=APPLICATION,
+            description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
+            "always sum within one value of the column rollup.",
+            storage_options=dict(options),
+        )
+    except (DeltaError, OSError) as error:
+        if open_published(store) is None:
+            raise
+        raise CommitRefused(before.version) from error  # another run created it at this moment
 
 
 def _add(store: Store, partition: Partition, committed_at: int) -> AddAction:

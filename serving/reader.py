@@ -427,7 +427,7 @@ class Reader:
         try:
             try:
                 opened = read(CheckedFile(self._store.fetch(path)))
-            except OtherBytes:  # it may be a copy that is damaged
+            except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
                 opened = read(CheckedFile(self._store.fetch(path, anew=True)))
         except ValueError as error:
             self._refused[file.path] = (signature, str(error))

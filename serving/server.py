@@ -54,7 +54,7 @@ def serve(
     try:
         open_store(settings).check()
     except StoreError as error:
-        raise ServeError(f"{error}; KEYTALLY_DATA says where it is") from error
+        raise ServeError(str(error)) from error
     registry = KeyRegistry(settings.keys)
     try:
         registry.open()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import obstore
-from obstore.exceptions import NotModifiedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
 from obstore.store import S3Store
 
 from pipeline.contract.layout import Layout
@@ -61,7 +61,7 @@ class BucketStore(Store):
             prefix=bucket.prefix or None,
             config=cast("Any", _options(bucket)),
             client_options={
-                "allow_http": True,
+                "allow_http": _is_plain(bucket),
                 "timeout": seconds,
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             },
@@ -86,8 +86,11 @@ class BucketStore(Store):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
-            except (PreconditionError, NotModifiedError):
+            except (AlreadyExistsError, PreconditionError):
                 raise
+            except InvalidPathError as error:
+                said = str(error).split("\n", 1)[0]
+                raise StoreError(f"{what} {self.name_of(path)}: {said}; rename that object, or delete it") from None
             except Exception as error:
                 answer = _answer(error)
                 if answer is None:
@@ -111,6 +114,8 @@ class BucketStore(Store):
             return f"{said}; the bucket is not in the region {bucket.region}: see to AWS_REGION"
         if answer.code in _WRONG_KEY:
             return f"{said}; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        if answer.code == "RequestTimeTooSkewed":
+            return f"{said}; see to the clock of this machine"
         if answer.status in (401, 403):
             return f"{said}; the key may not do this, or the bucket is another's: see to its rights"
         return f"{said} ({tries}); running the command again is safe"
@@ -173,13 +178,15 @@ class BucketStore(Store):
 
     def grace_started(self, path: Path) -> float:
         if self._graces is None:
-            notes = [found["path"] for found in self._objects(self.layout.root / NOTES)]
+            found = [found["path"] for found in self._objects(self.layout.root / NOTES)]
+            notes = [path for path in found if path.endswith(".txt")]
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="graces") as threads:
                 self._graces = dict(zip(notes, threads.map(self._grace, notes), strict=True))
         return max((moment for moment, named in self._graces.values() if self._key(path) in named), default=0.0)
 
     def _grace(self, note: str) -> tuple[float, frozenset[str]]:
-        with self.open(self.layout.root / note) as file:
+        named: Sequence[str] = ()
+        with suppress(FileNotFoundError), self.open(self.layout.root / note) as file:  # another run forgot it just now
             named = file.read().decode().splitlines()
         return float(Path(note).name.partition("-")[0]), frozenset(named)
 
@@ -271,12 +278,31 @@ class BucketStore(Store):
         return self.name_of(self.layout.rollups), {
             **_options(self._bucket),
             "conditional_put": "etag",  # an entry of the log is written once: that is the lock
-            "allow_http": "true",
+            "allow_http": str(_is_plain(self._bucket)).lower(),
             "timeout": f"{self._request_seconds:.0f}s",
             "connect_timeout": f"{CONNECT_SECONDS}s",
             "max_retries": "4",
             "retry_timeout": "10s",
         }
+
+    def check_commits(self) -> None:
+        step("try whether an object is made once only")
+        probe = self.layout.root / NOTES / f"probe-{uuid.uuid4().hex}"
+
+        def make() -> bool:
+            try:
+                obstore.put(self._client, self._key(probe), b"", mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
+        made = [self.tried("PUT", probe, make) for _ in range(2)]
+        self.delete(probe)
+        if made[1]:
+            raise StoreError(
+                f"PUT {self.name_of(probe)}: it was made twice, although it was to be made only if it is not there"
+                " (If-None-Match); two machines could both publish the same version in a store that does not look"
+            )
 
     def look_at_log(self, version: int | None) -> LogState:
         behind = self._key(self.layout.log_entry(version - 1)) if version else None
@@ -299,7 +325,10 @@ class BucketStore(Store):
         step("list the raw objects")
         for found in self._objects(self.layout.raw):
             file = found["path"].removeprefix("raw/")
-            if not any(name.startswith((".", "_")) for name in file.split("/")):
+            names = file.split("/")
+            # What consoles make to show a folder is an empty object, whose name has no ending.
+            is_folder = not found["size"] and "." not in names[-1]
+            if not is_folder and not any(name.startswith((".", "_")) for name in names):
                 yield RawFound(
                     file,
                     size=found["size"],
@@ -434,6 +463,10 @@ class _Copy(NamedTuple):
     used: float
     path: Path
     size: int
+
+
+def _is_plain(bucket: Bucket) -> bool:
+    return bucket.endpoint is not None and bucket.endpoint.startswith("http://")
 
 
 def _options(bucket: Bucket) -> dict[str, str]:

@@ -165,6 +165,9 @@ class Store(ABC):
     def look_at_log(self, version: int | None) -> LogState:
         """The log, from the entry of `version` on: one listing at most."""
 
+    def check_commits(self) -> None:  # noqa: B027  # where the system sees to it
+        """Raises StoreError where two writers might both be told that they made the same entry of the log."""
+
     def tried(self, what: str, path: Path, call: Callable[[], _T]) -> _T:  # noqa: ARG002
         """What `call` gives, which reaches the store by ways of its own. what, path: what it does, for an error."""
         return call()
@@ -208,7 +211,7 @@ class FolderStore(Store):
 
     def check(self) -> None:
         if not self.layout.root.is_dir():
-            raise StoreError(f"the data folder {self.layout.root} does not exist")
+            raise StoreError(f"the data folder {self.layout.root} does not exist; KEYTALLY_DATA says where it is")
 
     def name_of(self, path: Path) -> str:
         return str(path)

@@ -21,6 +21,7 @@ from obstore.store import S3Store
 
 BUCKET, REGION = "keytally-data", "eu-central-1"
 KEY, SECRET = "AKIAKEYTALLY", "a-secret-of-the-tests"
+READER, READER_SECRET = "AKIAREADER", "a-third-secret-of-the-tests"  # may not write
 MAKER, MAKER_SECRET = "AKIAMAKER", "another-secret-of-the-tests"  # may make buckets; ours may not
 WEED = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
 
@@ -44,6 +45,11 @@ def running(folder: Path) -> Iterator[Server]:
             "name": "keytally",
             "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
             "actions": [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")],
+        },
+        {
+            "name": "reader",
+            "credentials": [{"accessKey": READER, "secretKey": READER_SECRET}],
+            "actions": [f"{action}:{BUCKET}" for action in ("Read", "List")],
         },
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
@@ -169,7 +175,7 @@ class Line:
             handler.close_connection = True
             return
         if isinstance(fate, tuple):
-            self._answer(handler, fate[0], {"Content-Type": "application/xml"}, fate[1], len(fate[1]))
+            self._answer(handler, fate[0], {"Content-Type": "application/xml", "ETag": '"0"'}, fate[1], len(fate[1]))
             return
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=30)
         connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)

@@ -28,6 +28,7 @@ from pipeline.reconcile import reconcile
 from pipeline.run import start_run
 from pipeline.status import status_of
 from pipeline.sweep import GRACE
+from pipeline.update import roll_up
 from tests.bucket import s3
 from tests.bucket.conftest import BucketPlace
 from tests.conftest import Place, request
@@ -107,15 +108,28 @@ def test_a_raw_object_that_changes_while_it_is_read_is_held_back(place: BucketPl
     size = 2 * pipeline.contract.bucket.BLOCK_BYTES
     line = json.dumps(request(1, pad="x" * 100_000)).encode() + b"\n"
     place.write_raw("a.jsonl", line * (size // len(line) + 1))
+    rows = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([request(3)]), rows)
+    place.write_raw("rows.parquet", rows.getvalue().to_pybytes())
     reads = itertools.count()
 
     def change(name: str) -> None:
         if name == "read a raw file" and next(reads) == 5:
             place.write_raw("a.jsonl", request(2))
 
-    with stepping(change):
-        report = place.roll_up()
-    assert [held.reason[:9] for held in report.held_back] == ["changing:"]
+    def change_rows(file: str, signature: str) -> Any:
+        place.write_raw("rows.parquet", b"other bytes")
+        return parquet_source(file, signature)
+
+    with start_run(place.settings, lambda: place.now) as run, stepping(change):
+        parquet_source = run.store.parquet_source
+        run.store.parquet_source = change_rows  # type: ignore[method-assign]
+        report = roll_up(run)
+    assert [(held.file, held.reason[:9]) for held in report.held_back] == [
+        ("a.jsonl", "changing:"),
+        ("rows.parquet", "changing:"),
+    ]
+    obstore.delete(place.client, "raw/rows.parquet")
     assert place.roll_up().version == 1
     assert place.usage()["org_a", "2025-11-10"][0] == 1
 
@@ -341,6 +355,16 @@ def test_of_many_commits_at_once_one_wins_each_version(place: BucketPlace) -> No
     assert [process.returncode for process in running] == [0] * 4, outputs
     assert {requests for requests, _ in place.usage().values()} == {1}
     assert len(place.usage()) == 4
+
+
+def test_nothing_is_published_in_a_store_that_knows_no_conditions(place: BucketPlace) -> None:
+    """There two machines could both win."""
+    place.write_raw("a.jsonl", request(1))
+    with s3.Line(place.server, lambda call: (200, b"") if "/probe-" in call.path else None) as line:
+        behind = place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url)
+        with pytest.raises(StoreError, match=r"it was made twice, although .* \(If-None-Match\)"):
+            behind.roll_up()
+    assert not [key for key in place.objects() if key.startswith(("rollups/_delta_log", "superseded"))]
 
 
 def test_a_commit_whose_answer_is_lost_is_known_as_our_own(place: BucketPlace) -> None:

@@ -71,6 +71,15 @@ def test_a_server_answers_from_a_bucket_and_sees_what_is_published(place: Bucket
         eventually(lambda: server.client.get("/readyz").json()["data_as_of"] == "2025-11-15T11:30:00Z")
 
 
+def test_a_server_needs_no_right_to_write(place: BucketPlace, line: s3.Line) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    reader = {"AWS_ACCESS_KEY_ID": s3.READER, "AWS_SECRET_ACCESS_KEY": s3.READER_SECRET}
+    with LiveServer(Settings.from_environment({**place.elsewhere("a server").environment, **reader})) as server:
+        assert daily(server) == [("2025-11-10", 1)]
+    assert place.elsewhere("a desk", **reader).ledger().publication.version == 1
+
+
 def test_the_first_touch_of_an_organization_takes_three_round_trips_at_most(place: BucketPlace, line: s3.Line) -> None:
     """In the median: who comes first to a month has its file fetched, for everybody else."""
     organizations = [f"org_{number}" for number in range(20)]

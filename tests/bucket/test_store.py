@@ -19,8 +19,10 @@ import pipeline.contract.bucket
 from pipeline.contract.bucket import ATTEMPTS, BLOCK_BYTES, BucketStore
 from pipeline.contract.settings import Bucket
 from pipeline.contract.store import Changed, Store, StoreError
+from pipeline.ledger import read_ledger
 from tests.bucket import s3
 from tests.bucket.conftest import BucketPlace
+from tests.conftest import request
 
 
 @pytest.fixture
@@ -173,6 +175,38 @@ def test_a_wrong_region_is_said_in_a_line(place: BucketPlace, line: s3.Line, ans
     """As AWS answers; the server of these tests takes every region."""
     line.fate = lambda _: answer
     assert sentence(line, place).endswith(f"the bucket is not in the region {s3.REGION}: see to AWS_REGION")
+
+
+def listing(*keys: str) -> s3.Answer:
+    """A page that lists empty objects with these keys."""
+    contents = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2025-11-10T00:00:00.000Z</LastModified>"
+        f"<ETag>&quot;0&quot;</ETag><Size>0</Size></Contents>"
+        for key in keys
+    )
+    return 200, f"<ListBucketResult><Name>{s3.BUCKET}</Name>{contents}</ListBucketResult>".encode()
+
+
+def test_what_a_console_makes_to_show_a_folder_is_no_log(place: BucketPlace, line: s3.Line) -> None:
+    raw = f"{place.prefix}/raw"
+    line.fate = lambda _: listing(f"{raw}/", f"{raw}/eu/", f"{raw}/eu/a.jsonl", f"{raw}/.x/b.jsonl", f"{raw}/_c.jsonl")
+    assert [found.file for found in store_over(line, place).list_raw()] == ["eu/a.jsonl"]
+
+
+def test_a_key_that_no_path_can_name_is_told(place: BucketPlace, line: s3.Line) -> None:
+    line.fate = lambda _: listing(f"{place.prefix}/raw//a.jsonl")
+    with pytest.raises(StoreError, match=r'LIST s3://.*/raw: .*/raw//a.jsonl".*; rename that object, or delete it$'):
+        list(store_over(line, place).list_raw())
+
+
+@pytest.mark.parametrize("fate", [s3.error(500, "InternalError"), s3.AWAY, s3.CUT], ids=["500", "away", "cut"])
+def test_what_deltalake_cannot_read_is_the_store_s_error_too(place: BucketPlace, line: s3.Line, fate: Any) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    line.fate = lambda call: fate if call.path.endswith("_last_checkpoint") else None
+    store = store_over(line, place, patience=1)
+    with pytest.raises(StoreError, match=rf"^opening the table s3://{s3.BUCKET}/.*_delta_log: (500|no answer)"):
+        read_ledger(store)
 
 
 def test_what_is_not_there_is_not_asked_for_again(place: BucketPlace, line: s3.Line) -> None:
