@@ -44,7 +44,7 @@ class RawFile:
     file: str  # path below raw/, with forward slashes
     format: str
     size: int  # bytes
-    signature: str  # of this state of it
+    signature: str  # of this state of it: size, times and inode, or size and ETag
     changed_at: float  # when it was last written to, renamed, or put where it lies; seconds since 1970
     store: Store = field(repr=False, compare=False)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,16 @@ def test_a_bucket_gives_what_a_folder_gives(place: BucketPlace, folder: Place) -
     assert list(Quarantine(place.store).lines()) == list(Quarantine(folder.store).lines())
     status = [status_of(each.store, each.now).as_json() for each in (place, folder)]
     assert status[0] == status[1]
+
+
+def test_polars_reads_the_table_in_the_bucket(place: BucketPlace) -> None:
+    write_traffic(place)
+    place.roll_up()
+    uri, options = place.store.table
+    table = pl.scan_delta(uri, storage_options=dict(options)).filter(pl.col("rollup") == "organization_day")
+    rows = table.select("organization_id", "day", "requests", "cost").collect().rows()
+    read = {(organization, str(day)): (requests, cost.normalize()) for organization, day, requests, cost in rows}
+    assert read == place.usage()
 
 
 def test_running_again_opens_no_raw_object_and_publishes_nothing(place: BucketPlace) -> None:
