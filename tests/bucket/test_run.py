@@ -84,7 +84,8 @@ def test_polars_reads_the_table_in_the_bucket(place: BucketPlace) -> None:
     write_traffic(place)
     place.roll_up()
     uri, options = place.store.table
-    table = pl.scan_delta(uri, storage_options=dict(options)).filter(pl.col("rollup") == "organization_day")
+    reach = {name: value for name, value in options.items() if name.startswith("aws_") or name == "allow_http"}
+    table = pl.scan_delta(uri, storage_options=reach).filter(pl.col("rollup") == "organization_day")
     rows = table.select("organization_id", "day", "requests", "cost").collect().rows()
     read = {(organization, str(day)): (requests, cost.normalize()) for organization, day, requests, cost in rows}
     assert read == place.usage()
