@@ -173,7 +173,7 @@ def _home() -> Path:
 
 def _bucket(value: str, given: Mapping[str, str]) -> Bucket | None:
     """A bucket, and how to reach it. Raises SettingsError for what AWS's own variables say wrong."""
-    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?((?:[A-Za-z0-9!_.*'()=-]+/?)*)", value)
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?((?:[A-Za-z0-9_.=-]+/?)*)", value)
     if match is None or {".", ".."} & set(match[2].split("/")):
         return None
     endpoint = given.get("AWS_ENDPOINT_URL") or None

@@ -222,7 +222,8 @@ def scene(server: s3.Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     place.write_raw("a.jsonl", request(1), request(2, api_key_id=None), "bad")
     place.write_raw("eu/b.jsonl", request(3, timestamp="2025-10-31T23:00:00Z", organization_id="org_b"))
     place.roll_up()
-    place.now += timedelta(hours=1)
+    place.now += GRACE + timedelta(days=1)  # whatever nobody needs is old enough to go
+    obstore.put(place.client, f"daily/day=2025-10-31/{'0' * 32}-{'0' * 32}.parquet", b"of a run that was refused")
     place.write_raw("a.jsonl", request(1, cost="0.75"), request(4), "worse")
     place.write_raw("september.jsonl", request(5, timestamp="2025-09-01T00:00:00Z", organization_id="org_b"))
     before = shown(place)
@@ -264,6 +265,7 @@ STEPS = (
     "verify a file",
     "note what is superseded",
     "commit",
+    "delete a superseded file",
     "replace a document",
 )
 
