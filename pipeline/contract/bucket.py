@@ -97,6 +97,8 @@ class BucketStore(Store):
                     raise
                 if isinstance(error, FileNotFoundError) and answer.code != "NoSuchBucket":
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name_of(path)) from None
+                if answer.status == 416:  # no part of an object that has no bytes can be had
+                    raise OSError(errno.EIO, "it is empty", self.name_of(path)) from None
                 taken = time.monotonic() - begun
                 if not answer.may_pass or attempt == ATTEMPTS or taken > self._patience:
                     tries = f"{attempt} tries in {taken:.0f} s" if attempt > 1 else "1 try"
@@ -359,6 +361,7 @@ class _RawObject(RawSource):
         self._ahead = ahead
         self._position = 0
         self._start, self._block = 0, memoryview(b"")  # the block that was read last
+        self._as_listed: bool | None = None  # what the store said with the block it was asked for last
 
     def readable(self) -> bool:
         return True
@@ -382,7 +385,9 @@ class _RawObject(RawSource):
             ahead = max(self._ahead, wanted)
             self._start = self._position
             self._block = memoryview(b"")  # before the next: one of them is in memory
+            self._as_listed = False
             _, self._block = self._store._block(self._store._key(self._path), self._start, ahead, f'"{self._e_tag}"')
+            self._as_listed = True
         begin = self._position - self._start
         part = self._block[begin : begin + wanted]
         into[: len(part)] = part
@@ -390,6 +395,8 @@ class _RawObject(RawSource):
         return len(part)
 
     def is_still(self, signature: str) -> bool:
+        if self._as_listed is not None:  # all that was read was read on condition that it is
+            return self._as_listed
         now = self._store.signature(self._path)
         return now is not None and ":".join(map(str, now)) == signature
 

@@ -61,7 +61,7 @@ class RawSource(io.RawIOBase):
     """A raw file that is open, unbuffered: what has been read is all that has been read."""
 
     def is_still(self, signature: str) -> bool:
-        """Whether all that was read is of the file that was listed with this signature, which is there still."""
+        """Whether all that was read, or else what is there, is the file that was listed with this signature."""
         raise NotImplementedError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -21,6 +22,7 @@ import pytest
 
 import pipeline.contract.bucket
 from pipeline.contract.last_run import read_last_run
+from pipeline.contract.layout import stated_checksum
 from pipeline.contract.store import StoreError
 from pipeline.errors import CommitRefused
 from pipeline.history import restatements
@@ -126,7 +128,7 @@ def test_a_raw_object_that_changes_while_it_is_read_is_held_back(place: BucketPl
     reads = itertools.count()
 
     def change(name: str) -> None:
-        if name == "read a raw file" and next(reads) == 5:
+        if name == "read a raw file" and next(reads) == 1:
             place.write_raw("a.jsonl", request(2))
 
     def change_rows(file: str, signature: str) -> Any:
@@ -153,10 +155,14 @@ def test_a_backfill_heals_what_is_gone_or_damaged_in_the_bucket_whatever_copies_
     events, daily = sorted(place.objects("events")), sorted(place.objects("daily"))
     obstore.delete(place.client, events[0])
     obstore.put(place.client, events[1], b"other bytes")
+    obstore.put(place.client, events[2], b"")
     obstore.delete(place.client, daily)
     report = place.backfill("2025-10-01", "2025-11-30")
     assert report.held_back == []
     assert shown(place) == before
+    for key in (*events, *daily):
+        content = obstore.get(place.client, key).bytes().to_bytes()
+        assert hashlib.sha256(content).hexdigest()[:32] == stated_checksum(key), key
     elsewhere = place.elsewhere("another")
     elsewhere.write_raw("late.jsonl", request(900))
     assert elsewhere.roll_up().held_back == []

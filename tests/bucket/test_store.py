@@ -117,6 +117,7 @@ def test_trying_ends_when_patience_does(place: BucketPlace, line: s3.Line) -> No
     with pytest.raises(StoreError, match=r"no answer: .* \(. tr"):
         store.open(store.layout.last_run)
     assert time.monotonic() - begun < 2
+    assert len(line.calls) < ATTEMPTS
 
 
 def test_each_pause_is_longer_and_no_two_machines_wait_alike(
@@ -223,10 +224,14 @@ def test_a_raw_object_that_changes_while_it_is_read_is_not_mixed(place: BucketPl
     (found,) = store.list_raw()
     with store.open_raw(found.file, found.signature) as opened:
         assert opened.is_still(found.signature)
+        assert line.asked("HEAD") == 1
         assert opened.read(10) == b"a" * 10
         place.write_raw("a.jsonl", b"b" * (2 * BLOCK_BYTES))
         with pytest.raises(Changed):
             opened.read()
+        assert not opened.is_still(found.signature)
+        assert line.asked("HEAD") == 1, "each block was asked for on condition that it is the same object"
+    with store.open_raw(found.file, found.signature) as opened:
         assert not opened.is_still(found.signature)
 
 
