@@ -506,7 +506,8 @@ class _Answer(NamedTuple):
     @property
     def may_pass(self) -> bool:
         """Whether another try may go well."""
-        return self.status is None or self.status >= 500 or self.status in (408, 429) or self.code in _PASSING
+        # 409: two conditional PUTs of one key at the same moment, of which none may have won.
+        return self.status is None or self.status >= 500 or self.status in (408, 409, 429) or self.code in _PASSING
 
 
 _PASSING = {"SlowDown", "RequestTimeout", "Throttling"}

@@ -408,6 +408,23 @@ def test_a_commit_whose_answer_is_lost_is_known_as_our_own(place: BucketPlace) -
     assert place.usage()["org_a", "2025-11-10"][0] == 1
 
 
+def test_a_commit_that_meets_another_at_the_very_moment_is_tried_again(place: BucketPlace) -> None:
+    """As AWS answers: 409, and it may be that none of the two has won."""
+    met: list[s3.Call] = []
+
+    def meet(call: s3.Call) -> Any:
+        if call.method == "PUT" and call.path.endswith(f"_delta_log/{1:020d}.json") and len(met) < 2:
+            met.append(call)
+            return s3.error(409, "ConditionalRequestConflict")
+        return None
+
+    place.write_raw("a.jsonl", request(1))
+    with s3.Line(place.server, meet) as line:
+        assert place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url).roll_up().version == 1
+    assert len(met) == 2
+    assert place.usage()["org_a", "2025-11-10"][0] == 1
+
+
 def test_a_commit_of_another_is_never_taken_for_our_own(place: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine commits at the very moment at which ours is cut: ours is refused."""
     monkeypatch.setattr("pipeline.update.COMMIT_ATTEMPTS", 1)
