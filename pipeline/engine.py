@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from pipeline.contract.seam import step
@@ -70,10 +69,9 @@ class Engine:
         """The rows of a statement."""
         return self._connection.execute(statement(name), parameters or None).fetchall()
 
-    def column(self, name: str, **parameters: object) -> np.ndarray[Any, Any]:
-        """The one column of a statement."""
-        (values,) = self._connection.execute(statement(name), parameters or None).fetchnumpy().values()
-        return np.asarray(values)
+    def arrow(self, name: str, **parameters: object) -> pa.Table:
+        """The rows of a statement, all at once."""
+        return self._connection.sql(statement(name), params=parameters or None).to_arrow_table()
 
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""

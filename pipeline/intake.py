@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
-from itertools import chain, groupby, pairwise
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,8 +23,11 @@ from pipeline.judge import judge
 from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
+from pipeline.spool import Spool
 
 TAKE_IN_RULE = 1  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
+
+GROUP_ROWS = 32_768  # of a row group, at least, where there are so many
 
 # Of the rest, a dictionary of the values is larger than the values.
 _REPEATED = ["organization_id", "api_key_id", "model", "endpoint", "status", "reason"]
@@ -79,17 +81,29 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     Raises HeldBack when the file cannot be read whole and right; then nothing of it is kept.
     """
     latest = run.started + FUTURE_TOLERANCE
-    with RawPass(raw_file, run.watch.advance) as opened:
-        judged = judge(run.engine, opened, latest)
+    with (
+        RawPass(raw_file, run.watch.advance) as opened,
+        Spool(run.scratch / "events.arrow", EVENT.arrow_schema) as events,
+        Spool(run.scratch / "rejected.arrow", REJECTED.arrow_schema) as rejected,
+    ):
+        days: dict[date, list[int]] = {}
+        moments: list[datetime] = []
+        for judged in judge(run.engine, opened, latest):
+            for day, batch in judged.events:
+                days.setdefault(day, []).append(events.add(batch))
+            for batch in judged.rejected.to_batches():
+                rejected.add(batch)
+            moments += [judged.heals_at] if judged.heals_at else []
         content = opened.content()
         lines = opened.numbered
 
-    rule = rule_of(raw_file.read_as)
-    made_from = (content, rule, str(latest) if judged.heals_at else "")
-    name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
-    events = tuple(_keep_events(run, name, judged.events))
-    rejected, quarantined = _keep_rejected(run, name, judged.rejected)
-    accepted = sum(event_file.accepted for event_file in events)
+        rule = rule_of(raw_file.read_as)
+        heals_at = min(moments, default=None)
+        made_from = (content, rule, str(latest) if heals_at else "")
+        name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
+        event_files = tuple(_keep_events(run, name, day, events.read(days[day])) for day in sorted(days))
+        rejected_file, quarantined = _keep_rejected(run, name, rejected.read())
+    accepted = sum(event_file.accepted for event_file in event_files)
     if lines != accepted + quarantined:
         raise CheckFailed("lines = accepted + quarantined", raw_file.file, lines, accepted + quarantined)
     return TakeIn(
@@ -101,31 +115,21 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         lines=lines,
         accepted=accepted,
         quarantined=quarantined,
-        heals_at=judged.heals_at,
-        rejected=rejected,
-        events=events,
+        heals_at=heals_at,
+        rejected=rejected_file,
+        events=event_files,
     )
 
 
-def _keep_events(run: Run, name: str, events: Iterable[pa.RecordBatch]) -> Iterator[EventFile]:
+def _keep_events(run: Run, name: str, day: date, events: Iterable[pa.RecordBatch]) -> EventFile:
     path = run.scratch / "events.parquet"
-    for day, pieces in groupby(_by_day(events), key=lambda piece: piece[0]):
-        accepted = _write((piece for _, piece in pieces), path, EVENT)
-        yield EventFile(day, accepted, artifacts.keep(run.store, path, run.layout.events_of(day), name))
-
-
-def _by_day(events: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBatch]]:
-    """The events of a day, and of the next: a batch may run over the end of a day."""
-    for batch in (batch for batch in events if batch.num_rows):
-        days = batch["day"].cast(pa.int32()).to_numpy()
-        ends = np.flatnonzero(np.diff(days)) + 1
-        for start, end in pairwise((0, *ends.tolist(), len(days))):
-            yield batch["day"][start].as_py(), batch.slice(start, end - start).select(EVENT.arrow_schema.names)
+    accepted = _write(events, path, EVENT)
+    return EventFile(day, accepted, artifacts.keep(run.store, path, run.layout.events_of(day), name))
 
 
 def _keep_rejected(run: Run, name: str, rejected: Iterable[pa.RecordBatch]) -> tuple[str | None, int]:
     """The name of the list of rejected lines, if there are any, and how many there are."""
-    batches = (batch for batch in rejected if batch.num_rows)
+    batches = iter(rejected)
     first = next(batches, None)
     if first is None:
         return None, 0
@@ -146,7 +150,19 @@ def _write(batches: Iterable[pa.RecordBatch], path: Path, table: Table) -> int:
         write_statistics=False,  # whoever reads it reads all of it
         store_schema=False,
     ) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            rows += batch.num_rows
+        for group in _groups(batches):
+            writer.write_table(group)
+            rows += group.num_rows
     return rows
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The batches in tables of so many rows that each may be a row group."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(part.num_rows for part in group) >= GROUP_ROWS:
+            yield pa.Table.from_batches(group)
+            group = []
+    if group:
+        yield pa.Table.from_batches(group)

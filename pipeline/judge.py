@@ -1,50 +1,51 @@
 """Judging: every line of one raw file is a request or is rejected with a reason.
 
-The bulk read (accept.sql) takes what is certainly a request; whatever is not gets a second look from the rule book
+The bulk read (bulk.py) takes what is certainly a request; whatever is not gets a second look from the rule book
 (line.py). Few lines go to the rule book at once: to prepare the bulk read takes longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple
+from datetime import date, datetime
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.bulk import ACCEPTED, accept
 from pipeline.contract.tables import DAY, EVENT, REJECTED
 from pipeline.engine import Engine
-from pipeline.line import END_INSTANT, FIRST_INSTANT, Reason, Rejected, Request, read_line, read_record
+from pipeline.line import Reason, Rejected, Request, read_line, read_record
 from pipeline.raw import RawPass
 from pipeline.rows import as_json_record, without_line_end
 
 FEW_BYTES = 8_192
 BLOCK_BYTES = 32 * 2**20  # of lines judged together
 SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
-STREAMED_ROWS = 32_768  # of the events; they come on top of what the engine is allowed
 
 Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the lines of a file were judged to be; each of the two is read once.
+    """What some lines of a file were judged to be.
 
-    events: batches of `day` and the columns of EVENT, in order of day, organization, key and line: a roll-up of sorted
-    events takes a third of the time, their file three quarters. The same content gives the same order.
-    rejected: batches of REJECTED, in order of line. heals_at: when the first line from the future is none any more.
+    events: batches of EVENT, each of one day. What the bulk read took of a block is in order of organization, key and
+    line: a roll-up of events in order takes less time, their file less room. The same content gives the same order.
+    rejected: rows of REJECTED, in order of line. heals_at: when the first line from the future is none any more.
     """
 
-    events: Iterable[pa.RecordBatch]
-    rejected: Iterable[pa.RecordBatch]
+    events: list[tuple[date, pa.RecordBatch]]
+    rejected: pa.Table
     heals_at: datetime | None
 
 
-def judge(engine: Engine, opened: RawPass, latest: datetime) -> Judged:
+def judge(engine: Engine, opened: RawPass, latest: datetime) -> Iterator[Judged]:
     """Judge every line of a file, a block of them at a time; requests later than `latest` are from the future.
 
     No text is kept: lines may be as long as they like.
@@ -52,40 +53,39 @@ def judge(engine: Engine, opened: RawPass, latest: datetime) -> Judged:
     # A thread of its own: how deeply a line may be nested must not depend on who called us.
     with ThreadPoolExecutor(1, thread_name_prefix="second-look") as second_look:
 
-        def look_again(suspects: pa.RecordBatch) -> _Looked:
+        def look_again(suspects: pa.RecordBatch) -> tuple[pa.Table, list[datetime]]:
             return second_look.submit(_look_again, suspects, latest, opened.is_parquet).result()
 
-        blocks = _blocks(opened.batches())
-        block = next(blocks, [])
-        if not opened.is_parquet and sum(batch.nbytes for batch in block) <= FEW_BYTES:  # and no other follows
-            return _judged_by_hand([look_again(batch) for batch in block])
-
-        engine.run("create_judged")
-        heals_at: list[datetime] = []
-        while block:
-            suspects = _judge_in_bulk(engine, block, opened, latest)
-            for part in _of(block, suspects):
-                looked = look_again(part)
-                heals_at += looked.heals_at
-                engine.name_arrow("second_look", _as_arrow(looked.judged))
-                engine.run("add_second_look")
-            block = next(blocks, [])
-    return Judged(
-        engine.stream("event", STREAMED_ROWS), engine.stream("rejected", STREAMED_ROWS), min(heals_at, default=None)
-    )
+        for block in _blocks(opened.batches()):
+            if not opened.is_parquet and sum(batch.nbytes for batch in block) <= FEW_BYTES:
+                yield _judged([], [look_again(batch) for batch in block])
+            else:
+                lines = pa.Table.from_batches(block)
+                candidates = f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}"
+                accepted = accept(engine, lines, candidates, latest)
+                suspects = _others(lines["line"].to_numpy(), accepted["line"].to_numpy())
+                yield _judged(_by_day(accepted), [look_again(part) for part in _of(block, suspects)])
 
 
-def _judged_by_hand(parts: list[_Looked]) -> Judged:
-    rows = _as_arrow([row for looked in parts for row in looked.judged])
+def _judged(accepted: list[tuple[date, pa.RecordBatch]], looked: list[tuple[pa.Table, list[datetime]]]) -> Judged:
+    rows = pa.concat_tables([_SECOND_LOOK.empty_table(), *(table for table, _ in looked)])
     is_rejected = pc.is_valid(rows["reason"])
     events = rows.filter(pc.invert(is_rejected))
-    events = events.append_column("day", events["timestamp"].cast(DAY))
-    order = [(name, "ascending") for name in ("day", "organization_id", "api_key_id", "line")]
     return Judged(
-        events.sort_by(order).select(["day", *EVENT.arrow_schema.names]).to_batches(),
-        rows.filter(is_rejected).select(REJECTED.arrow_schema.names).to_batches(),
-        min((moment for looked in parts for moment in looked.heals_at), default=None),
+        accepted + _by_day(events.take(pc.sort_indices(events["timestamp"].cast(DAY)))),
+        rows.filter(is_rejected).select(REJECTED.arrow_schema.names),
+        min((moment for _, moments in looked for moment in moments), default=None),
     )
+
+
+def _by_day(events: pa.Table) -> list[tuple[date, pa.RecordBatch]]:
+    """Events in order of day, as one batch for each."""
+    if not events.num_rows:
+        return []
+    (batch,) = events.select(EVENT.arrow_schema.names).combine_chunks().to_batches()
+    days = batch["timestamp"].cast(DAY)
+    bounds = np.flatnonzero(np.diff(days.cast(pa.int32()).to_numpy(), prepend=-1, append=-1)).tolist()
+    return [(days[start].as_py(), batch.slice(start, end - start)) for start, end in pairwise(bounds)]
 
 
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -102,14 +102,11 @@ def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         yield block
 
 
-def _judge_in_bulk(engine: Engine, block: list[pa.RecordBatch], opened: RawPass, latest: datetime) -> Lines:
-    """The numbers, in order, of the block's lines that the bulk read could not take."""
-    engine.name_arrow("lines", pa.Table.from_batches(block))
-    engine.name_statement("candidates", f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}")
-    start, end, latest = (instant.replace(tzinfo=None) for instant in (FIRST_INSTANT, END_INSTANT, latest))
-    engine.run("accept", start=start, end=end, latest=latest)
-    first, last = block[0]["line"][0].as_py(), block[-1]["line"][-1].as_py()
-    return engine.column("suspects", first=first, last=last)
+def _others(lines: Lines, accepted: Lines) -> Lines:
+    """The lines, by their numbers in order, that were not accepted."""
+    is_other = np.ones(len(lines), np.bool_)
+    is_other[np.searchsorted(lines, accepted)] = False
+    return lines[is_other]
 
 
 def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
@@ -122,14 +119,14 @@ def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
             yield batch.take(pa.array(np.searchsorted(numbers, wanted)))
 
 
-class _Looked(NamedTuple):
-    judged: list[tuple[Any, ...]]  # line, reason, and the values of an event
-    heals_at: list[datetime]
+_SECOND_LOOK = pa.schema([("reason", pa.string()), *ACCEPTED])
 
 
-def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> _Looked:
-    """What plain Python makes of lines that the bulk read could not take, or was not asked to."""
-    looked = _Looked([], [])
+def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> tuple[pa.Table, list[datetime]]:
+    """What plain Python makes of lines that the bulk read could not take, or was not asked to; and when those from the
+    future are none any more."""
+    judged: list[tuple[Any, ...]] = []
+    heals_at: list[datetime] = []
     for row in suspects.to_pylist():
         if row["reason"]:
             verdict: Request | Rejected = Rejected(Reason(row["reason"]))
@@ -138,20 +135,14 @@ def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) ->
         else:
             verdict = read_line(without_line_end(row["text"].encode()), latest)
         if isinstance(verdict, Rejected):
-            looked.judged.append((row["line"], verdict.reason.value, *(None,) * len(EVENT.columns)))
+            judged.append((verdict.reason.value, row["line"], *(None,) * len(EVENT.columns)))
             if verdict.heals_at:
-                looked.heals_at.append(verdict.heals_at)
+                heals_at.append(verdict.heals_at)
         else:
-            looked.judged.append((row["line"], None, *verdict))
-    return looked
-
-
-_SECOND_LOOK = pa.schema([("line", pa.int64()), ("reason", pa.string()), *EVENT.arrow_schema])
-
-
-def _as_arrow(judged: list[tuple[Any, ...]]) -> pa.Table:
+            judged.append((None, row["line"], *verdict))
     columns = zip(*judged, strict=True) if judged else ((),) * len(_SECOND_LOOK)
-    return pa.table(
+    table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, _SECOND_LOOK, strict=True)],
         schema=_SECOND_LOOK,
     )
+    return table, heals_at

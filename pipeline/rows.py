@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, parse, short_amount
+from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank, parse, short_amount
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
@@ -40,18 +40,17 @@ LINES = pa.schema(
 class Plain(Protocol):
     """What plain bytes are read from."""
 
-    def read(self, size: int, /) -> bytes:
-        """The next `size` bytes; fewer at the end only, none behind it."""
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read the next bytes into a buffer; how many they are. None are there behind the end only."""
 
     def readline(self, size: int, /) -> bytes:
         """The next bytes to the end of the line, `size` at most; none at the end."""
 
 
-Bytes = npt.NDArray[np.uint8]
+Block = bytes | bytearray
 Numbers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
-_LINES_AT_ONCE = 8_192
+_JUDGED_AT_ONCE = 64  # lines of which some are not sound
 _WHITE = np.zeros(256, np.bool_)
 _WHITE[list(b" \t\r\n")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -76,7 +75,13 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
     overlong = False  # inside a line whose beginning was let go
     blank = False  # and nothing but white space so far
     first = True
-    while block := plain.read(BLOCK_BYTES):
+    while True:
+        block = bytearray(len(rest) + BLOCK_BYTES)  # read into it, and handed to Arrow as it is: copies cost as much
+        block[: len(rest)] = rest
+        count = plain.readinto(memoryview(block)[len(rest) :])
+        if not count:
+            break
+        del block[len(rest) + count :]
         if first:
             block = block.removeprefix(_BYTE_ORDER_MARK)
             first = False
@@ -89,13 +94,12 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
             number += 1
             if not blank:
                 yield _rejected(number, Reason.LINE_TOO_LONG)
-            block = block[end + 1 :]
-        block = rest + block
+            del block[: end + 1]
         end = block.rfind(b"\n") + 1
-        rest = block[end:]
+        rest = bytes(memoryview(block)[end:])
         if end:
-            yield from _batches(block[:end], number)
-            number += block.count(b"\n", 0, end)
+            del block[end:]
+            number += yield from _batches(block, number)
         if len(rest) > MAX_LINE_BYTES + 1:  # one more than a line: a carriage return may be its last byte
             overlong, blank, rest = True, not rest.strip(b" \t\r"), b""
     if overlong and not blank:
@@ -108,57 +112,59 @@ def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"line": number, "reason": reason.value}], schema=LINES)
 
 
-def _batches(block: bytes, before: int) -> Iterator[pa.RecordBatch]:
-    """The lines of `block` but the blank ones. It ends with a line; `before` lines came before it."""
+def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
+    """The lines of `block` but the blank ones; how many there are with them. It ends with a line; `before` lines came
+    before it."""
     if not block.strip(b" \t\n"):
-        return  # thirty times as fast as line by line, and a bomb of line ends is as large as anything
+        # Thirty times as fast as line by line, and a bomb of line ends is as large as anything.
+        return block.count(b"\n")
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
     starts = np.append(0, ends[:-1])
-    numbers = np.arange(before + 1, before + len(ends) + 1)
-    if _WHITE[data[starts]].any():  # the beginning of a blank line, perhaps
-        kept = ~_blank(data, starts)
+    count = len(ends)
+    numbers = np.arange(before + 1, before + count + 1)
+    perhaps_blank = np.flatnonzero(_WHITE[data[starts]]).tolist()
+    blank = [line for line in perhaps_blank if is_blank(without_line_end(bytes(block[starts[line] : ends[line]])))]
+    if blank:
+        kept = np.ones(count, np.bool_)
+        kept[blank] = False
         if not kept.any():
-            return
+            return count
         lengths = (ends - starts)[kept]
         block = data[np.repeat(kept, ends - starts)].tobytes()
         numbers, ends = numbers[kept], np.cumsum(lengths)
-        starts = ends - lengths
+    yield from _pieces(block, numbers, ends)
+    return count
+
+
+def _pieces(block: Block, numbers: Numbers, ends: Numbers) -> Iterator[pa.RecordBatch]:
+    """The lines of `block`, none of them blank: as they are when it is sound as a whole, else cut in two, until what is
+    left is a few lines, each judged by itself. That costs as much as some forty that are sound.
+    """
+    starts = np.append(0, ends[:-1])
     if _is_sound(block, int((ends - starts).max())):
         yield _sound_batch(block, numbers, ends)
-        return
-    # In pieces, for lines judged one by one are Python's objects: two million of them may stand in a block.
-    for first in range(0, len(ends), _LINES_AT_ONCE):
-        piece = slice(first, first + _LINES_AT_ONCE)
-        start, end = int(starts[first]), int(ends[piece][-1])
-        part = block[start:end]
-        if _is_sound(part, int((ends[piece] - starts[piece]).max())):
-            yield _sound_batch(part, numbers[piece], ends[piece] - start)
-            continue
-        judged = [_judge(block[a:b]) for a, b in zip(starts[piece].tolist(), ends[piece].tolist(), strict=True)]
+    elif len(ends) <= _JUDGED_AT_ONCE:
+        judged = [_judge(bytes(block[start:end])) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         columns = [
             pa.array(column, field.type)
             for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
         ]
-        yield pa.RecordBatch.from_arrays([pa.array(numbers[piece]), *columns], schema=LINES)
+        yield pa.RecordBatch.from_arrays([pa.array(numbers), *columns], schema=LINES)
+    else:
+        half = len(ends) // 2
+        cut = int(ends[half - 1])
+        yield from _pieces(block[:cut], numbers[:half], ends[:half])
+        yield from _pieces(block[cut:], numbers[half:], ends[half:] - cut)
 
 
-def _blank(data: Bytes, starts: Numbers) -> Flags:
-    """Which lines are nothing but spaces, tabs and their line end."""
-    ink = ~_WHITE[data]
-    carriage_returns = np.flatnonzero(data == ord("\r"))
-    following = np.append(data, 0)[carriage_returns + 1]
-    ink[carriage_returns] = following != ord("\n")  # only as part of a line end it is white
-    return np.logical_not(np.logical_or.reduceat(ink, starts))
-
-
-def _is_sound(block: bytes, longest: int) -> bool:
+def _is_sound(block: Block, longest: int) -> bool:
     return longest <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block)
 
 
-def _sound_batch(block: bytes, numbers: Numbers, ends: Numbers) -> pa.RecordBatch:
+def _sound_batch(block: Block, numbers: Numbers, ends: Numbers) -> pa.RecordBatch:
     # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
     offsets = np.append(0, ends).astype(np.int32)
     count = len(ends)
@@ -188,7 +194,7 @@ def without_line_end(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
 
 
-def _is_utf8(block: bytes) -> bool:
+def _is_utf8(block: Block) -> bool:
     try:
         block.decode("utf-8")
     except UnicodeDecodeError:
@@ -196,11 +202,11 @@ def _is_utf8(block: bytes) -> bool:
     return True
 
 
-def _is_plain(block: bytes) -> bool:
+def _is_plain(block: Block) -> bool:
     return block.isascii() and b"\\" not in block and b"\x7f" not in block
 
 
-def _is_strict_json(block: bytes) -> bool:
+def _is_strict_json(block: Block) -> bool:
     """Whether `block` is nothing but JSON objects. Which lines they stand on, the bulk read finds out."""
     try:
         _STRICT_JSON.decode_lines(block)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
 from typing import NamedTuple
 
+from isal import igzip, isal_zlib
 from starlette.types import Scope, Send
 
 from serving.errors import PreconditionFailed
@@ -20,8 +21,9 @@ Header = tuple[bytes, bytes]
 
 VARY = b"X-API-Key, Api-Key, Accept, Accept-Encoding"
 SMALLEST_COMPRESSED = 1000  # bytes; a shorter body fits one packet either way
-LARGEST_COMPRESSED = 8 * 2**20  # bytes; a longer one is not kept, and would be compressed again and again
+LARGEST_PLAIN = 8 * 2**20  # bytes; of a longer body the compressed one alone is kept
 PIECE = 2**18  # bytes of a body that are sent at once
+PACKED_PIECE = 2**15  # bytes of a packed body that are looked at at once
 _ETAG = re.compile(rb'(W/)?("[^"]*")')
 _QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 _LOOKED_AT = frozenset(
@@ -30,12 +32,13 @@ _LOOKED_AT = frozenset(
 
 
 class _Representation:
-    """A body as it is sent, with its headers."""
+    """A body as it is sent, with its headers. packed: gzip of it, where that is kept in its place."""
 
-    __slots__ = ("body", "etag", "headers", "headers_304")
+    __slots__ = ("body", "etag", "headers", "headers_304", "packed")
 
     def __init__(self, body: bytes, shared: Sequence[Header], content: Sequence[Header], *, lasting: bool) -> None:
         self.body = body
+        self.packed = b""
         self.etag = b""
         self.headers_304 = [*shared]
         if lasting:
@@ -47,8 +50,18 @@ class _Representation:
     def without_body(self) -> _Representation:
         """The headers alone."""
         bare = copy(self)
-        bare.body = b""
+        bare.body = bare.packed = b""
         return bare
+
+    def inflated(self) -> Iterator[bytes]:
+        """The body, from what is packed, some of it at a time."""
+        inflating = isal_zlib.decompressobj(wbits=31)
+        for start in range(0, len(self.packed), PACKED_PIECE):
+            packed = self.packed[start : start + PACKED_PIECE]
+            while packed:
+                yield inflating.decompress(packed, PIECE)
+                packed = inflating.unconsumed_tail
+        yield inflating.flush()
 
 
 class Body(NamedTuple):
@@ -72,7 +85,8 @@ class Answer:
     def __init__(self, answered: Body, max_age: int = 0) -> None:
         """max_age: seconds a client may keep a lasting body without asking.
 
-        A body of some length has a compressed twin, made here, once: call it off the event loop.
+        A body of some length has a compressed twin, made here, once: call it off the event loop. A very long one is
+        kept as that alone, and inflated for whoever does not take gzip.
         """
         body, lasting, modified, content_type = answered
         control = b"private, max-age=%d, must-revalidate" % max_age if lasting else b"no-store"
@@ -83,15 +97,19 @@ class Answer:
             content.append((b"last-modified", format_datetime(self._modified, usegmt=True).encode("ascii")))
         self._plain = _Representation(body, shared, content, lasting=lasting)
         self._compressed: _Representation | None = None
-        if lasting and SMALLEST_COMPRESSED <= len(body) <= LARGEST_COMPRESSED:
+        if lasting and len(body) >= SMALLEST_COMPRESSED:
             content.append((b"content-encoding", b"gzip"))
-            smaller = gzip.compress(body, 6, mtime=0)  # 1: half as small for little time; 9: no smaller
+            if len(body) <= LARGEST_PLAIN:
+                smaller = gzip.compress(body, 6, mtime=0)  # 1: half as small for little time; 9: no smaller
+            else:
+                smaller = igzip.compress(body, 1, mtime=0)  # a fifth of zlib's time
+                self._plain.body, self._plain.packed = b"", smaller
             self._compressed = _Representation(smaller, shared, content, lasting=lasting)
 
     @property
     def body(self) -> bytes:
         """The body, not compressed."""
-        return self._plain.body
+        return b"".join(self._plain.inflated()) if self._plain.packed else self._plain.body
 
     @property
     def size(self) -> int:
@@ -127,6 +145,9 @@ class Answer:
         if scope["method"] == "HEAD":
             body = b""
         await send({"type": "http.response.start", "status": status, "headers": headers})
+        if chosen.packed and status == 200 and scope["method"] != "HEAD":
+            for piece in chosen.inflated():  # as the client takes it
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         sent = 0
         while len(body) - sent > PIECE:  # as the client takes it: the server would copy the whole of it
             await send({"type": "http.response.body", "body": body[sent : sent + PIECE], "more_body": True})

@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
@@ -24,8 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import open_store
-from serving.answers import Answers
-from serving.auth import Clock, Gate
+from serving.answer_cache import AnswerCache
+from serving.auth import Gate
+from serving.clock import Clock, utc_now
 from serving.errors import BadRequest, InternalError, MethodNotAllowed, NotFound
 from serving.health import Healthz, Readyz
 from serving.keys import KeyRegistry
@@ -43,11 +43,6 @@ REGISTRY_SECONDS = 0.25  # how often the key registry is looked at
 PARENT_SECONDS = 1.0  # how often a worker looks for its parent
 
 
-def utc_now() -> datetime:
-    """The time, UTC: the one clock of the server."""
-    return datetime.now(UTC)
-
-
 def create_app(
     settings: Settings, *, workers: int = 1, clock: Clock = utc_now, metrics: Metrics | None = None
 ) -> FastAPI:
@@ -62,8 +57,9 @@ def create_app(
     metrics = metrics or Metrics()
     names = NamesFile(store)
     # A client may take an answer for the newest as long as the server itself does.
-    answers = Answers(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
-    gate = Gate(registry, Limiter(settings.rate_limit, settings.rate_limit_store, workers), clock)
+    answers = AnswerCache(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
+    limiter = Limiter(settings.rate_limit, settings.rate_limit_store, workers)
+    gate = Gate(registry, limiter, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
@@ -82,6 +78,7 @@ def create_app(
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
         answers.close()
+        await limiter.close()
         registry.close()
 
     app = FastAPIOffline(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Iterable
 
 from starlette.types import Scope
 
+from serving.clock import Clock
 from serving.errors import (
     ApiKeyDeactivated,
     ApiKeyExpired,
@@ -18,8 +18,6 @@ from serving.errors import (
 )
 from serving.keys import KeyRegistry, ReadingKey, RegistryUnavailable
 from serving.limiter import Limiter
-
-Clock = Callable[[], datetime]
 
 
 class Gate:

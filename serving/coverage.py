@@ -6,11 +6,18 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.contract.coverage import state_of
 from pipeline.contract.layout import days_between, last_day_of
 from pipeline.contract.published import PublishedFile
+from pipeline.contract.tables import DAY_LEDGER
+from serving.checked_file import CheckedFile
 from serving.models import DayCoverage
 from serving.usage import Usage
+
+_LEDGER_SCHEMA = pa.schema([DAY_LEDGER.arrow_schema.field(name) for name in ("day", "accepted")])
 
 
 class Basis(NamedTuple):
@@ -43,3 +50,18 @@ def cover(basis: Basis, loaded: Collection[date], usage: Sequence[Usage]) -> Ite
     for day in sorted(days_between(basis.month, last_day_of(basis.month)), reverse=True):
         state = state_of(is_loaded=day in loaded, is_open=day >= basis.first_open, has_finding=day in basis.findings)
         yield DayCoverage(day=day, state=state, requests=requests.get(day, 0))
+
+
+def loaded_days_of(file: CheckedFile) -> frozenset[date]:
+    """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
+    with file, pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_rows > 31:
+            raise ValueError("it has more than 31 days")
+        table = parquet.read(columns=_LEDGER_SCHEMA.names, use_threads=False)
+    for column in _LEDGER_SCHEMA:
+        if column.name not in table.schema.names or table.schema.field(column.name).type != column.type:
+            raise ValueError(f"its column {column.name} is missing, or is not {column.type}")
+    days = dict(zip(table["day"].to_pylist(), table["accepted"].to_pylist(), strict=True))
+    if len(days) != table.num_rows or None in days or None in days.values():
+        raise ValueError("a day is listed twice, or a value is missing")
+    return frozenset(day for day, accepted in days.items() if accepted)

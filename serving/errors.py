@@ -190,6 +190,23 @@ class TooManyLargeAnswers(Refusal):
         super().__init__(headers={"Retry-After": "1"})
 
 
+class TooManyWideQuestions(Refusal):
+    """As many questions about the organization that take long are waiting as may."""
+
+    status = 503
+    code = "SERVICE_UNAVAILABLE"
+    type = "server_error"
+    message = "Too many long questions at once"
+    system_message = (
+        "Other questions with group_by, or for the top keys, of this organization are still waiting; try again after"
+        " Retry-After"
+    )
+    reason = "too many wide questions of one organization are waiting"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "1"})
+
+
 class InternalError(Refusal):
     """Anything unforeseen."""
 

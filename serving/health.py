@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.contract.tables import ORGANIZATION_DAY
 from serving.answer import Answer, Body
-from serving.auth import Clock
+from serving.clock import Clock
 from serving.errors import KeysUnavailable, UsageUnavailable
 from serving.keys import KeyRegistry, RegistryUnavailable
 from serving.reader import Confirmed, Reader
@@ -35,7 +35,7 @@ class Readyz:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answers. Raises UsageUnavailable."""
-        confirmed = await self._reader.read_in(None, self._readable)
+        confirmed = await self._reader.files.read_in(None, self._readable)
         as_of, text = confirmed.as_of, confirmed.as_of_text
         ready = {
             "status": "ready",

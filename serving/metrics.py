@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from starlette.types import Receive, Scope, Send
 
 from serving.answer import Answer, Body
-from serving.auth import Clock
+from serving.clock import Clock
 from serving.reader import Reader
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # in the environment, where several workers serve: each keeps its counts in a file

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple, TextIO
 
 from pipeline.contract.store import Signature, Store, StoreError
@@ -46,17 +47,20 @@ class NamesFile:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._path = store.layout.key_names
+        self._failure: str | None = None  # why the file could not be opened or read, the last time
         self.names = Names()
 
     def refresh(self) -> None:
         """Reads the file if it is another than it was: about a microsecond when it is not. Never raises."""
-        try:
-            signature = self._signature()
-        except StoreError:  # away: the reader says so, and the names stay what they were
-            return
+        with suppress(StoreError):  # away: the reader says so, and the names stay what they were
+            self._refresh()
+
+    def _refresh(self) -> None:
+        signature = self._signature()
         if signature == self.names.signature:
             return
         names: dict[str, str] = {}
+        failure: str | None = None
         if signature:
             try:
                 # Looked at before it is read: one that is replaced meanwhile is read again.
@@ -64,9 +68,14 @@ class NamesFile:
                     raise ValueError(f"it is larger than {self.MOST_BYTES:,} bytes")
                 with self._store.open(self._path) as file:
                     names = self._read(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
-            except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                _LOG.error("%s names no keys: %s", self._path.name, reason)
+            except ValueError as error:
+                _LOG.error("%s names no keys: %s", self._path.name, error)
+            except OSError as error:  # of the moment, and not of the file: it is tried again at the next look
+                signature = ()  # nor may an answer be kept as one of this state of the file
+                failure = error.strerror or str(error)
+                if failure != self._failure:
+                    _LOG.error("%s names no keys: %s", self._path.name, failure)
+        self._failure = failure
         self.names = Names(signature, names)
 
     def _signature(self) -> Signature:

@@ -9,7 +9,7 @@ import httptools
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serving.app import utc_now
+from serving.clock import utc_now
 from serving.errors import BadRequest, MethodNotAllowed, Refusal, RequestTimeout, error_answer
 from serving.tracing import log_request, trace_id_of
 
@@ -56,8 +56,11 @@ class Protocol(HttpToolsProtocol):
         self._look = self.loop.call_later(_LOOK_SECONDS, self._look_again)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As uvicorn's."""
+        """As uvicorn's, which tells only the newest request of a connection that its client is gone."""
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         if self._look is not None:
             self._look.cancel()
         self._unset_keepalive_if_required()
@@ -112,6 +115,7 @@ class Protocol(HttpToolsProtocol):
             raise _Unreadable
         if self.url[:1] != b"/" and self.url != b"*":
             self.url = _origin_form(self.url)
+        self.expect_100_continue = False  # else whoever asks whether the client is still there would answer it
         super().on_headers_complete()
         self._receiving = "body"
         if self.parser.should_upgrade():

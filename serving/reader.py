@@ -6,23 +6,16 @@ checked again: an error, never a wrong number.
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
-import os
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, read_last_run
@@ -38,18 +31,15 @@ from pipeline.contract.published import (
     update_published,
 )
 from pipeline.contract.store import LogState, Signature, Store, StoreError
-from pipeline.contract.tables import API_KEY_DAY, API_KEY_MONTH, DAY_LEDGER, ORGANIZATION_DAY, PUBLISHED
+from pipeline.contract.tables import API_KEY_DAY, API_KEY_MONTH, DAY_LEDGER, ORGANIZATION_DAY
 from pipeline.contract.wording import backfill_of
-from serving.checked_file import CheckedFile, OtherBytes
 from serving.coverage import Basis
 from serving.errors import UsageUnavailable
+from serving.open_files import OpenFiles
 from serving.sorted_file import SortedFile
 from serving.usage import Usage
 
 _LOG = logging.getLogger("keytally.reader")
-_LEDGER_SCHEMA = pa.schema([DAY_LEDGER.arrow_schema.field(name) for name in ("day", "accepted")])
-_Opened = TypeVar("_Opened")
-_Read = TypeVar("_Read")
 
 
 class MonthFiles(NamedTuple):
@@ -114,19 +104,8 @@ class Confirmed:
         return Basis.of(month, self.publication.files.get((DAY_LEDGER.name, month)), self.as_of, self.findings)
 
 
-class BeingOpened(Exception):
-    """Another thread is opening the file that is wanted. opened: is done when it has, or could not."""
-
-    def __init__(self, opened: Future[None]) -> None:
-        super().__init__("the file is being opened")
-        self.opened = opened
-
-
 class Reader:
-    """What is published, and the rows of it. Safe to share between threads."""
-
-    OPEN_FILES = 3 * 132  # three files of every month from 2020 to 2030; one that is opened again is checked again
-    AHEAD_SECONDS = 5.0  # how long a new version may wait for its files to be opened: no file is begun later
+    """What is published, and the rows of it. Safe to share between threads. files: those that are open."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -138,12 +117,7 @@ class Reader:
         self._confirmed: Confirmed | None = None
         self._note: tuple[Signature, LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
-        self._keeping = threading.Lock()  # held for a look at what is open, never while a file is read
-        self._opening: dict[str, Future[None]] = {}  # done when the file at that path was opened, or could not be
-        self._waiting = threading.local()
-        self._files: OrderedDict[str, SortedFile] = OrderedDict()
-        self._loaded: OrderedDict[str, frozenset[date]] = OrderedDict()
-        self._refused: dict[str, tuple[Signature, str]] = {}
+        self.files = OpenFiles(store)
 
     @property
     def failure(self) -> str | None:
@@ -184,23 +158,25 @@ class Reader:
                 if before is None or before.publication is newest.publication:
                     self._confirmed = newest
                 else:
-                    self._open_ahead(before.publication, newest.publication)
+                    self.files.open_ahead(before.publication, newest.publication)
                     self._confirmed = newest
-                    self._let_go(before.publication, newest.publication)
+                    self.files.switch(before.publication, newest.publication)
                 failure = None
             except (
                 Exception
             ) as error:  # whatever it is, the last good version is still right, and the next look may succeed
                 self._table = None
                 failure = f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"  # deltalake's are pages
-            if failure != self._failure:
-                if failure is not None:
-                    _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
-                elif self.publication.version:
+            is_another = failure != self._failure
+            if is_another and failure is not None:
+                _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
+            elif failure is None and (is_another or before is None or before.publication is not self.publication):
+                if self.publication.version:
                     _LOG.info("serving version %d", self.publication.version)
                 else:
                     _LOG.info("nothing is published yet: every answer is a zero that is not loaded")
-                self._failure = failure
+            self._failure = failure
+            self.files.close_late()
 
     def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
         """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.
@@ -229,14 +205,8 @@ class Reader:
     def reading(self, file: PublishedFile) -> Iterator[SortedFile]:
         """The open file. What goes wrong with it in the block, a ValueError too, is raised as UsageUnavailable."""
         try:
-            opened = self._open(file)
-            try:
+            with self.files.reading(file) as opened:
                 yield opened
-            except (OSError, OtherBytes):
-                with self._keeping:  # the next call opens and checks what stands there then
-                    if self._files.get(file.path) is opened:
-                        del self._files[file.path]
-                raise
         except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
 
@@ -244,25 +214,6 @@ class Reader:
         """Opens the file, and reads a block of it again. Raises UsageUnavailable."""
         with self.reading(file) as opened:
             opened.check()
-
-    async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
-        """What `read` returns in one of the threads, or raises; None: in those of the event loop.
-
-        Where another thread is opening the file it wants, it is called again after that. Were it to wait in the
-        threads, none would be left for others: to read another month, or to look for revoked keys.
-        """
-        while True:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(threads, self._without_waiting, read)
-            except BeingOpened as being:
-                await asyncio.wrap_future(being.opened)
-
-    def _without_waiting(self, read: Callable[[], _Read]) -> _Read:
-        self._waiting.refused = True
-        try:
-            return read()
-        finally:
-            self._waiting.refused = False
 
     def loaded_days(self, ledger: PublishedFile | None, usage: Sequence[Usage]) -> Collection[date]:
         """The days with accepted records of anyone, by a month's ledger of days. Raises UsageUnavailable.
@@ -273,7 +224,7 @@ class Reader:
         if ledger is None:
             raise UsageUnavailable("a month is published without its ledger of days")
         try:
-            loaded = self._kept(ledger, self._loaded, _loaded_days)
+            loaded = self.files.loaded_days(ledger)
             if any(month_of(day) != ledger.month for day in loaded):
                 raise ValueError("a day is not of this month")
             if any(day.day not in loaded for day in usage if day.requests):
@@ -339,113 +290,3 @@ class Reader:
         """
         entry = log.entry_of(table.version())
         return entry is not None and entry != self._entry
-
-    def _open(self, file: PublishedFile) -> SortedFile:
-        table = PUBLISHED[file.rollup]
-        return self._kept(file, self._files, lambda checked: SortedFile.of(checked, table))
-
-    def _kept(
-        self, file: PublishedFile, kept: OrderedDict[str, _Opened], read: Callable[[CheckedFile], _Opened]
-    ) -> _Opened:
-        """What `kept` has of the file. Else opens it, or waits for whoever is opening it."""
-        opened = kept.get(file.path)
-        if opened is not None:
-            return opened
-        mine: Future[None] = Future()
-        mine.set_running_or_notify_cancel()  # who stops waiting for it must not cancel it
-        while True:
-            with self._keeping:
-                opened = kept.get(file.path)
-                if opened is not None:
-                    return opened
-                opening = self._opening.setdefault(file.path, mine)
-            if opening is mine:
-                break
-            if getattr(self._waiting, "refused", False):
-                raise BeingOpened(opening)
-            opening.result()
-        try:
-            opened = self._checked(file, read)
-            with self._keeping:
-                kept[file.path] = opened
-                if len(kept) > self.OPEN_FILES:
-                    kept.popitem(last=False)  # closed when its last reader lets go of it
-        finally:
-            with self._keeping:
-                del self._opening[file.path]
-            mine.set_result(None)
-        return opened
-
-    def _open_ahead(self, before: Publication, newest: Publication) -> None:
-        """Opens what will be asked for first: what takes the place of files that are open, and the newest month.
-
-        Else the first requests after a publication would wait until all of a file is read and checked. Who has no file
-        open, like who only shows figures, gets none opened.
-        """
-        with self._keeping:
-            open_now = {*self._files, *self._loaded}
-        if not open_now:
-            return
-        wanted = {name for name, file in before.files.items() if file.path in open_now}
-        months = [month for rollup, month in newest.files if rollup == ORGANIZATION_DAY.name and month]
-        wanted |= {(rollup, max(months)) for rollup in (ORGANIZATION_DAY.name, DAY_LEDGER.name) if months}
-        until = time.monotonic() + self.AHEAD_SECONDS
-        # The newest month first, and of a month its usage by day: what is asked for most, should the time not suffice.
-        for name in sorted(
-            wanted, key=lambda name: (name[1] or date.min, name[0] == ORGANIZATION_DAY.name), reverse=True
-        ):
-            file = newest.files.get(name)
-            if file is None or file.path in open_now:
-                continue
-            if time.monotonic() > until:
-                break
-            with suppress(Exception):  # a damaged file keeps no other from being served: who asks for it is told
-                if file.rollup == DAY_LEDGER.name:
-                    self._kept(file, self._loaded, _loaded_days)
-                else:
-                    self._open(file)
-
-    def _let_go(self, *needed: Publication) -> None:
-        """Closes the files that are in none of these versions, once their last reader is through.
-
-        Each takes memory, and room on the disk though it was deleted. Whoever is late opens one anew.
-        """
-        paths = {file.path for publication in needed for file in publication.files.values()}
-        with self._keeping:
-            for kept in (self._files, self._loaded):
-                for path in [path for path in kept if path not in paths]:
-                    del kept[path]
-
-    def _checked(self, file: PublishedFile, read: Callable[[CheckedFile], _Opened]) -> _Opened:
-        path = self._rollups / file.path
-        signature = self._store.signature(path)
-        if signature is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        refused = self._refused.get(file.path)
-        if refused is not None and refused[0] == signature:
-            raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
-        try:
-            try:
-                opened = read(CheckedFile(self._store.fetch(path)))
-            except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
-                opened = read(CheckedFile(self._store.fetch(path, anew=True)))
-        except ValueError as error:
-            self._refused[file.path] = (signature, str(error))
-            raise
-        self._refused.pop(file.path, None)
-        return opened
-
-
-def _loaded_days(file: CheckedFile) -> frozenset[date]:
-    """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
-    with file, pq.ParquetFile(file) as parquet:
-        if parquet.metadata.num_rows > 31:
-            raise ValueError("it has more than 31 days")
-        table = parquet.read(columns=_LEDGER_SCHEMA.names, use_threads=False)
-    for column in _LEDGER_SCHEMA:
-        if column.name not in table.schema.names or table.schema.field(column.name).type != column.type:
-            raise ValueError(f"its column {column.name} is missing, or is not {column.type}")
-    days = dict(zip(table["day"].to_pylist(), table["accepted"].to_pylist(), strict=True))
-    if len(days) != table.num_rows or None in days or None in days.values():
-        raise ValueError("a day is listed twice, or a value is missing")
-    return frozenset(day for day, accepted in days.items() if accepted)

@@ -45,6 +45,7 @@ _REFUSALS: tuple[Refusal, ...] = (
     errors.InternalError(),
     errors.UsageUnavailable(""),
     errors.TooManyLargeAnswers(),
+    errors.TooManyWideQuestions(),
 )
 _TRACE_ID = "0b9f6f8e-3c1d-4f43-9a53-0d7c5f1f2a64"
 _NOW = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)

@@ -8,8 +8,9 @@ from datetime import datetime
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.answers import Answers, Question
-from serving.auth import Clock, Gate
+from serving.answer_cache import AnswerCache, ClientGone, Question
+from serving.auth import Gate
+from serving.clock import Clock
 from serving.errors import OrganizationAccessDenied
 from serving.parameters import check_organization, daily_asked, summary_asked, top_asked, usage_asked
 
@@ -22,12 +23,12 @@ TOP = "/v1/analytics/{org_id}/api-keys/top/{month}/{year}"
 class Endpoint:
     """An endpoint as a plain ASGI application: nothing stands between the route and the finished bytes."""
 
-    def __init__(self, gate: Gate, answers: Answers, clock: Clock) -> None:
+    def __init__(self, gate: Gate, answers: AnswerCache, clock: Clock) -> None:
         self._gate = gate
         self._answers = answers
         self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or raises the Refusal that comes first: key, limit, organization, parameters, usage."""
         key = await self._gate.identify(scope["headers"])
         scope["keytally.key_id"] = key.id  # for the log line
@@ -38,7 +39,10 @@ class Endpoint:
                 raise OrganizationAccessDenied
             check_organization(organization_id)
         now = self._clock()
-        answer = await self._answers.of(organization_id, self.asked(scope, now), now, scope)
+        try:
+            answer = await self._answers.of(organization_id, self.asked(scope, now), now, scope, receive)
+        except ClientGone:
+            return
         await answer.send(scope, send)
 
     def asked(self, scope: Scope, now: datetime) -> Question:
@@ -91,7 +95,7 @@ ENDPOINTS: dict[str, type[Endpoint]] = {
 }
 
 
-def routes(gate: Gate, answers: Answers, clock: Clock) -> list[TracedRoute]:
+def routes(gate: Gate, answers: AnswerCache, clock: Clock) -> list[TracedRoute]:
     """A route for each endpoint."""
     return [TracedRoute(path, endpoint(gate, answers, clock), methods=["GET"]) for path, endpoint in ENDPOINTS.items()]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth import Clock
+from serving.clock import Clock
 from serving.errors import InternalError, Refusal, error_answer
 from serving.limiter import Standing
 from serving.metrics import Metrics

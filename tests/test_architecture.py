@@ -80,7 +80,7 @@ def test_only_the_entry_points_and_the_server_s_clock_ask_what_time_it_is() -> N
         if re.search(r"datetime\.now\(|\.utcnow\(|\btime\.time\(|date\.today\(", path.read_text(encoding="utf-8"))
     }
     # The limiter compares moments of the Redis that it shares with other processes.
-    assert asking <= {"cli.py", "flows.py", "serving/app.py", "serving/limiter.py"}
+    assert asking <= {"cli.py", "flows.py", "serving/clock.py", "serving/limiter.py"}
 
 
 def test_sql_stands_in_sql_files() -> None:

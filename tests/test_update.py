@@ -21,6 +21,7 @@ from pipeline.contract.published import open_published
 from pipeline.errors import CheckFailed, CommitRefused, KeytallyError
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
+from pipeline.spool import Spool
 from pipeline.update import Steps, roll_up
 from tests.conftest import Place, Record, lines, request
 
@@ -186,8 +187,6 @@ def test_bad_files_stay_as_they_were_and_are_tried_again(place: Place) -> None:
     [
         ("roll_up_day", "where place = 1", "where place <= 2"),
         ("roll_up_day", "count(*) as bigint", "count(*) + 1 as bigint"),
-        ("add_second_look", "from second_look", "from second_look where line > 1"),
-        ("event", "not suspect", "not suspect and request_id != 'req_1'"),
         ("organization_day", "sum(requests)", "sum(requests) + 1"),
         ("organization_month", "sum(cost)", "max(cost)"),
         ("api_key_month", "sum(input_tokens)", "0"),
@@ -217,6 +216,22 @@ def test_a_check_that_fails_publishes_nothing(
     monkeypatch.undo()
     assert place.roll_up().version == published.version + 1
     assert place.published("organization_day").requests.sum() == 3
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["of the bulk read", "of the second look"])
+def test_events_that_are_lost_on_their_way_publish_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    monkeypatch.setattr("pipeline.judge.FEW_BYTES", 0)
+    read = Spool.read
+    monkeypatch.setattr(
+        Spool, "read", lambda spool, numbers=None: read(spool, numbers and [n for n in numbers if n != lost])
+    )
+    place.write_raw("a.jsonl", request(1), request(2, cost="1e1"))
+    with pytest.raises(CheckFailed):
+        place.roll_up()
+    monkeypatch.undo()
+    assert place.roll_up().version == 1, "nothing was published before"
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------

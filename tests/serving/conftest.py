@@ -16,8 +16,8 @@ import uvicorn
 
 from pipeline.contract.settings import Settings
 from serving.app import create_app
-from serving.auth import Clock
 from serving.checked_file import CheckedFile
+from serving.clock import Clock
 from serving.keys import CreatedKey, KeyRegistry
 from serving.server import _listen, configure
 
@@ -108,7 +108,7 @@ class Openings:
 def openings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Openings]:
     """What the readers of published files open."""
     openings = Openings()
-    monkeypatch.setattr("serving.reader.CheckedFile", openings.open)
+    monkeypatch.setattr("serving.open_files.CheckedFile", openings.open)
     yield openings
     openings.go.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -422,3 +423,14 @@ def test_a_day_with_usage_that_the_ledger_does_not_know_is_an_error(place: Place
     for ledger in (ledger_of(place), None):
         with pytest.raises(UsageUnavailable):
             reader.loaded_days(ledger, [unknown])
+
+
+def test_a_ledger_with_a_day_of_another_month_is_an_error(place: Place) -> None:
+    place.write_raw("a.jsonl", on(12))
+    place.roll_up()
+    reader = Reader(place.store)
+    reader.refresh()
+    october = replace(ledger_of(place), month=date(2025, 10, 1))
+    with pytest.raises(UsageUnavailable) as refusal:
+        reader.loaded_days(october, ())
+    assert "a day is not of this month" in str(refusal.value.reason)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
 import pytest
 
 from pipeline.contract.store import FolderStore
-from serving.names import NamesFile
+from serving.names import Names, NamesFile
 from tests.conftest import Place, request
 from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.traffic import publish
@@ -115,6 +116,28 @@ def test_a_file_is_read_again_only_when_it_is_another(path: Path, caplog: pytest
     file.refresh()
     file.refresh()
     assert len(caplog.records) == 2
+
+
+def test_a_file_that_could_not_be_opened_for_a_while_is_read_after_that(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(HEADER + "org_a,k,x\n")
+    file = NamesFile(FolderStore(path.parent))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "open", fail)
+        for _ in range(3):
+            file.refresh()
+            assert file.names == Names()
+    assert [record.getMessage() for record in caplog.records] == ["key_names.csv names no keys: Too many open files"]
+    file.refresh()
+    assert file.names.of("org_a", "k") == "x"
+    before = file.names
+    file.refresh()
+    assert file.names is before
 
 
 def test_a_new_name_is_seen_and_changes_the_tag(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,10 @@ import pytest
 from pipeline.contract.store import FolderStore
 from serving.checked_file import CheckedFile
 from serving.errors import UsageUnavailable
-from serving.keys import CreatedKey
 from serving.reader import Reader
 from serving.usage import Usage
 from tests.conftest import Place, request
-from tests.serving.conftest import LiveServer, Openings, eventually, settings_for
+from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.publishing import Row, publish_days, rollup_rows
 
 NOVEMBER = date(2025, 11, 1)
@@ -239,122 +239,17 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
 
 
-def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(data: Path) -> None:
-    def is_open(path: Path) -> bool:
-        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        return path in [link.readlink() for link in links]
-
+def test_the_log_says_once_which_version_is_served(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "keytally.reader")
     reader = Reader(FolderStore(data))
-    published, files = [], []
-    for requests in (1, 2, 3):
-        published.append(publish_days(data, NOVEMBER, [("org_b", date(2025, 11, 3), requests, "1", "1", "1")]))
+    for _ in range(2):
         reader.refresh()
-        files.append(reader.confirmed.usage_of(NOVEMBER))
-        reader.usage_of("org_b", files[-1])  # type: ignore[arg-type]
-    assert [is_open(path.resolve()) for path in published] == [False, True, True]
-    assert files[0] is not None
-    assert [day.requests for day in reader.usage_of("org_b", files[0])] == [1]
-
-
-def test_only_so_many_files_are_open_and_others_are_opened_again(
-    data: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
-) -> None:
-    monkeypatch.setattr(Reader, "OPEN_FILES", 2)
-    months = [date(2025, month, 1) for month in (1, 2, 3, 4)]
-    for month in months:
-        publish_days(data, month, [("org_b", month, month.month, "1", "1", "1")])
-    reader = Reader(FolderStore(data))
-    reader.refresh()
-    for month in months * 2:
-        file = reader.confirmed.usage_of(month)
-        assert file is not None
-        assert [day.requests for day in reader.usage_of("org_b", file)] == [month.month]
-    assert len(openings.opened) == 2 * len(months)
-
-
-def days_of(reader: Reader, month: date = NOVEMBER) -> list[int]:
-    file = reader.confirmed.usage_of(month)
-    assert file is not None
-    return [day.requests for day in reader.usage_of("org_b", file)]
-
-
-def test_while_a_publication_is_opened_nobody_waits_for_it(data: Path, openings: Openings) -> None:
-    for month in (9, 10, 11):
-        day = date(2025, month, 1)
-        publish_days(data, day, [(name, day, 1, "1", "1", "1") for name in ("org_b", "org_c", "org_d")])
-    with LiveServer(settings_for(data, KEYTALLY_REFRESH_SECONDS="0.1")) as server:
-        b, c, d = (server.create_key(name) for name in ("org_b", "org_c", "org_d"))
-
-        def requests(key: CreatedKey, month: int = 11) -> int:
-            answer = server.daily(key, f"year=2025&month={month}").json()
-            return int(answer["summary"]["totalApiKeyRequests"])
-
-        assert requests(b) == 1
-        openings.held = "2025-11"
-        newest = publish_days(data, NOVEMBER, [(name, NOVEMBER, 2, "1", "1", "1") for name in ("org_b", "org_c")])
-        assert openings.begun.wait(10)
-        assert [requests(b), requests(c), requests(d)] == [1, 1, 1], "the version before"
-        assert [requests(b, 10), requests(c, 9)] == [1, 1], "months that nobody had asked for"
-        assert not openings.go.is_set()
-        openings.go.set()
-        eventually(lambda: requests(b) == 2)
-        assert requests(c) == 2
-    threads = [thread for path, thread in openings.opened if path == newest]
-    assert len(threads) == 1
-    assert "reader" not in threads[0]
-
-
-def test_what_will_be_asked_for_first_is_open_when_a_publication_is_served(data: Path, openings: Openings) -> None:
-    september, october, december = (date(2025, month, 1) for month in (9, 10, 12))
-    for month in (september, october, NOVEMBER):
-        publish_days(data, month, [("org_b", month, 1, "1", "1", "1")])
-    reader = Reader(FolderStore(data))
-    reader.refresh()
-    publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 2, "1", "1", "1")])
-    reader.refresh()
-    assert not openings.opened, "nobody has asked for anything"
-    assert days_of(reader, october) == [1]
-    openings.opened.clear()
-
-    paths = {month: publish_days(data, month, [("org_b", month, 3, "1", "1", "1")]) for month in (october, december)}
-    publish_days(data, september, [("org_b", september, 3, "1", "1", "1")])
-    reader.refresh()
-    assert [path for path, _ in openings.opened] == [paths[december], paths[october]]
-    assert [days_of(reader, month) for month in (october, december)] == [[3], [3]]
-    assert len(openings.opened) == 2
-    assert days_of(reader, september) == [3]
-    assert len(openings.opened) == 3
-
-
-def test_a_file_that_cannot_be_opened_holds_up_no_publication(data: Path) -> None:
-    october = date(2025, 10, 1)
-    for month in (october, NOVEMBER):
-        publish_days(data, month, [("org_b", month, 1, "1", "1", "1")])
-    reader = Reader(FolderStore(data))
-    reader.refresh()
-    assert [days_of(reader), days_of(reader, october)] == [[1], [1]]
-    publish_days(data, october, [("org_b", october, 2, "1", "1", "1")])
-    path = publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 2, "1", "1", "1")])
-    good = path.read_bytes()
-    damage_flip(path)
-    reader.refresh()
-    assert (reader.failure, reader.publication.version) == (None, 4)
-    with pytest.raises(UsageUnavailable, match="cannot be read"):
-        days_of(reader)
-    assert days_of(reader, october) == [2]
-    path.write_bytes(good)
-    assert days_of(reader) == [2]
-
-
-def test_a_publication_does_not_wait_for_its_files_without_end(
-    data: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
-) -> None:
-    monkeypatch.setattr(Reader, "AHEAD_SECONDS", -1)
-    publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 1, "1", "1", "1")])
-    reader = Reader(FolderStore(data))
-    reader.refresh()
-    assert days_of(reader) == [1]
-    publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 2, "1", "1", "1")])
-    reader.refresh()
-    assert len(openings.opened) == 1
-    assert days_of(reader) == [2]
+    for requests in (1, 2):
+        publish_days(data, NOVEMBER, [("org_b", NOVEMBER, requests, "1", "1", "1")])
+        for _ in range(2):
+            reader.refresh()
+    assert [record.getMessage() for record in caplog.records] == [
+        "nothing is published yet: every answer is a zero that is not loaded",
+        "serving version 1",
+        "serving version 2",
+    ]

@@ -238,6 +238,15 @@ def test_a_redis_that_goes_away_and_comes_back_stops_nobody(data: Path, tmp_path
         assert remaining() == 3
 
 
+def test_a_server_that_stops_closes_its_connections_to_redis(data: Path, redis: str) -> None:
+    settings = settings_for(data, KEYTALLY_RATE_LIMIT="5/hour", KEYTALLY_RATE_LIMIT_STORE=redis)
+    with redis_client.Redis.from_url(redis) as store:
+        with LiveServer(settings) as server:
+            server.daily(server.create_key("org_abc123"))
+            assert len(store.client_list()) == 2
+        eventually(lambda: len(store.client_list()) == 1)
+
+
 def test_redis_holds_nothing_but_a_window_for_each_organization(data: Path, redis: str) -> None:
     settings = settings_for(data, KEYTALLY_RATE_LIMIT="5/hour", KEYTALLY_RATE_LIMIT_STORE=redis)
     with LiveServer(settings) as server:

@@ -1,4 +1,4 @@
-"""Finished answers: bytes built once for each organization, question and publication."""
+"""The cache of finished answers: bytes built once for each organization, question and publication."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
 from serving.answer import Answer, Body
-from serving.errors import TooManyLargeAnswers
+from serving.errors import TooManyLargeAnswers, TooManyWideQuestions
 from serving.names import Names, NamesFile
 from serving.reader import Confirmed, Reader
 
@@ -45,8 +45,48 @@ class _Known(NamedTuple):
     bare: Answer | None  # its headers, for whoever needs no more; None when it is not lasting
 
 
-class Answers:
+class ClientGone(Exception):
+    """Whoever asked has closed the connection: there is nobody to answer."""
+
+
+class _Making:
+    """An answer to a wide question that is being made, for all who wait for it. None when at its turn nobody did."""
+
+    __slots__ = ("begun", "made", "waiting")
+
+    made: asyncio.Task[Answer | None]
+
+    def __init__(self) -> None:
+        self.waiting = 0  # clients
+        self.begun = False  # whether it is being read
+
+    async def wait(self, receive: Receive | None) -> Answer | None:
+        """The answer, for one more client. Raises ClientGone, and what the making of it does."""
+        self.waiting += 1
+        gone = asyncio.create_task(_gone(receive)) if receive is not None else None
+        try:
+            await asyncio.wait((self.made, gone) if gone else (self.made,), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.waiting -= 1
+            if gone is not None:
+                gone.cancel()
+        if not self.made.done():
+            raise ClientGone
+        return self.made.result()
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has closed the connection. Who sends a body is not watched: nobody reads it."""
+    while (message := await receive())["type"] != "http.disconnect":
+        if message.get("more_body"):
+            await asyncio.get_running_loop().create_future()
+
+
+class AnswerCache:
     """The answer to each organization's questions. Not for several event loops.
+
+    Wide questions wait for their turn: of an organization one is read at a time, only so many wait, and one for which
+    nobody waits any more is not begun.
 
     A large one that is not kept, or no longer, is there as long as a client takes it: whoever asks the same meanwhile
     takes the same bytes, and there is a limit to what all of them hold.
@@ -58,6 +98,7 @@ class Answers:
     KNOWN = 1000  # large answers of which size and headers are kept, some 2 KB each
     READERS = 4  # threads that read published files
     WIDE_READERS = 2  # threads for questions that take long, so that the others do not wait for them
+    WIDE_WAITING = 8  # such questions of one organization that wait for one
 
     def __init__(
         self,
@@ -79,17 +120,26 @@ class Answers:
         self._size = 0
         self._finished: OrderedDict[_Key, Answer] = OrderedDict()
         self._coming: dict[_Key, asyncio.Future[Answer]] = {}
+        self._making: dict[_Key, _Making] = {}
         self._large: WeakValueDictionary[_Key, Answer] = WeakValueDictionary()
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._readers = ThreadPoolExecutor(self.READERS, thread_name_prefix="reader")
         self._wide_readers = ThreadPoolExecutor(self.WIDE_READERS, thread_name_prefix="wide-reader")
 
-    async def of(self, organization_id: str, question: Question, now: datetime, scope: Scope | None = None) -> Answer:
+    async def of(
+        self,
+        organization_id: str,
+        question: Question,
+        now: datetime,
+        scope: Scope | None = None,
+        receive: Receive | None = None,
+    ) -> Answer:
         """The answer to the question about `organization_id`.
 
-        Raises UsageUnavailable, TooManyLargeAnswers, and what the question does. scope: the request, by GET or HEAD;
-        the answer may be without a body when it needs none.
+        Raises UsageUnavailable, TooManyLargeAnswers, TooManyWideQuestions, ClientGone, and what the question does.
+        scope: the request, by GET or HEAD; the answer may be without a body when it needs none. receive: where the
+        request comes from, which tells when a client goes that waits for the answer to a wide question.
         """
         published, names = self._reader.confirmed, self._names.names  # one look: all of an answer is from one version
         basis = question.basis(published, names)
@@ -105,11 +155,12 @@ class Answers:
         self._on_lookup(answer is not None)
         if answer is not None:
             return answer
+        build = functools.partial(self._built, organization_id, question, published, names, now)
+        if question.is_wide:
+            return await self._wide(key, build, receive)
         coming = self._coming.get(key)
         if coming is None:  # else another request is having it read: wait for that one
-            asked = (organization_id, question, published, names, now)
-            read = self._in_turn(key, *asked) if question.is_wide else self._read(*asked)
-            coming = asyncio.create_task(read)
+            coming = asyncio.create_task(self._reader.files.read_in(self._readers, build))
             self._coming[key] = coming
             coming.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(coming)
@@ -119,30 +170,52 @@ class Answers:
         for readers in (self._readers, self._wide_readers):
             readers.shutdown(wait=False, cancel_futures=True)
 
-    async def _read(
-        self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
-    ) -> Answer:
-        readers = self._wide_readers if question.is_wide else self._readers
-        asked = (organization_id, question, published, names, now)
-        return await self._reader.read_in(readers, functools.partial(self._built, *asked))
-
     def _built(
         self, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
     ) -> Answer:
         return Answer(question.answer(organization_id, published, names, self._reader, now), self._max_age)
 
-    async def _in_turn(
-        self, key: _Key, organization_id: str, question: Question, published: Confirmed, names: Names, now: datetime
-    ) -> Answer:
-        """The answer to a wide question: of each organization one at a time, so that others find a thread too."""
+    async def _wide(self, key: _Key, build: Callable[[], Answer], receive: Receive | None) -> Answer:
+        """The answer to a wide question, as soon as it is made."""
+        while True:
+            making = self._making.get(key)
+            if making is None or not making.waiting:
+                waiting = [other for asked, other in self._making.items() if asked[1] == key[1] and other.waiting]
+                if sum(not other.begun for other in waiting) >= self.WIDE_WAITING:
+                    raise TooManyWideQuestions
+            if making is None:
+                making = self._making[key] = _Making()
+                making.made = asyncio.create_task(self._in_turn(key, build, making))
+                making.made.add_done_callback(lambda done: self._keep(key, done))
+            answer = await making.wait(receive)
+            if answer is not None:  # else it was left at the very moment when we came
+                return answer
+
+    async def _in_turn(self, key: _Key, build: Callable[[], Answer], making: _Making) -> Answer | None:
+        """The answer to a wide question: of each organization one at a time, so that others find a thread too.
+
+        None when nobody waits for it any more.
+        """
+        organization_id = key[1]
+
+        def build_if_wanted() -> Answer | None:
+            if not making.waiting:
+                return None
+            making.begun = True
+            return build()
+
         turn = self._turns.get(organization_id)
         if turn is None:
             turn = self._turns[organization_id] = asyncio.Lock()  # it goes with the last one that waits for it
         async with turn:
+            if not making.waiting:
+                return None
             known = self._known.get(key)
             if known is not None and not self._has_room(organization_id, known.size):  # then do not even build it
                 raise TooManyLargeAnswers
-            answer = await self._read(organization_id, question, published, names, now)
+            answer = await self._reader.files.read_in(self._wide_readers, build_if_wanted)
+            if answer is None:
+                return None
             size = answer.size
             if size > self.LARGE:
                 self._known[key] = _Known(size, answer.without_bodies() if answer.is_lasting else None)
@@ -173,12 +246,16 @@ class Answers:
             not own or own + size <= self.ROOM_FOR_LARGE // 2
         )
 
-    def _keep(self, key: _Key, done: asyncio.Future[Answer]) -> None:
-        del self._coming[key]
-        if done.cancelled() or done.exception() is not None or done.result().size > self.LARGEST:
+    def _keep(self, key: _Key, done: asyncio.Future[Answer] | asyncio.Future[Answer | None]) -> None:
+        self._coming.pop(key, None)
+        self._making.pop(key, None)
+        if done.cancelled() or done.exception() is not None:
             return
-        self._finished[key] = done.result()
-        self._size += done.result().size
+        answer = done.result()
+        if answer is None or answer.size > self.LARGEST:
+            return
+        self._finished[key] = answer
+        self._size += answer.size
         while self._size > self._limit:
             _, dropped = self._finished.popitem(last=False)
             self._size -= dropped.size
