@@ -24,6 +24,7 @@ import click
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
+from pipeline.contract.store import StoreError, open_store
 from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
@@ -108,7 +109,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
                 code = function(*arguments, as_json=as_json, **options)
             except SettingsError as error:
                 code = _fail(str(error), as_json, WRONG_USAGE)
-            except KeytallyError as error:
+            except (KeytallyError, StoreError) as error:
                 code = _fail(str(error), as_json, FAILED)
             except BrokenPipeError:
                 code = _nobody_listens()
@@ -278,9 +279,9 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
     elif report.days or report.ingested:
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
-        raw = Layout(settings.data).raw
-        shown = _visible(str(raw))
-        hint = "" if raw.is_dir() else f" There is no {shown}: put request logs there, or mend KEYTALLY_DATA."
+        store = open_store(settings)
+        shown = _visible(store.name_of(store.layout.raw))
+        hint = "" if store.has_raw() else f" There is no {shown}: put request logs there, or mend KEYTALLY_DATA."
         if not report.version:
             hint = hint or ("" if report.held_back else f" Put request logs below {shown}.")
             click.echo(f"Nothing is published yet.{hint}")
@@ -538,7 +539,7 @@ def quarantine(as_json: bool) -> int:
     """
     from pipeline.quarantine import Quarantine
 
-    found = Quarantine(Layout(Settings.from_environment().data))
+    found = Quarantine(open_store(Settings.from_environment()))
     if as_json:
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
@@ -671,7 +672,7 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
     """Show which published days changed after they were over: for whom, from what to what, and why."""
     from pipeline.history import restatements
 
-    found = restatements(Layout(Settings.from_environment().data), first_day, last_day, organization_id)
+    found = restatements(open_store(Settings.from_environment()), first_day, last_day, organization_id)
     if as_json:
         _print_json([restatement.as_json() for restatement in found])
         return 0
@@ -719,7 +720,7 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
-    found = status_of(Layout(settings.data), utc_now())
+    found = status_of(open_store(settings), utc_now())
     if as_json:
         _print_json(found.as_json())
         return 0

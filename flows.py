@@ -42,6 +42,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, month_name
 from pipeline.contract.settings import Settings, SettingsError
+from pipeline.contract.store import StoreError
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
 from pipeline.intake import take_in
@@ -107,7 +108,7 @@ def reconcile() -> State[None]:
     try:
         with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
             recounted = recount(run, yesterday, yesterday)
-    except (KeytallyError, SettingsError) as error:
+    except (KeytallyError, SettingsError, StoreError) as error:
         return Failed(message=str(error), data=error.with_traceback(None))
     return _compared(recounted, yesterday)
 
@@ -213,7 +214,7 @@ def _cron(line: str) -> Schedule:
 
 def _is_accident(_task: Task[..., Any], _run: TaskRun, failed: State[Any]) -> bool:
     """Whether a step may go well when it is repeated. A KeytallyError is an answer: it would be the same again."""
-    return isinstance(failed.data, (OSError, duckdb.IOException))
+    return isinstance(failed.data, (OSError, StoreError, duckdb.IOException))
 
 
 _Inputs = ParamSpec("_Inputs")
@@ -250,7 +251,7 @@ def _carry_out(update: Callable[[Run, Steps], Report]) -> State[None]:
     try:
         with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
             report = update(run, STEPS)
-    except (KeytallyError, SettingsError) as error:
+    except (KeytallyError, SettingsError, StoreError) as error:
         # Without its frames: in the log they would push the sentence out of sight.
         return Failed(message=str(error), data=error.with_traceback(None))
     _show(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import Store
 from pipeline.contract.tables import Table
-from pipeline.seam import step
 
 _PACKAGE = Path(__file__).parent
 
@@ -35,7 +37,9 @@ def statement(name: str) -> str:
 class Engine:
     """One in-memory database, used by one thread. What it cannot hold in memory it keeps below `scratch`."""
 
-    def __init__(self, settings: Settings, scratch: Path) -> None:
+    def __init__(self, settings: Settings, store: Store, scratch: Path) -> None:
+        self._store = store
+        self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
         self._connection = duckdb.connect(
             config={
                 "memory_limit": f"{settings.memory_limit}B",
@@ -98,7 +102,10 @@ class Engine:
         with_names: a column `filename` says where each row is from.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
+        held = self._held / table
+        shutil.rmtree(held, ignore_errors=True)
         if files:
+            files = self._store.fetch_all(files, held)
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet(
                 [str(file) for file in files], hive_partitioning=False, filename=with_names

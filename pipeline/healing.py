@@ -13,6 +13,7 @@ from pipeline import artifacts
 from pipeline.artifacts import verify
 from pipeline.contents import content_of, with_take_ins
 from pipeline.contract.layout import month_of
+from pipeline.contract.store import Store
 from pipeline.contract.tables import API_KEY_DAY
 from pipeline.engine import SCAN_ROWS
 from pipeline.errors import ArtifactDamaged, HeldBack
@@ -26,16 +27,21 @@ log = logging.getLogger(__name__)
 
 
 class Inspection:
-    """Which files of ours hold the bytes that their names were given for; each is read once a run."""
+    """Which files of ours hold the bytes that their names were given for; each is read once a run.
 
-    def __init__(self) -> None:
+    thorough: as they lie in the store, whatever copies there are.
+    """
+
+    def __init__(self, store: Store, *, thorough: bool) -> None:
+        self._store = store
+        self._thorough = thorough
         self._sound: set[Path] = set()
 
     def is_sound(self, artifact: Path) -> bool:
         """Whether it does. What is wrong with it is logged."""
         if artifact not in self._sound:
             try:
-                verify(artifact)
+                verify(self._store, artifact, anew=self._thorough)
             except ArtifactDamaged as damage:
                 log.warning("%s %s; rebuilding it", damage.artifact, damage.what)
                 return False
@@ -87,7 +93,7 @@ class Healing:
             if not damaged and has_its_rejected:
                 continue
             if damaged and entry.take_in.name in self._rebuilt:
-                verify(damaged[0].path_in(self.run.layout))
+                verify(self.run.store, damaged[0].path_in(self.run.layout))
             taken = self._taken_anew(entry, sources.get(content_of(entry.take_in), ()))
             if taken:
                 self._rebuilt.add(taken.name)
@@ -127,7 +133,8 @@ class Healing:
         path = self.run.scratch / "daily.parquet"
         engine.copy("published_day", path, SCAN_ROWS, day=entry.day)
         log.warning("the rows of %s are taken from what is published of it", entry.day)
-        return replace(entry, artifact=artifacts.keep(path, self.run.layout.daily_of(entry.day), entry.fingerprint))
+        name = artifacts.keep(self.run.store, path, self.run.layout.daily_of(entry.day), entry.fingerprint)
+        return replace(entry, artifact=name)
 
     def _has_its_rejected(self, entry: FileEntry) -> bool:
         """Whether a file's list of quarantined lines is sound, as far as that is looked at."""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import verify
-from pipeline.contract.layout import Layout, month_of
+from pipeline.contract.layout import month_of
+from pipeline.contract.store import Store
 from pipeline.contract.tables import ORGANIZATION_DAY, RESTATEMENT
 from pipeline.contract.wording import instant_text
 from pipeline.ledger import read_ledger
@@ -65,17 +66,16 @@ class Restatement:
         } | {"run_started": instant_text(self.run_started)}
 
 
-def restatements(layout: Layout, first_day: date, last_day: date, organization_id: str | None) -> list[Restatement]:
+def restatements(store: Store, first_day: date, last_day: date, organization_id: str | None) -> list[Restatement]:
     """The restatements of the days from `first_day` to `last_day` (included), of one organization or all.
 
     In order of version, day and organization.
     """
     found: list[Restatement] = []
-    for (rollup, month), file in read_ledger(layout).publication.files.items():
+    for (rollup, month), file in read_ledger(store).publication.files.items():
         if rollup != RESTATEMENT.name or month is None or not month_of(first_day) <= month <= last_day:
             continue
-        path = layout.rollups / file.path
-        verify(path)
+        path = verify(store, store.layout.rollups / file.path)
         rows = pq.read_table(path, schema=RESTATEMENT.arrow_schema, partitioning=None)
         if organization_id is not None:
             rows = rows.filter(pc.equal(rows["organization_id"], organization_id))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import artifacts
 from pipeline.contract.layout import Layout
+from pipeline.contract.seam import step
 from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed
@@ -22,7 +23,6 @@ from pipeline.judge import judge
 from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
-from pipeline.seam import step
 from pipeline.spool import Spool
 
 TAKE_IN_RULE = 1  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
@@ -124,7 +124,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
 def _keep_events(run: Run, name: str, day: date, events: Iterable[pa.RecordBatch]) -> EventFile:
     path = run.scratch / "events.parquet"
     accepted = _write(events, path, EVENT)
-    return EventFile(day, accepted, artifacts.keep(path, run.layout.events_of(day), name))
+    return EventFile(day, accepted, artifacts.keep(run.store, path, run.layout.events_of(day), name))
 
 
 def _keep_rejected(run: Run, name: str, rejected: Iterable[pa.RecordBatch]) -> tuple[str | None, int]:
@@ -135,7 +135,7 @@ def _keep_rejected(run: Run, name: str, rejected: Iterable[pa.RecordBatch]) -> t
         return None, 0
     path = run.scratch / "rejected.parquet"
     quarantined = _write(chain([first], batches), path, REJECTED)
-    return artifacts.keep(path, run.layout.rejected, name), quarantined
+    return artifacts.keep(run.store, path, run.layout.rejected, name), quarantined
 
 
 def _write(batches: Iterable[pa.RecordBatch], path: Path, table: Table) -> int:

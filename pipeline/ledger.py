@@ -18,10 +18,11 @@ from deltalake.exceptions import DeltaError
 from pipeline import artifacts
 from pipeline.contract.layout import Layout, month_of
 from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
+from pipeline.contract.seam import step
+from pipeline.contract.store import Store
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
 from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.intake import EventFile, TakeIn
-from pipeline.seam import step
 
 PUBLISH_ANEW = (
     "move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
@@ -71,31 +72,30 @@ class Ledger:
     days: Mapping[date, DayEntry]
 
 
-def read_ledger(layout: Layout) -> Ledger:
+def read_ledger(store: Store) -> Ledger:
     """The ledger of the newest version; an empty one where nothing was published.
 
-    Raises KeytallyError when there is a published version that cannot be read.
+    Raises KeytallyError when there is a published version that cannot be read, StoreError.
     """
     step("open the table")
     try:
-        table = open_published(layout.rollups)
+        table = open_published(store)
         publication = publication_of(table) if table else NOTHING_PUBLISHED
     except (DeltaError, ValueError, OSError) as error:
         raise KeytallyError(
             f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a"
             f" copy, or the rights to it, or {PUBLISH_ANEW}"
         ) from error
-    files = [_file_entry(row) for row in _rows(layout, publication, FILE_LEDGER)]
-    days = [DayEntry(**row) for row in _rows(layout, publication, DAY_LEDGER)]
+    files = [_file_entry(row) for row in _rows(store, publication, FILE_LEDGER)]
+    days = [DayEntry(**row) for row in _rows(store, publication, DAY_LEDGER)]
     return Ledger(publication, {entry.file: entry for entry in files}, {entry.day: entry for entry in days})
 
 
-def _rows(layout: Layout, publication: Publication, table: Table) -> Iterable[dict[str, Any]]:
+def _rows(store: Store, publication: Publication, table: Table) -> Iterable[dict[str, Any]]:
     for (rollup, _), published in sorted(publication.files.items(), key=lambda item: item[1].path):
         if rollup == table.name:
-            path = layout.rollups / published.path
             try:
-                artifacts.verify(path)
+                path = artifacts.verify(store, store.layout.rollups / published.path)
             except ArtifactDamaged as damage:
                 raise KeytallyError(
                     f"the ledger cannot be read: {damage.artifact} {damage.what}; restore that file from a copy, or"

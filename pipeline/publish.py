@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,19 +22,18 @@ from pipeline.contract.layout import month_name, rollup_folder
 from pipeline.contract.published import (
     APPLICATION,
     CONTENTS,
-    LOG,
     RUN_STARTED,
     Publication,
     PublishedFile,
     digest_of,
-    log_entry,
     open_published,
     panics_as_errors,
 )
+from pipeline.contract.seam import step
+from pipeline.contract.store import Store
 from pipeline.contract.tables import Table, published_schema
 from pipeline.errors import CommitRefused, NotDurable
 from pipeline.run import Run
-from pipeline.seam import step
 
 PARTITIONS = ["rollup", "month"]
 
@@ -55,88 +55,106 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     """
     for partition in partitions:
         check_schema(partition.path, partition.table)
-    table = _open_or_create(run.layout.rollups, before)
+    store = run.store
+    table = _open_or_create(store, before)
     # Delta keeps milliseconds. The files carry the moment too: it outlives the log, and answers are dated by it.
     committed_at = int(run.clock().timestamp() * 1000)
     superseded = [before.files.get((partition.table.name, partition.month)) for partition in partitions]
     removed = [_remove(file, committed_at) for file in superseded if file]
-    added = [_add(run.layout.rollups, partition, committed_at) for partition in partitions]
+    added = [_add(store, partition, committed_at) for partition in partitions]
     kept = {file.path for file in before.files.values()} - {action.path for action in removed}
     contents = digest_of([*kept, *(action.path for action in added)])
-    _sync_folders(run.layout.rollups, added)
-    commit_name = run.scratch.name
-    step("commit")
-    try:
-        with panics_as_errors():
-            table.create_write_transaction(
-                [*removed, *added],
-                mode="append",
-                schema=published_schema(),
-                partition_by=PARTITIONS,
-                commit_properties=CommitProperties(
-                    custom_metadata={
-                        "keytally.commit": commit_name,
-                        RUN_STARTED: run.started.isoformat(),
-                        **notes,
-                    },
-                    # Delta would rebase a commit that touches other files than the one it lost against. Two runs that
-                    # first publish a month would both be taken, and every request of it count twice. A transaction of
-                    # one application and one number is taken once; to retry would be to ask in vain.
-                    max_commit_retries=0,
-                    app_transactions=[Transaction(APPLICATION, before.generation + 1), Transaction(CONTENTS, contents)],
-                ),
-                post_commithook_properties=PostCommitHookProperties(
-                    create_checkpoint=False, cleanup_expired_logs=False
-                ),
-            )
-    except (DeltaError, OSError) as error:
-        # The commit may stand although what deltalake did behind it failed.
-        if not _is_ours(run.layout.rollups, before.version + 1, commit_name):
-            if isinstance(error, CommitFailedError) or log_entry(run.layout.rollups, before.version + 1).exists():
+    _sync_folders(store, added)
+    version, commit_name = before.version + 1, run.scratch.name
+
+    def commit() -> None:
+        try:
+            with panics_as_errors():
+                table.create_write_transaction(
+                    [*removed, *added],
+                    mode="append",
+                    schema=published_schema(),
+                    partition_by=PARTITIONS,
+                    commit_properties=CommitProperties(
+                        custom_metadata={
+                            "keytally.commit": commit_name,
+                            RUN_STARTED: run.started.isoformat(),
+                            **notes,
+                        },
+                        # Delta would rebase a commit that touches other files than the one it lost against. Two runs
+                        # that first publish a month would both be taken, and every request of it count twice. A
+                        # transaction of one application and one number is taken once; to retry would be to ask in vain.
+                        max_commit_retries=0,
+                        app_transactions=[
+                            Transaction(APPLICATION, before.generation + 1),
+                            Transaction(CONTENTS, contents),
+                        ],
+                    ),
+                    post_commithook_properties=PostCommitHookProperties(
+                        create_checkpoint=False, cleanup_expired_logs=False
+                    ),
+                )
+        except (DeltaError, OSError) as error:
+            # The commit may stand although the answer to it was lost, or what deltalake did behind it failed.
+            stands = _commit_of(store, version)
+            if stands == commit_name:
+                return
+            if isinstance(error, CommitFailedError) or stands is not None:
                 raise CommitRefused(before.version) from error
             raise
-    make_durable(run.layout.rollups, before.version + 1)
-    shorten_log(run.layout.rollups, before.version + 1)
-    return before.version + 1
+
+    step("commit")
+    store.tried("committing", store.layout.log_entry(version), commit)
+    make_durable(store, version)
+    shorten_log(store, version)
+    return version
 
 
-def _open_or_create(rollups: Path, before: Publication) -> DeltaTable:
+def _open_or_create(store: Store, before: Publication) -> DeltaTable:
     """A handle at the version `before`: what others commit from now on collides with what it commits."""
-    if open_published(rollups) is None:
-        artifacts.make_folder(rollups / LOG)
+    if open_published(store) is None:
+        store.check_commits()
+        store.make_folder(store.layout.log)
         step("make the table")
-        try:
-            DeltaTable.create(
-                rollups,
-                published_schema(),
-                partition_by=PARTITIONS,
-                name=APPLICATION,
-                description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
-                "always sum within one value of the column rollup.",
-            )
-        except (DeltaError, OSError) as error:
-            if open_published(rollups) is None:
-                raise
-            raise CommitRefused(before.version) from error  # another run created it at this moment
-    table = open_published(rollups, before.version)
+        store.tried("making the table", store.layout.log, lambda: _create(store, before))
+    table = open_published(store, before.version)
     if table is None:
         raise CommitRefused(before.version)  # it was moved away at this moment
     return table
 
 
-def _add(rollups: Path, partition: Partition, committed_at: int) -> AddAction:
-    name = artifacts.keep(partition.path, rollups / rollup_folder(partition.table.name, partition.month), "part")
-    path = f"{rollup_folder(partition.table.name, partition.month)}/{name}"
+def _create(store: Store, before: Publication) -> None:
+    uri, options = store.table
+    try:
+        DeltaTable.create(
+            uri,
+            published_schema(),
+            partition_by=PARTITIONS,
+            name=APPLICATION,
+            description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
+            "always sum within one value of the column rollup.",
+            storage_options=dict(options),
+        )
+    except (DeltaError, OSError) as error:
+        if open_published(store) is None:
+            raise
+        raise CommitRefused(before.version) from error  # another run created it at this moment
+
+
+def _add(store: Store, partition: Partition, committed_at: int) -> AddAction:
+    folder = rollup_folder(partition.table.name, partition.month)
+    size, statistics = partition.path.stat().st_size, _statistics(partition.path)
+    name = artifacts.keep(store, partition.path, store.layout.rollups / folder, "part")
     return AddAction(
-        path=path,
-        size=(rollups / path).stat().st_size,
+        path=f"{folder}/{name}",
+        size=size,
         partition_values={
             "rollup": partition.table.name,
             "month": None if partition.month is None else month_name(partition.month),
         },
         modification_time=committed_at,
         data_change=True,
-        stats=_statistics(rollups / path),
+        stats=statistics,
     )
 
 
@@ -163,31 +181,36 @@ def _remove(file: PublishedFile, committed_at: int) -> RemoveAction:
     )
 
 
-def _is_ours(rollups: Path, version: int, commit_name: str) -> bool:
+def _commit_of(store: Store, version: int) -> str | None:
+    """What the run that committed a version called its commit; None where there is no such version."""
     try:
-        return f'"keytally.commit":"{commit_name}"' in log_entry(rollups, version).read_text(encoding="utf-8")
+        with store.open(store.layout.log_entry(version)) as entry:
+            named = re.search(rb'"keytally\.commit":"([0-9a-f]*)"', entry.read())
     except FileNotFoundError:
-        return False
+        return None
+    return named[1].decode() if named else ""
 
 
-def _sync_folders(rollups: Path, added: Sequence[AddAction]) -> None:
+def _sync_folders(store: Store, added: Sequence[AddAction]) -> None:
     """Bring the names of the folders that hold the files to the disk, whoever made them."""
+    rollups = store.layout.rollups
     paths = [rollups / action.path for action in added]
     folders = {folder for path in paths for folder in path.parents if folder.is_relative_to(rollups)}
     for folder in sorted(folders):
-        artifacts.sync(folder)
+        store.sync(folder)
 
 
-def make_durable(rollups: Path, version: int) -> None:
+def make_durable(store: Store, version: int) -> None:
     """Bring a version to the disk; its files are there already. deltalake leaves that to the operating system.
 
     Also the version before it: the run that made it may have died before it did this itself. Raises NotDurable.
     """
+    layout = store.layout
     try:
-        for entry in (log_entry(rollups, version - 1), log_entry(rollups, version)):
+        for entry in (layout.log_entry(version - 1), layout.log_entry(version)):
             with suppress(FileNotFoundError):  # cleaned up, behind a checkpoint
-                artifacts.sync(entry)
-        for folder in (rollups / LOG, rollups, rollups.parent):
-            artifacts.sync(folder)
+                store.sync(entry)
+        for folder in (layout.log, layout.rollups, layout.root):
+            store.sync(folder)
     except OSError as error:
         raise NotDurable(version, error.strerror or str(error)) from error

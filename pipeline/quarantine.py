@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import verify
-from pipeline.contract.layout import Layout
+from pipeline.contract.store import Store
 from pipeline.errors import ArtifactDamaged, HeldBack
 from pipeline.ledger import FileEntry, read_ledger
 from pipeline.raw import RawFile, list_raw, read_texts
@@ -59,15 +59,16 @@ class Quarantine:
     However many lines there are, a few are in memory.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._present = {raw_file.file: raw_file for raw_file in list_raw(layout.raw).files}
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._present = {raw_file.file: raw_file for raw_file in list_raw(store).files}
         self._lists: list[tuple[FileEntry, Path]] = []
         lost: list[LostList] = []
-        for _, entry in sorted(read_ledger(layout).files.items()):
+        for _, entry in sorted(read_ledger(store).files.items()):
             if entry.take_in.rejected and not entry.same_as:
-                rejected = layout.rejected / entry.take_in.rejected
+                rejected = store.layout.rejected / entry.take_in.rejected
                 try:
-                    verify(rejected)
+                    verify(store, rejected)
                 except ArtifactDamaged as damage:
                     in_raw = self._raw_file_of(entry) is not None
                     what = f"{damage.artifact} {damage.what}"
@@ -78,7 +79,11 @@ class Quarantine:
 
     def lines(self) -> Iterator[QuarantinedLine]:
         """Every line whose list can be read, in order of file and line, with its text read from raw/."""
-        return (line for entry, rejected in self._lists for line in _lines(entry, rejected, self._raw_file_of(entry)))
+        return (
+            line
+            for entry, rejected in self._lists
+            for line in _lines(entry, self._store.fetch(rejected), self._raw_file_of(entry))
+        )
 
     def summary(self, examples: int) -> list[Rejection]:
         """The same by reason (the most frequent first) and file, with up to `examples` lines of each reason.
@@ -90,7 +95,7 @@ class Quarantine:
         for entry, rejected in self._lists:
             counts: Counter[str] = Counter()
             first: dict[str, list[int]] = {}
-            for batch in pq.ParquetFile(rejected).iter_batches():
+            for batch in pq.ParquetFile(self._store.fetch(rejected)).iter_batches():
                 for reason in pc.unique(batch["reason"]).to_pylist():
                     numbers = batch["line"].filter(pc.equal(batch["reason"], reason))
                     wanted = examples - shown[reason] - len(first.setdefault(reason, []))

@@ -9,14 +9,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
-import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +21,9 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from pipeline import rows
+from pipeline.contract.seam import step
+from pipeline.contract.store import Changed, RawSource, Store
 from pipeline.errors import HeldBack
-from pipeline.seam import step
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -44,15 +42,24 @@ class RawFile:
     """A file below raw/ at the moment it was listed. While its signature stays the same it is not opened again."""
 
     file: str  # path below raw/, with forward slashes
-    path: Path
     format: str
     size: int  # bytes
-    signature: str  # size, times and inode
+    signature: str  # of this state of it: size, times and inode, or size and ETag
+    changed_at: float  # when it was last written to, renamed, or put where it lies; seconds since 1970
+    store: Store = field(repr=False, compare=False)
 
     @property
     def read_as(self) -> str:
         """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
         return self.format + next(ending for ending in ENDINGS if self.file.endswith(ending))
+
+    def open(self) -> RawSource:
+        """The file, to be read from its beginning. Raises OSError."""
+        return self.store.open_raw(self.file, self.signature)
+
+    def parquet_source(self) -> Any:
+        """What Arrow reads it from."""
+        return self.store.parquet_source(self.file, self.signature)
 
 
 @dataclass(frozen=True)
@@ -64,62 +71,24 @@ class RawListing:
     held_back: tuple[HeldBack, ...]  # folders that cannot be listed, files that cannot be looked at
 
 
-def list_raw(raw: Path) -> RawListing:
-    """What lies below `raw`, names beginning with a dot or an underscore left out. No file is opened.
+def list_raw(store: Store) -> RawListing:
+    """What lies below raw/, names beginning with a dot or an underscore left out. No file is opened.
 
-    A link to a folder is followed, once.
+    Raises StoreError.
     """
     files: list[RawFile] = []
     ignored: list[str] = []
     held_back: list[HeldBack] = []
-    for file, path in _walk(raw, "", frozenset(), held_back):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            if path.is_symlink():  # perhaps to what is not mounted; else the file is gone since it was listed
-                held_back.append(HeldBack(file, "unreadable: a link to nothing"))
-            continue
-        except OSError as error:
-            held_back.append(HeldBack(file, f"unreadable: {error.strerror}"))
-            continue
-        if not stat.S_ISREG(found.st_mode) or not file.endswith(ENDINGS) or not _is_text(file):
+    for found in store.list_raw():
+        file = found.file
+        if found.problem:
+            held_back.append(HeldBack(file, found.problem))
+        elif not found.is_file or not file.endswith(ENDINGS) or not _is_text(file):
             ignored.append(file.encode("utf-8", "replace").decode())
-            continue
-        files.append(RawFile(file, path, NATIVE, found.st_size, _signature(found)))
+        else:
+            files.append(RawFile(file, NATIVE, found.size, found.signature, found.changed_at, store))
     files.sort(key=lambda raw_file: raw_file.file)
     return RawListing(tuple(files), tuple(sorted(ignored)), tuple(held_back))
-
-
-def _walk(
-    folder: Path, prefix: str, above: frozenset[tuple[int, int]], held_back: list[HeldBack]
-) -> Iterator[tuple[str, Path]]:
-    step("list a raw folder")
-    try:
-        here = folder.stat()
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        held_back.append(HeldBack(prefix or ".", f"unreadable: the folder cannot be listed ({error.strerror})"))
-        return
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:  # a link back to a folder that we are in
-        return
-    for entry in entries:
-        if entry.name.startswith((".", "_")):
-            continue
-        name = prefix + entry.name
-        if _is_folder(entry):
-            yield from _walk(Path(entry.path), name + "/", above | {identity}, held_back)
-        else:
-            yield name, Path(entry.path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself, or through a folder closed to us
-        return False
 
 
 def _is_text(name: str) -> bool:
@@ -128,10 +97,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:  # bytes that are no UTF-8 cannot be written into the ledger
         return False
     return True
-
-
-def _signature(found: os.stat_result) -> str:
-    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}"
 
 
 class RawPass:
@@ -149,7 +114,7 @@ class RawPass:
         step("open a raw file")
         with self._errors_as_held_back():
             # Unbuffered: what has been read is what has been hashed.
-            self._source = raw_file.path.open("rb", buffering=0)
+            self._source = raw_file.open()
 
     def __enter__(self) -> RawPass:
         return self
@@ -171,7 +136,7 @@ class RawPass:
             if self.is_parquet:
                 # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
                 self._drain()
-                batches = rows.ParquetRows(self.raw_file.path).batches()
+                batches = rows.ParquetRows(self.raw_file.parquet_source()).batches()
             else:
                 batches = rows.line_batches(self._plain())
             for batch in batches:
@@ -185,20 +150,15 @@ class RawPass:
         """
         with self._errors_as_held_back():
             self._drain()
-        try:
-            now = _signature(self.raw_file.path.stat())
-        except OSError:
-            now = ""
-        # The handle too: of two files that changed places, only the path has the signature.
-        if not now == _signature(os.fstat(self._source.fileno())) == self.raw_file.signature:
-            raise self._held_back("changing: it was written to while it was read; the next run tries again")
+            if not self._source.is_still(self.raw_file.signature):
+                raise Changed
         return self._hash.hexdigest()
 
     def texts(self, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
         """Some lines, by their numbers in order, each cut at `characters`. Instead of `batches()`."""
         with self._errors_as_held_back():
             if self.is_parquet:
-                yield from rows.row_texts(self.raw_file.path, lines, characters)
+                yield from rows.row_texts(self.raw_file.parquet_source(), lines, characters)
             else:
                 yield from rows.line_texts(self._plain(), lines, characters)
 
@@ -252,7 +212,7 @@ def read_texts(raw_file: RawFile, lines: Iterable[int], characters: int) -> Iter
 class _Hashed(io.RawIOBase):
     """A file of which every byte that is read is hashed."""
 
-    def __init__(self, source: io.FileIO, digest: Any, on_read: Callable[[int], None]) -> None:
+    def __init__(self, source: RawSource, digest: Any, on_read: Callable[[int], None]) -> None:
         self._source = source
         self._digest = digest
         self._on_read = on_read
@@ -271,6 +231,8 @@ class _Hashed(io.RawIOBase):
 def _reason_to_hold_back(error: Exception) -> str | None:
     # Arrow's messages can run over lines and name the path; the first line says it.
     first_line = str(error).split("\n", 1)[0][:200]
+    if isinstance(error, Changed):
+        return "changing: it was written to while it was read; the next run tries again"
     if isinstance(error, rows.UnusableParquet):
         return str(error)
     if isinstance(error, EOFError):

@@ -133,8 +133,8 @@ def reconcile(run: Run, first_day: date, last_day: date) -> Reconciliation:
     Nothing is written but what the engine spills. The moment of the run is not asked for: what was from the future is
     decided by the moment the ledger recorded. Raises ArtifactDamaged when a published file is not what was written.
     """
-    ledger = read_ledger(run.layout)
-    listing = list_raw(run.layout.raw)
+    ledger = read_ledger(run.store)
+    listing = list_raw(run.store)
     contents = _Contents(listing.files)
     days = frozenset(days_between(first_day, last_day))
     differences: list[Difference] = []
@@ -239,7 +239,7 @@ class _Contents:
 def _hash_of_beginning(raw_file: RawFile, size: int) -> str | None:
     found = hashlib.sha256()
     try:
-        with raw_file.path.open("rb") as file:
+        with raw_file.open() as file:
             while size and (block := file.read(min(size, BLOCK_BYTES))):
                 found.update(block)
                 size -= len(block)
@@ -283,16 +283,17 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, 
     accepted: Counter[int] = Counter()
     batch: list[Request] = []
     try:
-        for request in requests_in(raw_file.path, f".{ending}", entries[0].take_in.taken_at, size):
-            if request is None:
-                lines.quarantined += 1
-                continue
-            accepted[request.day] += 1
-            if first <= request.day <= last:
-                batch.append(request)
-                if len(batch) == ROWS_AT_ONCE:
-                    _add(engine, "request", _REQUEST, batch)
-                    batch = []
+        with raw_file.open() as opened:
+            for request in requests_in(opened, f".{ending}", entries[0].take_in.taken_at, size):
+                if request is None:
+                    lines.quarantined += 1
+                    continue
+                accepted[request.day] += 1
+                if first <= request.day <= last:
+                    batch.append(request)
+                    if len(batch) == ROWS_AT_ONCE:
+                        _add(engine, "request", _REQUEST, batch)
+                        batch = []
     except (OSError, EOFError, zlib.error, ZstdError, pa.ArrowException) as error:
         if _is_still_there(found, entries[0]):
             raise KeytallyError(f"{raw_file.file} cannot be recounted, although it was taken in: {error}") from error
@@ -313,10 +314,10 @@ def _is_still_there(found: _Found, entry: FileEntry) -> bool:
 def _is_as_listed(raw_file: RawFile) -> bool:
     """Whether a file lies there as it was listed: before it was hashed, and so before it was read."""
     try:
-        found = raw_file.path.stat()
+        with raw_file.open() as opened:
+            return opened.is_still(raw_file.signature)
     except OSError:
         return False
-    return raw_file.signature == f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}"
 
 
 _REQUEST = pa.schema(
@@ -432,7 +433,7 @@ def _published(run: Run, ledger: Ledger, days: Iterable[date]) -> _Published:
         for table, paths in tables.items():
             if file := ledger.publication.files.get((table.name, month)):
                 paths.append(run.layout.rollups / file.path)
-                verify(paths[0])
+                paths[0] = verify(run.store, paths[0])
     return files
 
 

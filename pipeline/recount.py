@@ -29,7 +29,6 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
@@ -69,15 +68,15 @@ class Request(NamedTuple):
     output_tokens: int
 
 
-def requests_in(path: Path, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:
-    """For each line of a raw file its request, or None where the line is none; blank lines are left out.
+def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:
+    """For each line of an open raw file its request, or None where the line is none; blank lines are left out.
 
     ending: the extension it is read by. taken_at: the moment at which it was taken in, which decides what is from
     the future. size: bytes of it that are read, from its beginning; of Parquet all is read. Raises what its
     decompressor or Parquet raise when so much of it is not whole.
     """
     latest = _since_1970(taken_at + TOLERANCE)
-    records = _rows(path) if ending == ".parquet" and size else _objects(path, ending, size)
+    records = _rows(raw) if ending == ".parquet" and size else _objects(raw, ending, size)
     for record in records:
         try:
             yield None if record is None else _request(record, latest)
@@ -209,9 +208,9 @@ def _amount(value: Any, limit: int, decimals: int) -> int:
 # --- lines of JSON ---------------------------------------------------------------------------------------------------
 
 
-def _objects(path: Path, ending: str, size: int) -> Iterator[Record | None]:
+def _objects(raw: io.RawIOBase, ending: str, size: int) -> Iterator[Record | None]:
     """The object on each line that is not blank; None where it holds no object."""
-    with path.open("rb", buffering=0) as file, _opened(_Beginning(file, size), ending, size) as text:
+    with _opened(_Beginning(raw, size), ending, size) as text:
         for line in _lines(text):
             try:
                 value = None if line is None else _JSON.decode(line.decode("utf-8"))
@@ -234,7 +233,7 @@ def _opened(beginning: _Beginning, ending: str, size: int) -> io.BufferedReader:
 class _Beginning(io.RawIOBase):
     """The first `size` bytes of a file: what was written behind them since is not there."""
 
-    def __init__(self, file: io.FileIO, size: int) -> None:
+    def __init__(self, file: io.RawIOBase, size: int) -> None:
         self._file = file
         self._left = size
 
@@ -285,9 +284,9 @@ _JSON = json.JSONDecoder(
 # --- rows of Parquet -------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[Record | None]:
+def _rows(raw: io.RawIOBase) -> Iterator[Record | None]:
     """Each row as the record it stands for; None where one of its texts is no UTF-8."""
-    with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, memory_map=False) as parquet:
+    with pq.ParquetFile(raw, buffer_size=2**20, pre_buffer=False) as parquet:
         names = parquet.schema_arrow.names
         present = [name for name in FIELDS if name in names]
         for batch in parquet.iter_batches(batch_size=4096, columns=present):

@@ -72,7 +72,7 @@ def restate(
     for entry in changed:
         blame = _blame_of(before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)
         found += _restate_day(run, before, entry, blame, is_sound)
-    lost = so_far is not None and (check or found > 0) and not _is_kept(so_far, month)
+    lost = so_far is not None and (check or found > 0) and not _is_kept(run, so_far, month)
     if not found and not lost:
         return Restated(None, lost=False)
     if so_far and not lost:
@@ -82,9 +82,9 @@ def restate(
     return Restated(path, lost)
 
 
-def _is_kept(recorded: Path, month: date) -> bool:
+def _is_kept(run: Run, recorded: Path, month: date) -> bool:
     try:
-        verify(recorded)
+        verify(run.store, recorded)
     except ArtifactDamaged as damage:
         log.warning(
             "%s %s; what was restated of %s before now is lost, and its record begins anew",

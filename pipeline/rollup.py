@@ -53,7 +53,7 @@ def roll_up_day(run: Run, day: date, fingerprint: str, events: Sequence[Path], a
     check_day(day, accepted=accepted, in_events=in_events, counted=counted, duplicate=duplicate, session=session)
     path = run.scratch / "daily.parquet"
     engine.copy("daily", path, SCAN_ROWS, day=day)
-    artifact = artifacts.keep(path, run.layout.daily_of(day), fingerprint)
+    artifact = artifacts.keep(run.store, path, run.layout.daily_of(day), fingerprint)
     return DayEntry(day, fingerprint, artifact, run.started, accepted, counted, duplicate, conflicting, session)
 
 

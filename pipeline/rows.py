@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -233,11 +232,11 @@ def line_texts(plain: Plain, lines: Iterable[int], characters: int) -> Iterator[
         at_start = piece.endswith(b"\n")
 
 
-def row_texts(path: Path, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+def row_texts(source: Any, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
     """Some rows of a Parquet file, by their numbers in order, as JSON cut at `characters`."""
     wanted = iter(lines)
     next_wanted = next(wanted, None)
-    for batch in ParquetRows(path).batches():
+    for batch in ParquetRows(source).batches():
         first = batch.column("line")[0].as_py()
         while next_wanted is not None and next_wanted < first + batch.num_rows:
             row = batch.slice(next_wanted - first, 1).drop_columns(["line", "reason"]).to_pylist()[0]
@@ -273,14 +272,15 @@ class ParquetRows:
     every rule refuses by its type.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Any) -> None:
+        """source: a path, or an open file that no other reads from."""
         # Buffered: pages are read as they are needed, not whole column chunks.
         how: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
-        self._file = pq.ParquetFile(path, **how)
+        self._file = pq.ParquetFile(source, **how)
         self._batch_rows, repeated = _row_sizes(self._file)
         if repeated:
             try:
-                self._file = pq.ParquetFile(path, read_dictionary=repeated, **how)
+                self._file = pq.ParquetFile(source, read_dictionary=repeated, **how)
             except KeyError as error:
                 raise UnusableParquet(f"unreadable: its columns are not the same all over ({error})") from error
         given = self._file.schema_arrow

@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.contract.layout import Layout
+from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import Store, open_store
 from pipeline.engine import Engine
-from pipeline.seam import step
 
 
 class Watch:
@@ -33,26 +34,35 @@ class Run:
     """What every step of a run is given. started: the one moment that counts as now, UTC."""
 
     settings: Settings
-    layout: Layout
+    store: Store
     clock: Callable[[], datetime]
     started: datetime
     scratch: Path
     engine: Engine
     watch: Watch
 
+    @property
+    def layout(self) -> Layout:
+        """What the files of the data root are called."""
+        return self.store.layout
+
 
 @contextmanager
 def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None) -> Iterator[Run]:
-    """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed."""
-    layout = Layout(settings.data)
+    """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed.
+
+    Raises StoreError when the data root cannot be reached.
+    """
+    store = open_store(settings)
     step("make the folder of scratches")
-    layout.scratch.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(layout.scratch)
-    scratch, lock = _locked_scratch(layout.scratch)
+    store.layout.scratch.mkdir(parents=True, exist_ok=True)
+    store.check()
+    _remove_abandoned(store.layout.scratch)
+    scratch, lock = _locked_scratch(store.layout.scratch)
     try:
-        engine = Engine(settings, scratch)
+        engine = Engine(settings, store, scratch)
         try:
-            yield Run(settings, layout, clock, clock(), scratch, engine, watch or Watch())
+            yield Run(settings, store, clock, clock(), scratch, engine, watch or Watch())
             step("remove the scratch")
         finally:
             engine.close()

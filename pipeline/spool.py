@@ -11,7 +11,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from pipeline.seam import step
+from pipeline.contract.seam import step
 
 HELD_BYTES = 16 * 2**20  # in memory; what is more waits on the disk
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from pipeline.artifacts import sync
 from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading
 from pipeline.contract.coverage import DayState, state_of
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout, days_between
-from pipeline.contract.published import log_entry, run_of
+from pipeline.contract.layout import days_between
+from pipeline.contract.published import run_of
+from pipeline.contract.seam import step
+from pipeline.contract.store import Store
 from pipeline.contract.wording import instant_text
 from pipeline.errors import HeldBack
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.raw import RawFile, list_raw
 from pipeline.rollup import fingerprint_of
 from pipeline.run import Run
-from pipeline.seam import step
 
 Why = Literal["new", "changed", "moment has come", "rules changed"]
 
@@ -163,13 +163,13 @@ class Status:
         return {"since": instant_text(since), "seconds": seconds}
 
 
-def status_of(layout: Layout, now: datetime) -> Status:
+def status_of(store: Store, now: datetime) -> Status:
     """How things stand at `now`. Opens no raw file."""
-    ledger = read_ledger(layout)
+    ledger = read_ledger(store)
     version = ledger.publication.version
-    listing = list_raw(layout.raw)
-    note = read_last_run(layout)
-    newest = _newest_run(layout, note, version)
+    listing = list_raw(store)
+    note = read_last_run(store)
+    newest = _newest_run(store, note, version)
     confirmed_at = newest.started if newest else None
     refused = note.held_back if note else {}
     confirmed = note.confirmed if note else {}
@@ -201,19 +201,19 @@ def lost_versions(newest: int, last_run: LastRun) -> str:
     return f"version {last_run.version} was published, but {there}"
 
 
-def _newest_run(layout: Layout, note: LastRun | None, version: int) -> LastRun | None:
+def _newest_run(store: Store, note: LastRun | None, version: int) -> LastRun | None:
     """The newest run that is known of, as a server knows of it: from its note, or from the commit of `version`."""
     if note is not None and note.version == version:
         return note
     # A note of a later version speaks of another table: an older copy was put back in its place.
     known = note if note is not None and note.version < version else None
-    committed = run_of(layout.rollups, version)
+    committed = run_of(store, version)
     return max((run for run in (known, committed) if run), key=lambda run: run.started, default=None)
 
 
 def _as_it_is_since(raw_file: RawFile) -> datetime:
     """When a file was last written to, renamed, or put where it lies: its time of change, which nothing sets back."""
-    return datetime.fromtimestamp(int(raw_file.signature.split(":")[2]) // 10**9, UTC)
+    return datetime.fromtimestamp(int(raw_file.changed_at), UTC)
 
 
 def _waiting(raw_file: RawFile, ledger: Ledger, confirmed: Mapping[tuple[str, str], str], now: datetime) -> Waiting:
@@ -312,10 +312,10 @@ def write_last_run(
     quarantined: see LastRun.
     """
     started = run.started
-    before = read_last_run(run.layout)
+    before = read_last_run(run.store)
     if before and before.started <= run.clock() and before.version >= version and before.started > started:
         return  # a run that started later has ended already, and knew more
-    if before and before.version > version and log_entry(run.layout.rollups, before.version).exists():
+    if before and before.version > version and run.store.signature(run.layout.log_entry(before.version)):
         return  # another run published since
     # A run that started later may have ended earlier; what it confirmed stands. But a moment that has not come is a
     # clock that was wrong.
@@ -326,6 +326,4 @@ def write_last_run(
     unfinished.write_text(
         LastRun(started, version, held_back, findings, confirmed, quarantined).as_json(), encoding="utf-8"
     )
-    sync(unfinished)
-    step("rename the note of the run")
-    unfinished.replace(run.layout.last_run)
+    run.store.write(unfinished, run.layout.last_run)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -12,11 +10,12 @@ from pathlib import Path
 from deltalake.exceptions import DeltaError
 
 from pipeline.contract.layout import Layout
-from pipeline.contract.published import LOG, NOTHING_PUBLISHED, Publication, open_published, publication_of
+from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
+from pipeline.contract.seam import step
+from pipeline.contract.store import Store, StoreError
 from pipeline.ledger import DayEntry, FileEntry, Ledger
 from pipeline.publish import Partition
 from pipeline.run import Run
-from pipeline.seam import step
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def start_grace(
     superseded -= {*_artifacts(layout, files.values(), days.values())}
     replaced = [before.publication.files.get((partition.table.name, partition.month)) for partition in partitions]
     superseded |= {layout.rollups / file.path for file in replaced if file}
-    _start_grace(superseded, now)
+    run.store.start_grace(sorted(superseded), now)
 
 
 def start_grace_of_all(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
@@ -51,15 +50,10 @@ def start_grace_of_all(run: Run, files: Mapping[str, FileEntry], days: Mapping[d
     is over it may be put back.
     """
     layout = run.layout
-    there = {path for folder in (layout.events, layout.daily, layout.rejected) for path in folder.rglob("*.parquet")}
-    _start_grace(there - {*_artifacts(layout, files.values(), days.values())}, run.clock().timestamp())
-
-
-def _start_grace(superseded: Iterable[Path], now: float) -> None:
-    for path in sorted(superseded):
-        step("start the grace of a file")
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path, (now, now))
+    folders = (layout.events, layout.daily, layout.rejected)
+    there = {found.path for folder in folders for found in run.store.list(folder) if found.path.suffix == ".parquet"}
+    needed = {*_artifacts(layout, files.values(), days.values())}
+    run.store.start_grace(sorted(there - needed), run.clock().timestamp())
 
 
 def sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
@@ -69,38 +63,40 @@ def sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry
     """
     try:
         _sweep(run, files, days)
-    except (OSError, ValueError, DeltaError) as error:
+    except (OSError, ValueError, DeltaError, StoreError) as error:
         log.warning("not everything superseded could be deleted: %s; the next run tries again", error)
 
 
 def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry]) -> None:
     layout = run.layout
-    now = run.clock().timestamp()
-    newest = _newest(layout)
+    in_grace = (run.clock() - GRACE).timestamp()
+    newest = _newest(run.store)
     needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, newest)}
     # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
     for folder in (layout.events, layout.daily, layout.rejected, layout.rollups):
-        for path in folder.rglob("*.parquet"):
-            with contextlib.suppress(FileNotFoundError):
-                if path not in needed and LOG not in path.parts and now - path.stat().st_mtime > GRACE.total_seconds():
-                    step("delete a superseded file")
-                    path.unlink()
-    sweep_log(layout, newest.version)
+        for found in run.store.list(folder):
+            if found.path.suffix != ".parquet" or found.path in needed or found.path.parent == layout.log:
+                continue
+            if found.since < in_grace and run.store.grace_started(found.path) < in_grace:
+                step("delete a superseded file")
+                run.store.delete(found.path)
+    run.store.forget_graces(in_grace)
+    sweep_log(run.store, newest.version)
 
 
-def sweep_log(layout: Layout, version: int) -> None:
+def sweep_log(store: Store, version: int) -> None:
     """Delete what killed commits left beside the log entries up to `version`, the newest."""
     # deltalake writes an entry beside its name, with a # and a number behind it. Of a version that is there already,
     # such a file is what a killed commit left, or that of a commit which is about to be refused.
-    for path in (layout.rollups / LOG).glob("*#*"):
-        entry = path.name[:20]
-        if not entry.isdigit() or int(entry) <= version:
+    for found in store.list(store.layout.log):
+        entry = found.path.name[:20]
+        if "#" in found.path.name and (not entry.isdigit() or int(entry) <= version):
             step("delete an unfinished log entry")
-            path.unlink(missing_ok=True)
+            store.delete(found.path)
 
 
-def _newest(layout: Layout) -> Publication:
-    table = open_published(layout.rollups)
+def _newest(store: Store) -> Publication:
+    table = open_published(store)
     return publication_of(table) if table else NOTHING_PUBLISHED
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
 from pipeline.contents import days_touched, events_by_day
 from pipeline.contract.last_run import read_last_run
-from pipeline.contract.layout import checksum_of, days_between, month_name, month_of, stated_checksum
+from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
+from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
 from pipeline.healing import Healing, Inspection
@@ -94,9 +95,9 @@ class _Update:
         self.run = run
         self.steps = steps
         self.redo = redo
-        self.last_run = read_last_run(run.layout)  # the newest before this one
+        self.last_run = read_last_run(run.store)  # the newest before this one
         self.arrivals = Arrivals(run, steps.take_in, dict(self.last_run.confirmed) if self.last_run else {})
-        self.inspection = Inspection()
+        self.inspection = Inspection(run.store, thorough=bool(redo))
         self.healing = Healing(run, steps.take_in, self.inspection, thorough=bool(redo))
         self.rolled: dict[tuple[date, str], DayEntry] = {}  # by day and fingerprint
         self.findings: frozenset[date] = frozenset()  # days of which something is held back
@@ -108,7 +109,7 @@ class _Update:
 
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
-        ledger = read_ledger(self.run.layout)
+        ledger = read_ledger(self.run.store)
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -123,17 +124,18 @@ class _Update:
             self._publish(ledger, files, days, partitions, report)
         elif report.version:
             # The run that published it may have died before it did so itself.
-            make_durable(self.run.layout.rollups, report.version)
-            sweep_log(self.run.layout, report.version)
+            make_durable(self.run.store, report.version)
+            sweep_log(self.run.store, report.version)
         in_ledger = files if any(partition.table is FILE_LEDGER for partition in partitions) else ledger.files
         self._note(report, self.arrivals.still_confirmed(in_ledger, listing.files))
         return report
 
     def _list_raw(self, ledger: Ledger) -> RawListing:
-        raw = self.run.layout.raw
-        if ledger.files and not raw.is_dir():
+        store = self.run.store
+        if ledger.files and not store.has_raw():
+            raw = store.name_of(store.layout.raw)
             raise KeytallyError(f"{raw} is not there, out of which {len(ledger.files):,} files were taken in; mount it")
-        return list_raw(raw)
+        return list_raw(store)
 
     def _look_for_lost(
         self,
@@ -154,15 +156,21 @@ class _Update:
                 held_back = "".join(f"; {held}" for held in report.held_back[:3])
                 raise KeytallyError(
                     f"{lost_versions(newest, self.last_run)}, and nothing in raw/ can be taken in{held_back}; put"
-                    f" rollups/ back, or remove {layout.last_run} to begin with nothing"
+                    f" rollups/ back, or remove {self.run.store.name_of(layout.last_run)} to begin with nothing"
                 )
             report.lost = lost_versions(newest, self.last_run)
             named = {event.path_in(layout) for entry in files.values() for event in entry.take_in.events}
-            report.lost_days = sorted({day for day, path in layout.event_files() if path not in named})
+            report.lost_days = sorted({day for day, path in self._event_files() if path not in named})
             if not report.lost_days:
                 log.warning("%s; everything it counted is published anew from raw/", report.lost)
         elif not ledger.publication.generation:
-            report.lost_days = sorted({day for day, _ in layout.event_files()} - days.keys())
+            report.lost_days = sorted({day for day, _ in self._event_files()} - days.keys())
+
+    def _event_files(self) -> Iterator[tuple[date, Path]]:
+        """Every file of events there is, with its day."""
+        for found in self.run.store.list(self.run.layout.events):
+            if day := day_of(found.path):
+                yield day, found.path
 
     def _publish(
         self,
@@ -189,8 +197,9 @@ class _Update:
         held_back = self.arrivals.held_back
         try:
             write_last_run(self.run, report.version, held_back, self.findings, confirmed, report.quarantined)
-        except OSError as error:  # what is published stays published
-            log.warning("%s cannot be written: %s", self.run.layout.last_run, error.strerror)
+        except (OSError, StoreError) as error:  # what is published stays published
+            name = self.run.store.name_of(self.run.layout.last_run)
+            log.warning("%s cannot be written: %s", name, getattr(error, "strerror", error))
 
     def _roll_up_days(
         self, ledger: Ledger, raw_files: Sequence[RawFile], files: dict[str, FileEntry], report: Report
@@ -299,7 +308,7 @@ class _Update:
         same_bytes = checksum_of(rolled) == stated_checksum(published)
         if not self.inspection.is_sound(published):
             if same_bytes:
-                keep(rolled, published.parent, "part")
+                keep(self.run.store, rolled, published.parent, "part")
             return same_bytes
         return same_bytes or same_rows(self.run, table, published, rolled)
 

@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.contract.layout import Layout
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import open_store
 from serving.answer_cache import AnswerCache
 from serving.auth import Gate
 from serving.clock import Clock, utc_now
@@ -38,6 +38,7 @@ from serving.routes import Direct, TracedRoute, routes
 from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
+PATIENCE = 10  # seconds that a bucket is asked again; who waits for a first answer waits as long
 REGISTRY_SECONDS = 0.25  # how often the key registry is looked at
 PARENT_SECONDS = 1.0  # how often a worker looks for its parent
 
@@ -51,10 +52,10 @@ def create_app(
     cannot be done.
     """
     registry = KeyRegistry(settings.keys)
-    layout = Layout(settings.data)
-    reader = Reader(layout)
+    store = open_store(settings, PATIENCE)
+    reader = Reader(store)
     metrics = metrics or Metrics()
-    names = NamesFile(layout.key_names)
+    names = NamesFile(store)
     # A client may take an answer for the newest as long as the server itself does.
     answers = AnswerCache(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     limiter = Limiter(settings.rate_limit, settings.rate_limit_store, workers)
@@ -112,7 +113,7 @@ def create_metrics_app(
     collectors: Callable[[], list[Collector]], settings: Settings, clock: Clock = utc_now
 ) -> Starlette:
     """/metrics alone, for an address of its own. collectors: what the serving processes count."""
-    reader = Reader(Layout(settings.data))
+    reader = Reader(open_store(settings, PATIENCE))
     show = ShowMetrics(collectors, State(reader, clock), reader.refresh)
     app = Starlette(
         routes=[TracedRoute("/metrics", show, methods=["GET"])], exception_handlers={HTTPException: _refuse}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple, TextIO
 
+from pipeline.contract.store import Signature, Store, StoreError
 from pipeline.contract.wording import count_of
 
 _LOG = logging.getLogger("keytally.names")
@@ -25,7 +26,7 @@ _RULES = (
 class Names(NamedTuple):
     """The names of one state of the file. signature: what tells this state from others; () where there is no file."""
 
-    signature: tuple[int, ...] = ()
+    signature: Signature = ()
     names: Mapping[str, str] = {}
 
     def of(self, organization_id: str, api_key_id: str) -> str | None:
@@ -43,13 +44,18 @@ class NamesFile:
     MOST_NAMES = 200_000
     MOST_BYTES = 64 * 2**20  # a larger file is not read
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = store.layout.key_names
         self._failure: str | None = None  # why the file could not be opened or read, the last time
         self.names = Names()
 
     def refresh(self) -> None:
         """Reads the file if it is another than it was: about a microsecond when it is not. Never raises."""
+        with suppress(StoreError):  # away: the reader says so, and the names stay what they were
+            self._refresh()
+
+    def _refresh(self) -> None:
         signature = self._signature()
         if signature == self.names.signature:
             return
@@ -57,9 +63,11 @@ class NamesFile:
         failure: str | None = None
         if signature:
             try:
-                with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                    signature = _signature_of(os.fstat(file.fileno()))
-                    names = self._read(file)
+                # Looked at before it is read: one that is replaced meanwhile is read again.
+                if int(signature[0]) > self.MOST_BYTES:
+                    raise ValueError(f"it is larger than {self.MOST_BYTES:,} bytes")
+                with self._store.open(self._path) as file:
+                    names = self._read(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
             except ValueError as error:
                 _LOG.error("%s names no keys: %s", self._path.name, error)
             except OSError as error:  # of the moment, and not of the file: it is tried again at the next look
@@ -70,16 +78,14 @@ class NamesFile:
         self._failure = failure
         self.names = Names(signature, names)
 
-    def _signature(self) -> tuple[int, ...]:
+    def _signature(self) -> Signature:
         try:
-            return _signature_of(self._path.stat())
+            return self._store.signature(self._path) or ()
         except OSError:
             return ()
 
     def _read(self, file: TextIO) -> dict[str, str]:
         """Raises ValueError when the file is none of names."""
-        if os.fstat(file.fileno()).st_size > self.MOST_BYTES:
-            raise ValueError(f"it is larger than {self.MOST_BYTES:,} bytes")
         rows = _rows(file)
         _, header = next(rows, (0, None))
         if header is None or any(header.count(column) != 1 for column in COLUMNS):
@@ -117,7 +123,3 @@ def _rows(file: TextIO) -> Iterator[tuple[int, list[str] | None]]:
         except csv.Error:
             row = None
         yield reader.line_num, row
-
-
-def _signature_of(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

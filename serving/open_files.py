@@ -6,6 +6,8 @@ Whoever is late, and wants a file that was let go of, opens it again.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -14,10 +16,10 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.contract.published import Publication, PublishedFile
+from pipeline.contract.store import Signature, Store
 from pipeline.contract.tables import DAY_LEDGER, ORGANIZATION_DAY, PUBLISHED
 from serving.checked_file import CheckedFile, OtherBytes
 from serving.coverage import loaded_days_of
@@ -60,18 +62,14 @@ class OpenFiles:
     LATE_SECONDS = 30.0  # how long a file stays that only the version before names: requests may still be under way
     AHEAD_SECONDS = 5.0  # how long a new version may wait for its files to be opened: no file is begun later
 
-    def __init__(self, place: Callable[[PublishedFile], Path]) -> None:
-        """place: where a file lies on this machine. It may take its time, and raise OSError; no lock is held meanwhile.
-
-        It is called whenever a file is opened, and by nobody else.
-        """
-        self._place = place
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._looking = threading.Lock()  # held for a look at what is open, never while a file is read
         self._open: OrderedDict[str, _Held] = OrderedDict()  # by path, what was used last at the end
         self._row_groups = 0  # of all of these
         self._newest: frozenset[str] | None = None  # what the newest version names; None before there was a second
         self._opening: dict[str, Future[None]] = {}  # done when the file at that path was opened, or could not be
-        self._refused: dict[str, tuple[tuple[int, ...], str]] = {}  # signature of a file that is damaged, and why
+        self._refused: dict[str, tuple[Signature, str]] = {}  # signature of a file that is damaged, and why
         self._waiting = threading.local()
 
     @contextmanager
@@ -210,14 +208,18 @@ class OpenFiles:
             self._waiting.refused = False
 
     def _checked(self, file: PublishedFile) -> _Opened:
-        path = self._place(file)
-        status = path.stat()
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        path = self._store.layout.rollups / file.path
+        signature = self._store.signature(path)
+        if signature is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         refused = self._refused.get(file.path)
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
-            checked = CheckedFile(path)
+            try:
+                checked = CheckedFile(self._store.fetch(path))
+            except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
+                checked = CheckedFile(self._store.fetch(path, anew=True))
             opened: _Opened
             if file.rollup == DAY_LEDGER.name:
                 opened = loaded_days_of(checked)

@@ -19,18 +19,18 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline.contract.last_run import LastRun, read_last_run
-from pipeline.contract.layout import Layout, month_of
+from pipeline.contract.layout import month_of
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
     Publication,
     PublishedFile,
     digest_of,
-    log_entry,
     open_published,
     publication_of,
     run_of,
     update_published,
 )
+from pipeline.contract.store import LogState, Signature, Store, StoreError
 from pipeline.contract.tables import API_KEY_DAY, API_KEY_MONTH, DAY_LEDGER, ORGANIZATION_DAY
 from pipeline.contract.wording import backfill_of
 from serving.coverage import Basis
@@ -107,17 +107,17 @@ class Confirmed:
 class Reader:
     """What is published, and the rows of it. Safe to share between threads. files: those that are open."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._rollups = layout.rollups
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rollups = store.layout.rollups
         self._refreshing = threading.Lock()
         self._table: DeltaTable | None = None
-        self._log_folder: tuple[int, int] | None = None  # device and inode of the log that `_table` reads
-        self._entry: tuple[int, ...] | None = None  # signature of the log entry of its version
+        self._log: Signature | None = None  # which log `_table` reads
+        self._entry: Signature | None = None  # signature of the log entry of its version
         self._confirmed: Confirmed | None = None
-        self._note: tuple[tuple[int, ...], LastRun | None] = ((), None)  # the newest run's, and its file's signature
+        self._note: tuple[Signature, LastRun | None] = ((), None)  # the newest run's, and its file's signature
         self._failure: str | None = "it has not been looked at yet"
-        self.files = OpenFiles(lambda file: layout.rollups / file.path)
+        self.files = OpenFiles(store)
 
     @property
     def failure(self) -> str | None:
@@ -207,7 +207,7 @@ class Reader:
         try:
             with self.files.reading(file) as opened:
                 yield opened
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
 
     def check(self, file: PublishedFile) -> None:
@@ -229,7 +229,7 @@ class Reader:
                 raise ValueError("a day is not of this month")
             if any(day.day not in loaded for day in usage if day.requests):
                 raise ValueError("a day with requests is not in it")
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{ledger.path}: {error}; 'keytally status' says what to do") from error
         return loaded
 
@@ -245,39 +245,36 @@ class Reader:
             raise ValueError(f"version {last_run.version} was published, and the log ends at {publication.version}")
         said = [last_run] if last_run is not None else []
         if not said or said[0].version < publication.version:  # the note is written after the commit
-            committed = run_of(self._rollups, publication.version)
+            committed = run_of(self._store, publication.version)
             said += [committed] if committed is not None else []
         as_of = max((run.started for run in said), default=None)
         return Confirmed(publication, last_run, as_of, said[-1].findings if said else frozenset())
 
     def _newest_run(self) -> LastRun | None:
-        path = self._layout.last_run
+        path = self._store.layout.last_run
         try:
-            status = path.stat()
+            signature = self._store.signature(path)
         except OSError:
+            signature = None
+        if signature is None:
             self._note = ((), None)
             return None
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if signature != self._note[0]:
-            self._note = (signature, read_last_run(self._layout))
+            self._note = (signature, read_last_run(self._store))
             if self._note[1] is None:
                 _LOG.error("%s cannot be read; the next run writes it anew", path.name)
         return self._note[1]
 
     def _newest(self) -> Publication:
-        log = self._rollups / "_delta_log"
-        try:
-            status = log.stat()
-            log_folder = (status.st_dev, status.st_ino)
-        except FileNotFoundError:
-            log_folder = None
-        known = self._table is not None and log_folder == self._log_folder and not self._is_replaced(self._table)
+        log = self._store.look_at_log(self._table.version() if self._table else None)
+        known = self._table is not None and log.place == self._log and not self._is_replaced(self._table, log)
         if known and self._table is not None:
-            update_published(self._table)
+            if log.newest is None or log.newest > self._table.version():
+                update_published(self._store, self._table)
         else:  # the first look, another table at the same place, or one that could not be read the last time
-            self._table = open_published(self._rollups)
-            self._log_folder = log_folder
-        self._entry = self._signature_of_entry(self._table) or self._entry
+            self._table = open_published(self._store)
+            self._log = log.place
+        self._entry = (log.entry_of(self._table.version()) if self._table else None) or self._entry
         if self._table is None:
             if self._confirmed is not None and self._confirmed.publication.version:
                 raise FileNotFoundError("it is gone")
@@ -286,15 +283,10 @@ class Reader:
             return self._confirmed.publication
         return publication_of(self._table)
 
-    def _is_replaced(self, table: DeltaTable) -> bool:
-        """Whether the entry of the handle's version is another than when it was read: lost, and committed anew."""
-        entry = self._signature_of_entry(table)
-        return entry is not None and entry != self._entry
+    def _is_replaced(self, table: DeltaTable, log: LogState) -> bool:
+        """Whether the entry of the handle's version is another than when it was read: lost, and committed anew.
 
-    def _signature_of_entry(self, table: DeltaTable | None) -> tuple[int, ...] | None:
-        """None where there is none: nothing is published, or it was lost, or cut off behind a checkpoint."""
-        try:
-            status = log_entry(self._rollups, table.version()).stat() if table else None
-        except FileNotFoundError:
-            return None
-        return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+        There is none when it was lost and not replaced, or cut off behind a checkpoint.
+        """
+        entry = log.entry_of(table.version())
+        return entry is not None and entry != self._entry

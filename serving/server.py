@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from uvicorn.supervisors import Multiprocess
 
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import StoreError, open_store
 from serving import metrics
 from serving.app import create_app, create_metrics_app
 from serving.keys import KeyRegistry, RegistryError
@@ -50,8 +51,10 @@ def serve(
     port: 0 takes a free one. on_started: called once, with the server's URL, when connections are accepted.
     Logs to stderr, one JSON object a line. Call it in the main thread. Raises ServeError.
     """
-    if not settings.data.is_dir():
-        raise ServeError(f"the data folder {settings.data} does not exist; KEYTALLY_DATA says where it is")
+    try:
+        open_store(settings).check()
+    except StoreError as error:
+        raise ServeError(str(error)) from error
     registry = KeyRegistry(settings.keys)
     try:
         registry.open()

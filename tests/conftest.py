@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.contract.layout import Layout
 from pipeline.contract.published import Publication, open_published, publication_of
 from pipeline.contract.settings import Settings
+from pipeline.contract.store import open_store
 from pipeline.contract.tables import PUBLISHED
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.report import Report
@@ -47,11 +47,12 @@ def lines(*records: Record | str | bytes) -> bytes:
 class Place:
     """A data root of its own, rolled up at the moment `now`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str, **environment: str) -> None:
         self.settings = Settings.from_environment(
-            {"KEYTALLY_DATA": str(root), "KEYTALLY_THREADS": "2", "KEYTALLY_MEMORY_LIMIT": "512MB"}
+            {"KEYTALLY_DATA": str(root), "KEYTALLY_THREADS": "2", "KEYTALLY_MEMORY_LIMIT": "512MB", **environment}
         )
-        self.layout = Layout(root)
+        self.store = open_store(self.settings)
+        self.layout = self.store.layout
         self.now = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)
         self.layout.raw.mkdir(parents=True, exist_ok=True)
 
@@ -71,7 +72,7 @@ class Place:
             return backfill(run, date.fromisoformat(first_day), date.fromisoformat(last_day))
 
     def publication(self) -> Publication:
-        table = open_published(self.layout.rollups)
+        table = open_published(self.store)
         assert table is not None, "nothing was published"
         return publication_of(table)
 
@@ -82,19 +83,20 @@ class Place:
             (file for file in self.publication().files.values() if file.rollup == rollup), key=lambda file: file.path
         )
         parts = [
-            pq.read_table(self.layout.rollups / file.path, schema=schema, partitioning=None) for file in files
+            pq.read_table(self.store.fetch(self.layout.rollups / file.path), schema=schema, partitioning=None)
+            for file in files
         ] or [schema.empty_table()]
         return pa.concat_tables(parts).to_pandas()
 
     def ledger(self) -> Ledger:
-        return read_ledger(self.layout)
+        return read_ledger(self.store)
 
     def rejected(self, file: str) -> list[tuple[int, str]]:
         """Line and reason of a file's quarantined lines."""
         artifact = self.ledger().files[file].take_in.rejected
         if artifact is None:
             return []
-        rows = pq.read_table(self.layout.rejected / artifact).to_pylist()
+        rows = pq.read_table(self.store.fetch(self.layout.rejected / artifact)).to_pylist()
         return [(row["line"], row["reason"]) for row in rows]
 
     def events(self, file: str) -> list[Record]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import pipeline.seam
+import pipeline.contract.seam
 from pipeline.ledger import read_ledger
 from serving.reader import Reader
 from tests.conftest import Place, request
@@ -110,11 +110,11 @@ class Crash(Exception):
 @contextmanager
 def stepping(on_step: Callable[[str], None]) -> Iterator[None]:
     """Has each step told to `on_step` before it is done."""
-    pipeline.seam.at_step = on_step
+    pipeline.contract.seam.at_step = on_step
     try:
         yield
     finally:
-        pipeline.seam.at_step = None
+        pipeline.contract.seam.at_step = None
 
 
 def failing_at(number: int, failure: Callable[[], Exception] = Crash) -> Callable[[str], None]:
@@ -139,7 +139,7 @@ import os, signal, sys
 from datetime import datetime
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import pipeline.seam
+import pipeline.contract.seam
 from tests.conftest import Place
 for line in sys.stdin:
     root, now, number = line.rstrip("\\n").split("\\t")
@@ -151,7 +151,7 @@ for line in sys.stdin:
             if left == 0 or name == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
-        pipeline.seam.at_step = kill
+        pipeline.contract.seam.at_step = kill
         place = Place(Path(root))
         place.now = datetime.fromisoformat(now)
         place.roll_up()
@@ -182,10 +182,12 @@ for line in sys.stdin:
 
 def shown(place: Place) -> Shown:
     """Everything published: the version, every row of every rollup, and what the ledger says of files and days."""
-    ledger = read_ledger(place.layout)
+    ledger = read_ledger(place.store)
     publication = ledger.publication
     rows = {
-        (rollup, month): pq.read_table(place.layout.rollups / file.path, partitioning=None).to_pylist()
+        (rollup, month): pq.read_table(
+            place.store.fetch(place.layout.rollups / file.path), partitioning=None
+        ).to_pylist()
         for (rollup, month), file in publication.files.items()
         if rollup not in ("file", "day")
     }
@@ -202,7 +204,7 @@ def shown(place: Place) -> Shown:
 
 def answers_of(place: Place) -> Shown:
     """What a server that starts now answers, for every organization and published month."""
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     answers = {}
     for rollup, month in reader.publication.files:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import verify
+from pipeline.contract.store import FolderStore
 from pipeline.errors import ArtifactDamaged
 
 
@@ -21,5 +22,5 @@ from pipeline.errors import ArtifactDamaged
 )
 def test_a_damaged_file_is_named_by_its_path_below_the_data_root(tmp_path: Path, file: str) -> None:
     with pytest.raises(ArtifactDamaged) as missing:
-        verify(tmp_path / "rollups" / "data" / file)
+        verify(FolderStore(tmp_path), tmp_path / "rollups" / "data" / file)
     assert missing.value.artifact == file

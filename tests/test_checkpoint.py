@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-import pipeline.artifacts
+import pipeline.contract.store
 from pipeline import checkpoint
 from pipeline.contract.published import open_published, publication_of
 from pipeline.errors import KeytallyError
@@ -53,7 +53,7 @@ def cost_of(place: Place) -> int:
 
 def test_the_log_is_cut_only_when_its_checkpoint_is_on_the_disk(due: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    honest = pipeline.artifacts.os.fsync
+    honest = pipeline.contract.store.os.fsync
     at: dict[str, tuple[list[str], list[int]]] = {}
 
     def fsync(handle: int) -> None:
@@ -65,7 +65,7 @@ def test_the_log_is_cut_only_when_its_checkpoint_is_on_the_disk(due: Place, monk
             at[name] = list(synced), entries(due)
             synced.clear()
 
-    monkeypatch.setattr(pipeline.artifacts.os, "fsync", fsync)
+    monkeypatch.setattr(pipeline.contract.store.os, "fsync", fsync)
     with stepping(on_step):
         assert due.roll_up().version == 3
     assert list(at) == ["commit", "write a checkpoint", "cut the log"]
@@ -139,7 +139,7 @@ def test_whatever_bit_of_a_checkpoint_changes_is_an_error_or_harmless(due: Place
         changed[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
         path.write_bytes(changed)
         try:
-            table = open_published(due.layout.rollups)
+            table = open_published(due.store)
             assert table is not None
             seen = publication_of(table)
         except Exception:

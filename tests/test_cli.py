@@ -213,7 +213,12 @@ def test_wrong_usage_exits_2_and_says_what_is_right(keytally: Keytally, argument
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("KEYTALLY_DATA", "s3://bucket/prefix"),
+        ("KEYTALLY_DATA", "s3://"),
+        ("KEYTALLY_DATA", "s3://Bucket/prefix"),
+        ("KEYTALLY_DATA", "s3://bucket/../prefix"),
+        ("KEYTALLY_DATA", "gs://bucket/prefix"),
+        ("KEYTALLY_CACHE", "s3://bucket/prefix"),
+        ("KEYTALLY_CACHE_SIZE", "999KB"),
         ("KEYTALLY_DASK", "tcp://127.0.0.1:8786"),
         ("KEYTALLY_CURRENCY", "Franken"),
         ("KEYTALLY_SCHEDULE", "daily"),

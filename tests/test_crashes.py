@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.artifacts
+import pipeline.contract.store
 from pipeline.sweep import GRACE
 from tests.conftest import Place, request
 from tests.crashing import (
@@ -137,14 +137,14 @@ def test_everything_a_version_needs_is_synced_before_its_commit_and_the_commit_b
     place = scene.copy(tmp_path / "data2")
     synced: list[Path | None] = []  # None stands for the commit
     inodes: set[int] = set()
-    honest = pipeline.artifacts.os.fsync
+    honest = pipeline.contract.store.os.fsync
 
     def fsync(handle: int) -> None:
         honest(handle)
         synced.append(Path(f"/proc/self/fd/{handle}").readlink())
         inodes.add(os.fstat(handle).st_ino)
 
-    monkeypatch.setattr(pipeline.artifacts.os, "fsync", fsync)
+    monkeypatch.setattr(pipeline.contract.store.os, "fsync", fsync)
     with stepping(lambda name: synced.append(None) if name == "commit" else None):
         place.roll_up()
     commit = synced.index(None)

@@ -74,7 +74,7 @@ def test_a_disk_that_fails_at_any_kind_of_step_costs_nothing_published(
         "delete a superseded file",
         "delete an unfinished log entry",
         "write the note of the run",
-        "rename the note of the run",
+        "replace a document",
     }
 
 

@@ -7,10 +7,11 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
@@ -32,6 +33,7 @@ MONTHS = [(2023, 11), (2023, 12), (2024, 1)]
 pytestmark = pytest.mark.skipif(not TRACES.is_dir(), reason="the Azure traces are not here")
 
 Record = dict[str, Any]
+Served = tuple[str, dict[str, str]]  # the URL of a server, and a key for each organization
 
 
 def read_traces() -> list[Record]:
@@ -134,11 +136,11 @@ def recount(lines: list[Record]) -> pd.DataFrame:
     )
 
 
-def keytally(data: Path, *arguments: str) -> str:
+def keytally(environment: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "cli", *arguments],
         cwd=ROOT,
-        env=environment(data),
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -147,37 +149,34 @@ def keytally(data: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def environment(data: Path) -> dict[str, str]:
-    return {**os.environ, "KEYTALLY_DATA": str(data), "KEYTALLY_RATE_LIMIT": "off", "KEYTALLY_THREADS": "2"}
+def rolled_up_and_served(
+    lines: list[Record], deliver: Callable[[Path, str], object], place: Mapping[str, str], folder: Path
+) -> Iterator[Served]:
+    """The URL of a server on these lines, rolled up in two runs, and a reading key for each organization.
 
-
-@pytest.fixture(scope="module")
-def lines() -> list[Record]:
-    return with_copies(read_traces(), random.Random(2023))
-
-
-@pytest.fixture(scope="module")
-def server(lines: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """The URL of a server on these lines, rolled up in two runs, and a reading key for each organization."""
-    data = tmp_path_factory.mktemp("azure")
+    deliver: is told to put what lies below a folder into a folder below raw/. place: settings of the data root.
+    """
+    environment = {**os.environ, "KEYTALLY_RATE_LIMIT": "off", "KEYTALLY_THREADS": "2", **place}
     chance = random.Random(1)
     late = 1 + len(lines) // 7
-    write_raw(data / "raw", lines[late:], chance)
-    first = json.loads(keytally(data, "rollup", "--json"))
+    write_raw(folder / "first", lines[late:], chance)
+    deliver(folder / "first", "first")
+    first = json.loads(keytally(environment, "rollup", "--json"))
     assert first["months"] == ["2023-11", "2023-12"]
-    write_raw(data / "raw/late", lines[:late], chance)
-    second = json.loads(keytally(data, "rollup", "--json"))
+    write_raw(folder / "late", lines[:late], chance)
+    deliver(folder / "late", "late")
+    second = json.loads(keytally(environment, "rollup", "--json"))
     assert second["version"] == first["version"] + 1
     assert sum(day["accepted"] for day in second["days"]) == len(lines)
 
-    organizations = data / "organizations.txt"
+    organizations = folder / "organizations.txt"
     organizations.write_text("\n".join(sorted({record["organization_id"] for record in lines})), encoding="utf-8")
-    created = keytally(data, "keys", "create", "--orgs", str(organizations), "--json").splitlines()
+    created = keytally(environment, "keys", "create", "--orgs", str(organizations), "--json").splitlines()
     keys = {key["organization_id"]: key["key"] for key in map(json.loads, created)}
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "serve", "--port", "0", "--json"],
         cwd=ROOT,
-        env=environment(data),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -188,9 +187,27 @@ def server(lines: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert process.wait(timeout=20) == 0
 
 
-def test_every_organization_month_equals_an_independent_recount(
-    lines: list[Record], server: tuple[str, dict[str, str]]
-) -> None:
+@pytest.fixture(scope="module")
+def lines() -> list[Record]:
+    return with_copies(read_traces(), random.Random(2023))
+
+
+@pytest.fixture(scope="module")
+def server(lines: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    data = tmp_path_factory.mktemp("azure")
+
+    def deliver(folder: Path, to: str) -> None:
+        shutil.move(folder, data / "raw" / to)
+
+    (data / "raw").mkdir()
+    yield from rolled_up_and_served(lines, deliver, {"KEYTALLY_DATA": str(data)}, tmp_path_factory.mktemp("traces"))
+
+
+def test_every_organization_month_equals_an_independent_recount(lines: list[Record], server: Served) -> None:
+    assert_every_organization_month_equals_a_recount(lines, server)
+
+
+def assert_every_organization_month_equals_a_recount(lines: list[Record], server: Served) -> None:
     url, keys = server
     expected = recount(lines)
     assert len(read_traces()) == 28_185

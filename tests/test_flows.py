@@ -50,6 +50,7 @@ from prefect.settings import (
 import flows
 from pipeline.contract.layout import Layout
 from pipeline.contract.published import open_published, publication_of
+from pipeline.contract.store import FolderStore
 from pipeline.contract.tables import ORGANIZATION_DAY
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed, HeldBack, KeytallyError
@@ -93,7 +94,7 @@ def write_raw(data: Path, file: str, day: str, requests: int, *, organization: s
 def published(data: Path) -> dict[tuple[str, str], tuple[int, Decimal]]:
     """Requests and cost by organization and day, from the newest version of the Delta table; {} where there is none."""
     rollups = Layout(data).rollups
-    table = open_published(rollups)
+    table = open_published(FolderStore(data))
     if table is None:
         return {}
     return {

@@ -21,7 +21,7 @@ def dated(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def history(place: Place, organization_id: str | None = None) -> list[Restatement]:
-    return restatements(place.layout, date(2025, 1, 1), date(2025, 12, 31), organization_id)
+    return restatements(place.store, date(2025, 1, 1), date(2025, 12, 31), organization_id)
 
 
 @pytest.fixture

@@ -203,10 +203,10 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
 
 def taken(run: Run, place: Place, file: str, content: bytes) -> TakeIn:
-    for old in list_raw(place.layout.raw).files:
-        old.path.unlink()
+    for old in list_raw(place.store).files:
+        (place.layout.raw / old.file).unlink()
     place.write_raw(file, content)
-    return take_in(run, list_raw(place.layout.raw).files[0])
+    return take_in(run, list_raw(place.store).files[0])
 
 
 def kept_values(place: Place, taken_in: TakeIn) -> list[tuple[str, ...]]:
@@ -390,7 +390,7 @@ def test_no_flipped_bit_and_no_cut_ever_makes_another_number(place: Place, file:
     def text_of(content: bytes) -> str | None:
         path.write_bytes(content)
         try:
-            with RawPass(list_raw(place.layout.raw).files[0]) as opened:
+            with RawPass(list_raw(place.store).files[0]) as opened:
                 text = "".join(text for batch in opened.batches() for text in batch.column("text").to_pylist())
                 opened.content()
                 return text

@@ -46,7 +46,7 @@ def test_a_panic_stops_a_run_with_a_sentence(place: Place, panicking: list[str],
 def test_a_server_survives_a_panic_and_recovers(place: Place, panicking: list[str]) -> None:
     place.write_raw("a.jsonl", request(1))
     place.roll_up()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     place.write_raw("b.jsonl", request(2))
     place.roll_up()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipeline.contract.layout import checksum_of, stated_checksum
+from pipeline.contract.layout import checksum_of, rollup_folder, stated_checksum
 from pipeline.contract.tables import EVENT, ORGANIZATION_DAY, PUBLISHED
 from pipeline.errors import CheckFailed, CommitRefused
 from pipeline.ledger import read_ledger, write_file_ledger
@@ -160,13 +160,30 @@ def test_no_commit_follows_a_version_that_is_no_longer_the_newest(place: Place) 
     assert set(place.ledger().files) == {"a.jsonl", "b.jsonl"}
 
 
+def test_a_table_whose_ledger_of_files_lies_where_it_lay_before_is_read_and_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_raw("a.jsonl", request(1))
+    with monkeypatch.context() as before:
+        before.setattr(
+            "pipeline.publish.rollup_folder",
+            lambda rollup, month: rollup_folder(rollup, month) if month else f"rollup={rollup}",
+        )
+        place.roll_up()
+    old = place.publication().files["file", None].path
+    assert old.startswith("rollup=file/part-")
+    place.write_raw("b.jsonl", request(2))
+    assert place.roll_up().version == 2
+    assert place.publication().files["file", None].path.startswith("rollup=file/month=__HIVE_DEFAULT_PARTITION__/")
+
+
 def test_a_hundred_publications_later_the_table_reads_as_ever(place: Place) -> None:
     """A checkpoint stands for the log by then."""
     place.write_raw("a.jsonl", request(1))
     place.roll_up()
     with start_run(place.settings, lambda: place.now) as run:
         for number in range(105):
-            ledger = read_ledger(place.layout)
+            ledger = read_ledger(place.store)
             path = run.scratch / "file.parquet"
             write_file_ledger([replace(ledger.files["a.jsonl"], signature=str(number))], path)
             assert publish(run, ledger.publication, [Partition(PUBLISHED["file"], None, path)], {}) == number + 2

@@ -38,13 +38,13 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
     place.write_raw("a.jsonl", *["bad"] * 70, request(1))
     place.write_raw("b.jsonl", *["worse"] * 2, "{}", request(2))
     place.roll_up()
-    found = Quarantine(place.layout).summary(3)
+    found = Quarantine(place.store).summary(3)
     assert [(each.reason, each.file, each.lines, len(each.examples)) for each in found] == [
         ("not_json", "a.jsonl", 70, 3),
         ("not_json", "b.jsonl", 2, 0),
         ("missing_field", "b.jsonl", 1, 1),
     ]
-    every = Counter((line.reason, line.file) for line in Quarantine(place.layout).lines())
+    every = Counter((line.reason, line.file) for line in Quarantine(place.store).lines())
     assert {(each.reason, each.file): each.lines for each in found} == every
     text = quarantine(place)
     assert text.startswith("73 lines of 2 files did not count")
@@ -57,11 +57,11 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
 def test_a_corrected_file_empties_it_and_counts_once(place: Place) -> None:
     place.write_raw("a.jsonl", request(1), request(2, cost="-1"))
     place.roll_up()
-    assert (counted(place), len(list(Quarantine(place.layout).lines()))) == (1, 1)
+    assert (counted(place), len(list(Quarantine(place.store).lines()))) == (1, 1)
     place.write_raw("a.jsonl", request(1), request(2))
     for _ in range(2):
         place.roll_up()
-        assert (counted(place), list(Quarantine(place.layout).lines())) == (2, [])
+        assert (counted(place), list(Quarantine(place.store).lines())) == (2, [])
     assert "is empty" in quarantine(place)
 
 
@@ -109,7 +109,7 @@ def test_without_its_raw_file_a_line_is_shown_without_its_text(place: Place, wha
         path.unlink()
     else:
         path.write_text("something else\n")
-    shown: list[Any] = [line.text for each in Quarantine(place.layout).summary(3) for line in each.examples]
+    shown: list[Any] = [line.text for each in Quarantine(place.store).summary(3) for line in each.examples]
     assert shown == [None]
     assert "(the raw file is gone or was changed)" in quarantine(place)
 

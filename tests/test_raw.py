@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.contract.store import FolderStore
 from pipeline.errors import HeldBack
 from pipeline.raw import RawListing, RawPass, hash_raw, list_raw
 from tests.conftest import Place, lines, request
@@ -20,7 +21,7 @@ def names(listing: RawListing) -> list[str]:
 def test_files_are_listed_at_any_depth_in_order_of_path(place: Place) -> None:
     for file in ("b.jsonl", "a/z.jsonl.gz", "a/b/c.parquet", "a.jsonl.zst", "A.jsonl", "ä.jsonl", "with space.jsonl"):
         place.write_raw(file, b"")
-    assert names(list_raw(place.layout.raw)) == [
+    assert names(list_raw(place.store)) == [
         "A.jsonl",
         "a.jsonl.zst",
         "a/b/c.parquet",
@@ -34,14 +35,14 @@ def test_files_are_listed_at_any_depth_in_order_of_path(place: Place) -> None:
 def test_names_that_begin_with_a_dot_or_an_underscore_are_not_there(place: Place) -> None:
     for file in (".a.jsonl", "_a.jsonl", ".tmp/a.jsonl", "x/_upload/a.jsonl", "x/.hidden", "_"):
         place.write_raw(file, b"")
-    assert list_raw(place.layout.raw) == RawListing((), (), ())
+    assert list_raw(place.store) == RawListing((), (), ())
 
 
 def test_other_endings_are_listed_as_ignored(place: Place) -> None:
     for file in ("a.json", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt"):
         place.write_raw(file, b"")
     os.mkfifo(place.layout.raw / "pipe.jsonl")
-    listing = list_raw(place.layout.raw)
+    listing = list_raw(place.store)
     assert listing.files == ()
     assert list(listing.ignored) == sorted(
         ["a.json", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt", "pipe.jsonl"]
@@ -50,12 +51,12 @@ def test_other_endings_are_listed_as_ignored(place: Place) -> None:
 
 def test_a_name_that_is_no_text_is_ignored_and_shown(place: Place) -> None:
     Path(os.fsdecode(os.fsencode(place.layout.raw) + b"/\xff.jsonl")).write_bytes(b"")
-    listing = list_raw(place.layout.raw)
+    listing = list_raw(place.store)
     assert (listing.files, listing.ignored) == ((), ("?.jsonl",))
 
 
 def test_without_a_raw_folder_there_is_nothing(tmp_path: Path) -> None:
-    assert list_raw(tmp_path / "nowhere") == RawListing((), (), ())
+    assert list_raw(FolderStore(tmp_path)) == RawListing((), (), ())
 
 
 def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(place: Place, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(place: Place, tmp_path
     (place.layout.raw / "linked").symlink_to(tmp_path / "elsewhere")
     (place.layout.raw / "e.jsonl").symlink_to(tmp_path / "elsewhere/d.jsonl")
     (place.layout.raw / "nowhere.jsonl").symlink_to("gone.jsonl")
-    listing = list_raw(place.layout.raw)
+    listing = list_raw(place.store)
     assert names(listing) == ["a/b/c.jsonl", "e.jsonl", "linked/d.jsonl"]
     assert [(held.file, held.reason) for held in listing.held_back] == [
         ("nowhere.jsonl", "unreadable: a link to nothing")
@@ -103,7 +104,7 @@ def test_what_may_not_be_read_is_held_back(place: Place) -> None:
 def test_a_pass_hashes_the_bytes_as_they_lie_on_the_disk(place: Place) -> None:
     content = lines(request(1), request(2))
     place.write_raw("a.jsonl", content)
-    (raw_file,) = list_raw(place.layout.raw).files
+    (raw_file,) = list_raw(place.store).files
     with RawPass(raw_file) as opened:
         assert [batch.num_rows for batch in opened.batches()] == [2]
         assert opened.content() == hashlib.sha256(content).hexdigest() == hash_raw(raw_file)
@@ -111,7 +112,7 @@ def test_a_pass_hashes_the_bytes_as_they_lie_on_the_disk(place: Place) -> None:
 
 def test_a_signature_changes_with_content_times_and_inode(place: Place) -> None:
     def signature() -> str:
-        return list_raw(place.layout.raw).files[0].signature
+        return list_raw(place.store).files[0].signature
 
     path = place.write_raw("a.jsonl", b"12")
     seen = {signature()}
@@ -130,7 +131,7 @@ def test_a_signature_changes_with_content_times_and_inode(place: Place) -> None:
 @pytest.mark.parametrize("change", ["append", "rewrite", "replace", "delete"])
 def test_a_file_that_changes_while_it_is_read_is_held_back(place: Place, change: str) -> None:
     path = place.write_raw("a.jsonl", request(1), request(2))
-    (raw_file,) = list_raw(place.layout.raw).files
+    (raw_file,) = list_raw(place.store).files
     with RawPass(raw_file) as opened:
         batches = iter(opened.batches())
         next(batches)
@@ -152,7 +153,7 @@ def test_a_file_that_changes_while_it_is_read_is_held_back(place: Place, change:
 
 def test_a_file_that_grew_since_it_was_listed_waits_for_the_next_run(place: Place) -> None:
     path = place.write_raw("a.jsonl", request(1))
-    (raw_file,) = list_raw(place.layout.raw).files
+    (raw_file,) = list_raw(place.store).files
     path.write_bytes(path.read_bytes() + lines(request(2)))
     with pytest.raises(HeldBack, match="changing"):
         hash_raw(raw_file)

@@ -479,7 +479,7 @@ def test_a_file_whose_bytes_rotted_is_noticed_although_its_times_are_as_they_wer
     path = filled.layout.raw / "late.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"3"', b'"4"'))
     known = filled.ledger().files["late.jsonl"].signature
-    listed = list_raw(filled.layout.raw)
+    listed = list_raw(filled.store)
     as_before = tuple(
         replace(raw_file, signature=known) if raw_file.file == "late.jsonl" else raw_file for raw_file in listed.files
     )
@@ -492,8 +492,9 @@ def test_a_file_whose_bytes_rotted_is_noticed_although_its_times_are_as_they_wer
 def test_a_file_that_changes_while_it_is_read_leaves_its_days_unverifiable_unless_it_only_grows(
     filled: Place, monkeypatch: pytest.MonkeyPatch, change: str, days: list[date]
 ) -> None:
-    def changing(path: Path, ending: str, taken_at: datetime, size: int) -> Any:
-        yield from requests_in(path, ending, taken_at, size)
+    def changing(raw: Any, ending: str, taken_at: datetime, size: int) -> Any:
+        yield from requests_in(raw, ending, taken_at, size)
+        path = Path(raw.name)
         if path.name == "late.jsonl":
             before = path.read_bytes() if change == "append" else b""
             path.write_bytes(before + lines(request(99, organization_id="org_new")))
@@ -710,7 +711,8 @@ def lonely_line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(line=json.dumps(request(pad="x" * (LINE_BYTES - len(json.dumps(request(pad=""))) + 1))).encode())
 def test_the_two_rule_books_agree_on_every_line(lonely_line: Path, line: bytes) -> None:
     lonely_line.write_bytes(line + b"\n")
-    second = list(requests_in(lonely_line, ".jsonl", TAKEN_AT, lonely_line.stat().st_size))
+    with lonely_line.open("rb", buffering=0) as raw:
+        second = list(requests_in(raw, ".jsonl", TAKEN_AT, lonely_line.stat().st_size))
     bare = line.removesuffix(b"\r")
     expected = [] if is_blank(bare) else [first_verdict(bare)]
     assert [verdict if verdict is None else tuple(verdict) for verdict in second] == expected

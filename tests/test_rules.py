@@ -25,8 +25,8 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "602f9f21cf284e70"),
-    "ROLL_UP_RULE": (1, "695a833648273ad5"),
+    "TAKE_IN_RULE": (1, "a4b366bbdc7a3af5"),
+    "ROLL_UP_RULE": (1, "b41a19eed4792d92"),
 }
 
 

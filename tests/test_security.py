@@ -160,7 +160,7 @@ def test_what_the_engine_spills_is_encrypted(place: Place) -> None:
 def test_a_rejected_line_leaves_nothing_in_the_engine(place: Place) -> None:
     place.write_raw("a.jsonl", *PLANTED, *(request(100 + n) for n in range(100)))
     with start_run(place.settings, lambda: place.now) as run:
-        (raw_file,) = list_raw(place.layout.raw).files
+        (raw_file,) = list_raw(place.store).files
         assert take_in(run, raw_file).accepted == 101
         assert run.engine._connection.execute("from duckdb_tables()").fetchall() == []
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-import pipeline.seam
+import pipeline.contract.seam
 import pipeline.update
 from tests.conftest import Place, request
 from tests.crashing import assert_nothing_unfinished, shown, stepping
@@ -22,18 +22,18 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import cli, pipeline.seam, pipeline.update
+import cli, pipeline.contract.seam, pipeline.update
 meeting, me, both = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 
 def meet(name):
     if name == "commit":  # of the first attempt: both are about to commit after the same version
-        pipeline.seam.at_step = None
+        pipeline.contract.seam.at_step = None
         (meeting / me).touch()
         until = time.monotonic() + 30
         while len(list(meeting.iterdir())) < both and time.monotonic() < until:
             time.sleep(0.005)
 
-pipeline.seam.at_step = meet
+pipeline.contract.seam.at_step = meet
 cli.main(sys.argv[5:])
 """
 
@@ -115,11 +115,11 @@ def test_a_run_that_always_comes_second_gives_up_in_one_line_and_loses_nothing(
         nonlocal others
         if name == "commit":
             others += 1
-            pipeline.seam.at_step = None
+            pipeline.contract.seam.at_step = None
             place.write_raw(f"other{others}.jsonl", request(100 + others))
             place.roll_up()
             place.write_raw(f"more{others}.jsonl", request(200 + others))  # so that there is something left to do
-            pipeline.seam.at_step = come_first
+            pipeline.contract.seam.at_step = come_first
 
     place.write_raw("mine.jsonl", request(2))
     with stepping(come_first):

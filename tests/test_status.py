@@ -75,11 +75,11 @@ def test_the_states_are_those_that_customers_are_told(place: Place) -> None:
     place.roll_up()
     (place.layout.raw / "b.jsonl.gz").write_bytes(b"cut")
     place.roll_up()
-    run = read_last_run(place.layout)
+    run = read_last_run(place.store)
     assert run
     basis = Basis.of(date(2025, 11, 1), None, run.started, run.findings)
     told = {day.day: day.state for day in cover(basis, {date(2025, 11, day) for day in (10, 13, 15)}, [])}
-    found = status_of(place.layout, place.now).days
+    found = status_of(place.store, place.now).days
     assert len(found) == 6
     assert {day.day: day.state for day in found} == {day.day: told[day.day] for day in found}
 
@@ -262,5 +262,5 @@ def test_nothing_is_written_to_look(place: Place) -> None:
     place.write_raw("a.jsonl", on(10))
     place.roll_up()
     before = everything()
-    status_of(place.layout, place.now)
+    status_of(place.store, place.now)
     assert everything() == before

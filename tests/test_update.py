@@ -110,7 +110,7 @@ def test_a_late_file_rolls_up_its_days_and_touches_nothing_else(place: Place) ->
     new = sorted(path.rpartition("/")[0] for path in after.keys() - before.keys())
     usage = ("api_key_day", "api_key_month", "day", "organization_day", "organization_month", "restatement")
     assert new == sorted(
-        ["daily/day=2025-11-02", "events/day=2025-11-02", "rollups/rollup=file"]
+        ["daily/day=2025-11-02", "events/day=2025-11-02", "rollups/rollup=file/month=__HIVE_DEFAULT_PARTITION__"]
         + [f"rollups/rollup={rollup}/month=2025-11" for rollup in usage]
     )
 
@@ -292,7 +292,7 @@ def test_two_runs_that_saw_different_files_of_a_new_month_count_both(place: Plac
 
 
 def assert_each_month_is_held_once(place: Place) -> None:
-    table = open_published(place.layout.rollups)
+    table = open_published(place.store)
     assert table is not None
     rows = table.get_add_actions(flatten=True)
     held = Counter(zip(rows["partition.rollup"].to_pylist(), rows["partition.month"].to_pylist(), strict=True))
@@ -463,7 +463,7 @@ def test_a_late_file_finds_the_damaged_events_of_its_day_rebuilt(place: Place) -
 def test_a_raw_file_that_the_disk_changed_is_not_taken_for_what_it_was(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.raw, "_signature", lambda found: f"{found.st_size}:{found.st_ino}")
+    monkeypatch.setattr("pipeline.contract.store._raw_signature", lambda found: f"{found.st_size}:{found.st_ino}")
     raw = place.write_raw("a.jsonl", dated(1))
     place.roll_up()
     raw.write_bytes(raw.read_bytes().replace(b"0.25", b"9.25"))

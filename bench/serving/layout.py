@@ -27,6 +27,7 @@ from month import MEASURES
 
 from pipeline.contract.layout import checksum_of
 from pipeline.contract.published import APPLICATION, open_published, publication_of
+from pipeline.contract.store import FolderStore
 from pipeline.contract.tables import ORGANIZATION_DAY, published_schema
 from serving.checked_file import CheckedFile
 from serving.sorted_file import SortedFile
@@ -95,7 +96,7 @@ def log_of(folder: Path, files: int) -> float:
         commit_properties=CommitProperties(app_transactions=[Transaction(APPLICATION, 1)]),
     )
     begun = time.process_time()
-    opened = open_published(folder)
+    opened = open_published(FolderStore(folder.parent))
     assert opened is not None
     assert len(publication_of(opened).files) == files
     return time.process_time() - begun
@@ -125,7 +126,10 @@ def main() -> None:
             print(subprocess.run(looked, capture_output=True, text=True, check=True).stdout, end="", flush=True)
             path.unlink()
         for files in (50, 600, 1_800):
-            print(f"\nCPU to read a log of {files:,} files: {log_of(Path(folder) / str(files), files):.3f} s", end="")
+            print(
+                f"\nCPU to read a log of {files:,} files: {log_of(Path(folder) / str(files) / 'rollups', files):.3f} s",
+                end="",
+            )
         print()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
-from pipeline.contract.layout import Layout
+from pipeline.contract.store import Store
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ class LastRun:
         return json.dumps(note, indent=2) + "\n"
 
 
-def read_last_run(layout: Layout) -> LastRun | None:
-    """The note; None where there is none, or none that can be read."""
+def read_last_run(store: Store) -> LastRun | None:
+    """The note; None where there is none, or none that can be read. Raises StoreError."""
     try:
-        note = json.loads(layout.last_run.read_bytes())
+        with store.open(store.layout.last_run) as file:
+            note = json.load(file)
         return LastRun(
             started=instant(note["started"]),
             version=int(note["version"]),

@@ -47,6 +47,15 @@ class Layout:
         return self.root / "rollups"
 
     @property
+    def log(self) -> Path:
+        """The log of the published table. Checkpoints in it are Parquet files too."""
+        return self.rollups / "_delta_log"
+
+    def log_entry(self, version: int) -> Path:
+        """The file that is the commit of a version."""
+        return self.log / f"{version:020d}.json"
+
+    @property
     def scratch(self) -> Path:
         """One folder a run, for what is not finished yet."""
         return self.root / "scratch"
@@ -64,11 +73,6 @@ class Layout:
     def events_of(self, day: date) -> Path:
         return self.events / f"day={day}"
 
-    def event_files(self) -> Iterator[tuple[date, Path]]:
-        """Every file of events there is, with its day."""
-        for path in self.events.glob("day=????-??-??/*.parquet"):
-            yield date.fromisoformat(path.parent.name.removeprefix("day=")), path
-
     def daily_of(self, day: date) -> Path:
         return self.daily / f"day={day}"
 
@@ -81,9 +85,26 @@ def below_the_root(artifact: Path) -> str:
     return "/".join(parts[folder:])
 
 
+def day_of(artifact: Path) -> date | None:
+    """The day in whose folder a file lies; None where it lies in no such folder."""
+    try:
+        return date.fromisoformat(artifact.parent.name.removeprefix("day="))
+    except ValueError:
+        return None
+
+
 def rollup_folder(rollup: str, month: date | None) -> str:
-    """Folder of a published partition, relative to the Delta table."""
-    return f"rollup={rollup}" if month is None else f"rollup={rollup}/month={month_name(month)}"
+    """Folder of a published partition, relative to the Delta table.
+
+    Where there is no month, it says so in the way of Hive: engines that read partitions off paths want each of them.
+    """
+    return f"rollup={rollup}/month={'__HIVE_DEFAULT_PARTITION__' if month is None else month_name(month)}"
+
+
+def is_in_partition(path: str, rollup: str, month: date | None) -> bool:
+    """Whether a published file lies where a partition's files lie, or did: before, none for no month was not said."""
+    folder = f"rollup={rollup}" if month is None else rollup_folder(rollup, month)
+    return path.startswith(folder + "/")
 
 
 def month_of(day: date) -> date:

@@ -8,18 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipeline.contract.last_run import LastRun, instant
-from pipeline.contract.layout import rollup_folder
+from pipeline.contract.layout import is_in_partition
+from pipeline.contract.store import Store
 
 APPLICATION = "keytally"  # names our transactions in the Delta log
 CONTENTS = "keytally.contents"  # names the transaction that carries digest_of a version's files
-LOG = "_delta_log"  # its folder in the table's; checkpoints in it are Parquet files too
 RUN_STARTED = "keytally.run_started"  # in a commit: when its run started
 FINDINGS = "keytally.findings"  # in a commit: the days of which its run held something back
 
@@ -61,25 +60,26 @@ def panics_as_errors() -> Iterator[None]:
         raise DeltaError(f"the log is damaged: {error}") from error
 
 
-def open_published(rollups: Path, version: int | None = None) -> DeltaTable | None:
+def open_published(store: Store, version: int | None = None) -> DeltaTable | None:
     """A handle on the published table at its newest version, or at another; None where nothing was ever published.
 
-    Raises deltalake.exceptions.DeltaError or OSError when there is a table but it cannot be read.
+    Raises deltalake.exceptions.DeltaError or OSError when there is a table but it cannot be read, StoreError.
     """
-    try:
-        # Not Path.glob(): to it a folder that is closed to us is one with nothing in it.
-        if not any(path.suffix == ".json" for path in (rollups / LOG).iterdir()):
-            return None
-    except FileNotFoundError:
+    if not any(found.path.suffix == ".json" for found in store.list(store.layout.log)):
         return None
+    uri, options = store.table
     with panics_as_errors():
-        return DeltaTable(rollups, version=version)
+        return store.tried(
+            "opening the table",
+            store.layout.log,
+            lambda: DeltaTable(uri, version=version, storage_options=dict(options)),
+        )
 
 
-def update_published(table: DeltaTable) -> None:
+def update_published(store: Store, table: DeltaTable) -> None:
     """Move a handle to the newest version. Raises as `open_published`; the handle is of no use then."""
     with panics_as_errors():
-        table.update_incremental()
+        store.tried("reading the log", store.layout.log, table.update_incremental)
 
 
 def publication_of(table: DeltaTable) -> Publication:
@@ -103,7 +103,7 @@ def publication_of(table: DeltaTable) -> Publication:
             size=added["size_bytes"],
             published_at=datetime.fromtimestamp(added["modification_time"] / 1000, UTC),
         )
-        if not file.path.startswith(rollup_folder(file.rollup, file.month) + "/"):
+        if not is_in_partition(file.path, file.rollup, file.month):
             raise ValueError(f"the log is damaged: it names {file.path} as {file.rollup} of {month}")
         if (file.rollup, file.month) in files:
             raise ValueError(f"two published files hold {file.rollup} of {month}")
@@ -120,19 +120,15 @@ def digest_of(paths: Iterable[str]) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(sorted(paths)).encode()).digest()[:8]) >> 1
 
 
-def log_entry(rollups: Path, version: int) -> Path:
-    """The file that is the commit of a version."""
-    return rollups / LOG / f"{version:020d}.json"
-
-
-def run_of(rollups: Path, version: int) -> LastRun | None:
+def run_of(store: Store, version: int) -> LastRun | None:
     """The run that committed `version`, as the commit tells of it: not which files it held back, but their days.
 
-    None where the log does not say.
+    None where the log does not say. Raises StoreError.
     """
     # Not DeltaTable.history(): it lists the newest commits there are, and numbers them from the handle's version.
     try:
-        actions = [json.loads(line) for line in log_entry(rollups, version).read_bytes().splitlines()]
+        with store.open(store.layout.log_entry(version)) as entry:
+            actions = [json.loads(line) for line in entry]
         said = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         findings = frozenset(date.fromisoformat(day) for day in said[FINDINGS].split())
         return LastRun(instant(said[RUN_STARTED]), version, {}, findings)

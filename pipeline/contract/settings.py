@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _T = TypeVar("_T")
 
@@ -39,16 +40,39 @@ class Address:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """A data root in a bucket: everything whose key begins with `prefix` and a slash, or everything where it is empty.
+
+    endpoint: the store's URL, None for AWS. Keys that are None are looked for where AWS's own tools look, as in the
+    role of a machine.
+    """
+
+    name: str
+    prefix: str
+    endpoint: str | None
+    region: str
+    access_key_id: str | None = dataclasses.field(repr=False)
+    secret_access_key: str | None = dataclasses.field(repr=False)
+    session_token: str | None = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return f"s3://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a deployment can choose.
 
-    data: the data root, a folder. keys: the registry of reading keys. schedule: cron line of the nightly flow, UTC.
-    rate_limit: None when switched off. refresh_seconds: a server sees a publication within this time.
-    answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served; None: where
-    everything else is. memory_limit: bytes the rollup engine may use.
+    data: the data root, a folder or a bucket. cache: with a bucket, the folder for copies of what lies there and for
+    what is not finished. cache_size: bytes of copies that stay. keys: the registry of reading keys. schedule: cron line
+    of the nightly flow, UTC. rate_limit: None when switched off. refresh_seconds: a server sees a publication within
+    this time. answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served;
+    None: where everything else is. memory_limit: bytes the rollup engine may use.
     """
 
-    data: Path
+    data: Path | Bucket
+    cache: Path
+    cache_size: int
     keys: Path
     currency: str
     schedule: str
@@ -76,10 +100,28 @@ class Settings:
             return parsed
 
         read("KEYTALLY_DASK", "", lambda value: None if value else "", "left unset: Dask is not supported yet")
-        data = read("KEYTALLY_DATA", "data", _folder, "the path of a folder (s3:// data roots are not supported yet)")
+        data = cast(
+            "Path | Bucket",
+            read(
+                "KEYTALLY_DATA",
+                "data",
+                lambda value: _data_root(value, given),
+                "the path of a folder, or s3://bucket/prefix",
+            ),
+        )
+        in_bucket = isinstance(data, Bucket)
         return cls(
             data=data,
-            keys=read("KEYTALLY_KEYS", str(data / "keys.sqlite"), _folder, "the path of a file on this machine"),
+            cache=read(
+                "KEYTALLY_CACHE", str(_home() / ".cache" / "keytally"), _folder, "the path of a folder on this machine"
+            ),
+            cache_size=read("KEYTALLY_CACHE_SIZE", "4GiB", _size_from(10**6), "a size of at least 1MB, as 4GiB"),
+            keys=read(
+                "KEYTALLY_KEYS",
+                "" if isinstance(data, Bucket) else str(data / "keys.sqlite"),
+                _folder,
+                "the path of a file on this machine" + (", also where the data root is in a bucket" * in_bucket),
+            ),
             currency=read("KEYTALLY_CURRENCY", "CHF", _currency, "a currency code of three capital letters, as CHF"),
             schedule=read(
                 "KEYTALLY_SCHEDULE", "30 0 * * *", _cron, "a cron line of five fields (UTC), as '30 0 * * *'"
@@ -93,7 +135,9 @@ class Settings:
             rate_limit_store=read(
                 "KEYTALLY_RATE_LIMIT_STORE", " ", _redis_url, "a Redis URL, as redis://localhost:6379/0"
             )[0],
-            refresh_seconds=read("KEYTALLY_REFRESH_SECONDS", "1", _seconds, "a number of seconds from 0.1 to 3600"),
+            refresh_seconds=read(
+                "KEYTALLY_REFRESH_SECONDS", "10" if in_bucket else "1", _seconds, "a number of seconds from 0.1 to 3600"
+            ),
             answer_cache=read("KEYTALLY_ANSWER_CACHE", "64MiB", _size_from(10**6), "a size of at least 1MB, as 64MiB"),
             metrics=read("KEYTALLY_METRICS", " ", _address, "a host and a port, as 127.0.0.1:9100")[0],
             memory_limit=read(
@@ -113,7 +157,43 @@ _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
 def _folder(value: str) -> Path | None:
     # "s3://bucket" would otherwise become a folder "s3:" in the working directory, without a word.
-    return None if "://" in value or "\0" in value else Path(value)
+    return None if not value or "://" in value or "\0" in value else Path(value)
+
+
+def _data_root(value: str, given: Mapping[str, str]) -> Path | Bucket | None:
+    return _bucket(value, given) if value.startswith("s3://") else _folder(value)
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # somebody without one
+        return Path("/var/tmp") / f"keytally-{os.getuid()}"
+
+
+def _bucket(value: str, given: Mapping[str, str]) -> Bucket | None:
+    """A bucket, and how to reach it. Raises SettingsError for what AWS's own variables say wrong."""
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?((?:[A-Za-z0-9_.=-]+/?)*)", value)
+    if match is None or {".", ".."} & set(match[2].split("/")):
+        return None
+    endpoint = given.get("AWS_ENDPOINT_URL") or None
+    if endpoint and not re.fullmatch(r"https?://[^/\s]+/?", endpoint):
+        raise SettingsError(
+            "AWS_ENDPOINT_URL", endpoint, "the URL of a store that speaks S3, as https://s3.example.com"
+        )
+    key, secret = (given.get(f"AWS_{name}") or None for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+    if bool(key) != bool(secret):
+        missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
+        raise SettingsError(missing, "", "given when the other of the two is")
+    return Bucket(
+        name=match[1],
+        prefix=match[2].rstrip("/"),
+        endpoint=endpoint and endpoint.rstrip("/"),
+        region=given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION") or "us-east-1",
+        access_key_id=key,
+        secret_access_key=secret,
+        session_token=given.get("AWS_SESSION_TOKEN") or None,
+    )
 
 
 def _currency(value: str) -> str | None:

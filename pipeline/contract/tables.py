@@ -140,7 +140,11 @@ FILE_LEDGER = Table(
         Column("file", pa.string(), "path below raw/"),
         Column("format", pa.string(), "the format and the ending it was read as"),
         Column("rule", pa.string(), "hash of that format and of the rules a line must pass"),
-        Column("signature", pa.string(), "size, times and inode when it was read; while they stay, it stays shut"),
+        Column(
+            "signature",
+            pa.string(),
+            "size, times and inode when it was read, in a bucket size and ETag; while they stay, it stays shut",
+        ),
         Column("content", pa.string(), "SHA-256 of the file's bytes"),
         Column("take_in", pa.string(), "name of what this content was made into"),
         Column("taken_at", INSTANT, "start of the run that took it in: later lines were from the future"),

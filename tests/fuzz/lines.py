@@ -82,10 +82,10 @@ def plain_lines(content: bytes) -> list[bytes]:
 
 def difference(run: Run, place: Place, content: bytes, packed: bool) -> str | None:
     """What is read otherwise than by the rule book; None when nothing is."""
-    for old in list_raw(place.layout.raw).files:
-        old.path.unlink()
+    for old in list_raw(place.store).files:
+        (place.layout.raw / old.file).unlink()
     place.write_raw("a.jsonl.gz" if packed else "a.jsonl", gzip.compress(content, 1) if packed else content)
-    taken = take_in(run, list_raw(place.layout.raw).files[0])
+    taken = take_in(run, list_raw(place.store).files[0])
     expected = {
         number: by_the_book(read_line(line, LATEST))
         for number, line in enumerate(plain_lines(content), 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Scope
 
-from pipeline.contract.layout import Layout
+from pipeline.contract.store import FolderStore
 from serving.answer import Answer, Body
 from serving.answer_cache import AnswerCache, ClientGone, _Making
 from serving.errors import PreconditionFailed, TooManyLargeAnswers, TooManyWideQuestions
@@ -31,9 +31,9 @@ NOVEMBER = date(2025, 11, 1)
 
 def answers_over(data: Path, limit: int) -> AnswerCache:
     publish_days(data, NOVEMBER, [(f"org_{n}", NOVEMBER, n + 1, "1", "1", "1") for n in range(10)])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
-    return AnswerCache(reader, NamesFile(data / "key_names.csv"), limit)
+    return AnswerCache(reader, NamesFile(FolderStore(data)), limit)
 
 
 def test_an_answer_is_built_once_however_many_ask_at_once(data: Path) -> None:

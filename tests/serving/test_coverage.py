@@ -278,7 +278,7 @@ def test_without_a_usable_note_the_commit_says_through_which_moment(place: Place
         place.layout.last_run.mkdir()
     else:
         place.layout.last_run.write_bytes(note)
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     assert reader.failure is None
     assert reader.as_of() == b"2025-11-15T10:30:00Z"
@@ -288,7 +288,7 @@ def test_without_a_usable_note_the_commit_says_through_which_moment(place: Place
 def test_while_the_table_cannot_be_read_no_later_moment_is_promised(place: Place) -> None:
     place.write_raw("a.jsonl", on(12))
     place.roll_up()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     place.now = at("2025-11-15T11:00:00+00:00")
     place.write_raw("b.jsonl", on(13, 2))
@@ -312,7 +312,7 @@ def test_each_version_tells_of_its_own_run(place: Place) -> None:
     place.write_raw("b.jsonl", on(14, 4))
     place.now = at("2025-11-15T11:00:00+00:00")
     place.roll_up()
-    told = [run_of(place.layout.rollups, version) for version in range(4)]
+    told = [run_of(place.store, version) for version in range(4)]
     assert [run and (run.started, run.version, len(run.findings)) for run in told] == [
         None,
         (at("2025-11-15T10:30:00+00:00"), 1, 0),
@@ -320,7 +320,7 @@ def test_each_version_tells_of_its_own_run(place: Place) -> None:
         None,
     ]
     place.layout.last_run.unlink()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     assert reader.confirmed.coverage_of(date(2025, 11, 1)).findings == {date(2025, 11, 11), date(2025, 11, 12)}
 
@@ -416,7 +416,7 @@ def test_usage_and_coverage_are_of_one_version(place: Place, server: LiveServer)
 def test_a_day_with_usage_that_the_ledger_does_not_know_is_an_error(place: Place) -> None:
     place.write_raw("a.jsonl", on(12))
     place.roll_up()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     unknown = Usage(date(2025, 11, 13), 1, Decimal(1), Decimal(0), Decimal(0))
     assert reader.loaded_days(ledger_of(place), ()) == {date(2025, 11, 12)}
@@ -428,7 +428,7 @@ def test_a_day_with_usage_that_the_ledger_does_not_know_is_an_error(place: Place
 def test_a_ledger_with_a_day_of_another_month_is_an_error(place: Place) -> None:
     place.write_raw("a.jsonl", on(12))
     place.roll_up()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     october = replace(ledger_of(place), month=date(2025, 10, 1))
     with pytest.raises(UsageUnavailable) as refusal:

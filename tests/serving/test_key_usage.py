@@ -156,9 +156,9 @@ def test_reading_keys_loads_no_data_frames(place: Place) -> None:
     publish(place, RECORDS)
     script = (
         "import sys; from datetime import UTC, date, datetime; from pathlib import Path;"
-        "from pipeline.contract.layout import Layout; from serving.names import Names;"
+        "from pipeline.contract.store import FolderStore; from serving.names import Names;"
         "from serving.questions import Daily, KeyMonth, Top; from serving.reader import Reader;"
-        "reader = Reader(Layout(Path(sys.argv[1]))); reader.refresh(); month = date(2025, 11, 1);"
+        "reader = Reader(FolderStore(Path(sys.argv[1]))); reader.refresh(); month = date(2025, 11, 1);"
         "asked = [Daily(month, group_by=by, csv=csv) for by in ('api_key', 'model') for csv in (False, True)];"
         "asked += [KeyMonth(month, 'key_a'), Top(month, 10)];"
         "[question.answer('org_a', reader.confirmed, Names(), reader, datetime.now(UTC)) for question in asked];"

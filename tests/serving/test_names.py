@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.contract.store import FolderStore
 from serving.names import Names, NamesFile
 from tests.conftest import Place, request
 from tests.serving.conftest import LiveServer, eventually, settings_for
@@ -18,7 +19,7 @@ HEADER = "organization_id,api_key_id,name\n"
 
 def named(path: Path, content: str | bytes) -> dict[str, str]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    file = NamesFile(path)
+    file = NamesFile(FolderStore(path.parent))
     file.refresh()
     return dict(file.names.names)
 
@@ -99,7 +100,7 @@ def test_there_is_an_end_to_what_is_read(
 
 def test_a_file_is_read_again_only_when_it_is_another(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text("rubbish")
-    file = NamesFile(path)
+    file = NamesFile(FolderStore(path.parent))
     for _ in range(3):
         file.refresh()
     assert len(caplog.records) == 1
@@ -121,7 +122,7 @@ def test_a_file_that_could_not_be_opened_for_a_while_is_read_after_that(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_text(HEADER + "org_a,k,x\n")
-    file = NamesFile(path)
+    file = NamesFile(FolderStore(path.parent))
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract.layout import Layout
-from pipeline.contract.published import PublishedFile
+from pipeline.contract.store import FolderStore
 from serving.errors import UsageUnavailable
 from serving.keys import CreatedKey
 from serving.open_files import OpenFiles
@@ -36,7 +35,7 @@ def is_open(path: Path) -> bool:
 def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     published, files = [], []
     for requests in (1, 2, 3):
         published.append(publish_days(data, NOVEMBER, [("org_b", date(2025, 11, 3), requests, "1", "1", "1")]))
@@ -61,7 +60,7 @@ def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(
 
 def test_a_ledger_of_days_that_no_version_needs_is_let_go_of(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenFiles, "LATE_SECONDS", 0)
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     for number in (1, 2):
         place.write_raw(f"{number}.jsonl", request(number))
         place.roll_up()
@@ -79,7 +78,7 @@ def test_only_so_many_files_are_open_and_others_are_opened_again(
     months = [date(2025, month, 1) for month in (1, 2, 3, 4)]
     for month in months:
         publish_days(data, month, [("org_b", month, month.month, "1", "1", "1")])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     for month in months * 2:
         file = reader.confirmed.usage_of(month)
@@ -97,7 +96,7 @@ def test_open_files_hold_only_so_many_row_groups_and_the_one_not_used_for_the_lo
         number = 40 if month == april else 10
         rows: list[Row] = [(f"org_{n:02d}", month, month.month, "1", "1", "1") for n in range(number)]
         publish_days(data, month, rows, row_group_size=1)
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
 
     def opened(*asked: date) -> int:
@@ -121,7 +120,7 @@ def test_what_is_opened_ahead_takes_no_place_from_what_was_opened_ahead_before(
 ) -> None:
     monkeypatch.setattr(OpenFiles, "ROW_GROUPS", 30)
     months = [date(2025, month, 1) for month in (9, 10, 11)]
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     for requests in (1, 2):
         paths = []
         for month in months:
@@ -166,7 +165,7 @@ def test_what_will_be_asked_for_first_is_open_when_a_publication_is_served(data:
     september, october, december = (date(2025, month, 1) for month in (9, 10, 12))
     for month in (september, october, NOVEMBER):
         publish_days(data, month, [("org_b", month, 1, "1", "1", "1")])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 2, "1", "1", "1")])
     reader.refresh()
@@ -188,7 +187,7 @@ def test_a_file_that_cannot_be_opened_holds_up_no_publication(data: Path) -> Non
     october = date(2025, 10, 1)
     for month in (october, NOVEMBER):
         publish_days(data, month, [("org_b", month, 1, "1", "1", "1")])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     assert [days_of(reader), days_of(reader, october)] == [[1], [1]]
     publish_days(data, october, [("org_b", october, 2, "1", "1", "1")])
@@ -209,7 +208,7 @@ def test_a_publication_does_not_wait_for_its_files_without_end(
 ) -> None:
     monkeypatch.setattr(OpenFiles, "AHEAD_SECONDS", -1)
     publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 1, "1", "1", "1")])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     assert days_of(reader) == [1]
     publish_days(data, NOVEMBER, [("org_b", NOVEMBER, 2, "1", "1", "1")])
@@ -222,19 +221,20 @@ def test_where_a_file_lies_is_asked_when_it_is_opened_and_holds_up_nobody_else(d
     october = date(2025, 10, 1)
     for month in (october, NOVEMBER):
         publish_days(data, month, [("org_b", month, 1, "1", "1", "1")])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     placed: list[str] = []
 
-    def place(file: PublishedFile) -> Path:
-        placed.append(file.path)
-        if file.month == NOVEMBER and len(placed) == 1:
-            with files.reading(reader.confirmed.usage_of(october)) as opened:  # type: ignore[arg-type]
-                assert opened.groups
-            raise OSError("it cannot be fetched")
-        return data / "rollups" / file.path
+    class Away(FolderStore):
+        def fetch(self, path: Path, *, anew: bool = False) -> Path:
+            placed.append(str(path.relative_to(data / "rollups")))
+            if len(placed) == 1:
+                with files.reading(reader.confirmed.usage_of(october)) as opened:  # type: ignore[arg-type]
+                    assert opened.groups
+                raise OSError("it cannot be fetched")
+            return path
 
-    files = OpenFiles(place)
+    files = OpenFiles(Away(data))
     november = reader.confirmed.usage_of(NOVEMBER)
     assert november is not None
     with pytest.raises(OSError, match="it cannot be fetched"), files.reading(november):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.contract.layout import Layout
+from pipeline.contract.store import FolderStore
 from serving.checked_file import CheckedFile
 from serving.errors import UsageUnavailable
 from serving.reader import Reader
@@ -28,7 +28,7 @@ ROW: Row = ("org_b", date(2025, 11, 3), 5, "1.5", "2", "3")
 
 
 def usage(data: Path, organization: str, month: date = NOVEMBER) -> list[Usage]:
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     file = reader.confirmed.usage_of(month)
     assert file is not None
@@ -43,7 +43,7 @@ def test_every_organization_gets_its_own_days_wherever_row_groups_end(data: Path
         for day in range(1, 1 + (n * 7) % 30 + 1)
     ]
     publish_days(data, NOVEMBER, rows, row_group_size=row_group_size)
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
@@ -60,14 +60,14 @@ def test_a_version_that_is_gone_is_an_error_and_not_an_older_one(place: Place, l
     for number in (1, 2):
         place.write_raw(f"{number}.jsonl", request(number))
         place.roll_up()
-    running = Reader(place.layout)
+    running = Reader(place.store)
     running.refresh()
     log = place.layout.rollups / "_delta_log"
     if lost == "the newest entry":
         (log / f"{2:020d}.json").unlink()
     else:
         shutil.rmtree(log if lost == "the log" else place.layout.rollups)
-    started = Reader(place.layout)
+    started = Reader(place.store)
     started.refresh()
     with pytest.raises(UsageUnavailable):
         started.confirmed.usage_of(NOVEMBER)
@@ -86,7 +86,7 @@ def test_a_version_that_was_lost_and_committed_anew_is_another_one(place: Place)
     for number in (1, 2):
         place.write_raw(f"{number}.jsonl", request(number))
         place.roll_up()
-    reader = Reader(place.layout)
+    reader = Reader(place.store)
     reader.refresh()
     (place.layout.rollups / "_delta_log" / f"{2:020d}.json").unlink()
     place.write_raw("3.jsonl", *(request(number) for number in (3, 4, 5)))
@@ -143,7 +143,7 @@ def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_i
     monkeypatch.setattr(CheckedFile, "BLOCK", block)
     path = publish_days(data, NOVEMBER, [ROW])
     good, status = path.read_bytes(), path.stat()
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
@@ -207,7 +207,7 @@ def test_a_table_that_cannot_be_read_at_the_start_is_an_error_and_never_zeros(da
 
 def test_the_last_good_version_stays_when_the_table_goes_away(data: Path) -> None:
     publish_days(data, NOVEMBER, [ROW])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     before = reader.publication
     (data / "rollups" / "_delta_log").rename(data / "aside")
@@ -226,7 +226,7 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     for _ in range(3):
         publish_days(data, NOVEMBER, [ROW])
         publish_days(data, NOVEMBER, [])
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     reader.refresh()
     assert reader.publication.version == 6
     publish_days(tmp_path / "restored", NOVEMBER, [ROW])
@@ -241,7 +241,7 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
 
 def test_the_log_says_once_which_version_is_served(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "keytally.reader")
-    reader = Reader(Layout(data))
+    reader = Reader(FolderStore(data))
     for _ in range(2):
         reader.refresh()
     for requests in (1, 2):
