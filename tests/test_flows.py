@@ -262,7 +262,7 @@ state = flows.nightly(return_state=True)
 with get_client(sync_client=True) as client:
     for _ in range(300):
         tasks = client.read_task_runs()
-        if len(tasks) == 8 and all(task.state.is_final() for task in tasks):
+        if len(tasks) == 8 and all(task.state and task.state.is_final() for task in tasks):
             break
         time.sleep(0.2)
     print(json.dumps({
