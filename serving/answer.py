@@ -189,7 +189,7 @@ class Answer:
 
 def _matches(tags: bytes, representation: _Representation, *, strongly: bool = False) -> bool:
     """Whether the list of entity tags in a header names the representation. strongly: W/ makes a tag another one."""
-    if tags.strip() == b"*":
+    if (tags and tags == representation.etag) or tags.strip() == b"*":  # most clients send the one they were given
         return True
     return any(tag == representation.etag and not (strongly and weak) for weak, tag in _ETAG.findall(tags))
 
