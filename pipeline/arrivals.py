@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pipeline.contents import content_of, count_each_content_once, held_contents, is_still, needs_reading, size_of
 from pipeline.errors import HeldBack
+from pipeline.fan_out import fan_out
 from pipeline.intake import TakeIn, rule_of
 from pipeline.ledger import FileEntry, Ledger
 from pipeline.raw import RawFile, hash_raw
@@ -36,15 +38,11 @@ class Arrivals:
         waiting = [file for file in raw_files if needs_reading(file, files, self.confirmed, self.run.started)]
         self.run.watch.begin("taking in", sum(raw_file.size for raw_file in waiting))
         read: list[str] = []
-        for raw_file in waiting:
-            try:
-                taken = self._take_in(raw_file, known if raw_file.size in sizes else {})
-            except HeldBack as held_back:
-                report.held_back.append(held_back)
-                self.held_back[raw_file.file, raw_file.signature] = held_back.reason
+        for raw_file, taken in self._taken_in(waiting, known, sizes):
+            if isinstance(taken, HeldBack):
+                report.held_back.append(taken)
+                self.held_back[raw_file.file, raw_file.signature] = taken.reason
                 continue
-            known[taken.content, taken.rule] = taken
-            sizes.add(raw_file.size)
             before = ledger.files.get(raw_file.file)
             if before and before.take_in.lines and not taken.lines:
                 # Emptied: as good as deleted, and a deleted file takes nothing back.
@@ -79,13 +77,38 @@ class Arrivals:
             and is_still(entry, raw_file, self.confirmed)
         }
 
-    def _take_in(self, raw_file: RawFile, same_size: Mapping[tuple[str, str], TakeIn]) -> TakeIn:
-        """What a file's content is made into; known contents, of which some have its size, are not parsed again."""
+    def _taken_in(
+        self, waiting: Sequence[RawFile], known: dict[tuple[str, str], TakeIn], sizes: set[int]
+    ) -> Iterator[tuple[RawFile, TakeIn | HeldBack]]:
+        """What each file's content is made into, or why it is held back.
+
+        A content that is known is not parsed again. To be known it must have one of the `sizes`, so that of files of
+        one size the first goes before the others.
+        """
+        first: list[RawFile] = []
+        others: list[RawFile] = []
+        for raw_file in waiting:
+            (others if raw_file.size in sizes else first).append(raw_file)
+            sizes.add(raw_file.size)
+        taken_in: dict[str, TakeIn | HeldBack] = {}
+        for files, same_size in ((first, {}), (others, known)):
+            step = partial(self._take_in, same_size=same_size)
+            for raw_file, taken in zip(files, fan_out(self.run, step, files), strict=True):
+                taken_in[raw_file.file] = taken
+                if isinstance(taken, TakeIn):
+                    known[taken.content, taken.rule] = taken
+        return ((raw_file, taken_in[raw_file.file]) for raw_file in waiting)
+
+    def _take_in(self, run: Run, raw_file: RawFile, same_size: Mapping[tuple[str, str], TakeIn]) -> TakeIn | HeldBack:
         key = (raw_file.file, raw_file.signature)
-        if key not in self._taken:
+        if key in self._taken:
+            return self._taken[key]
+        try:
             known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
-            heals = known and known.heals_at and known.heals_at <= self.run.started
-            self._taken[key] = known if known and not heals else self.take_in(self.run, raw_file)
+            heals = known and known.heals_at and known.heals_at <= run.started
+            self._taken[key] = known if known and not heals else self.take_in(run, raw_file)
+        except HeldBack as held_back:
+            return held_back
         return self._taken[key]
 
 

@@ -34,11 +34,24 @@ def statement(name: str) -> str:
     return (folder / f"{name}.sql").read_text(encoding="utf-8")
 
 
+class _Rows:
+    """What a named table holds at the moment. A statement that was planned keeps its plan when other rows come."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.rows.__arrow_c_stream__(requested_schema)
+
+
 class Engine:
     """One in-memory database, used by one thread. What it cannot hold in memory it keeps below `scratch`."""
 
     def __init__(self, settings: Settings, store: Store, scratch: Path) -> None:
         self._store = store
+        self._named: dict[str, _Rows] = {}  # what name_arrow named
+        self._views: dict[str, str] = {}  # what name_statement named, and the statement
+        self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
         self._connection = duckdb.connect(
             config={
@@ -69,9 +82,13 @@ class Engine:
         """The rows of a statement."""
         return self._connection.execute(statement(name), parameters or None).fetchall()
 
-    def arrow(self, name: str, **parameters: object) -> pa.Table:
-        """The rows of a statement, all at once."""
-        return self._connection.sql(statement(name), params=parameters or None).to_arrow_table()
+    def arrow(self, name: str) -> pa.Table:
+        """The rows of a statement without parameters, all at once. It stays planned until a table is named otherwise: a
+        long one takes as long to plan as to run over ten thousand lines."""
+        if name not in self._planned:
+            self._connection.execute(f"prepare {name} as {statement(name)}")
+            self._planned.add(name)
+        return self._connection.sql(f"execute {name}").to_arrow_table()
 
     def stream(self, name: str, rows: int) -> pa.RecordBatchReader:
         """The rows of a statement, `rows` at a time; other statements may run meanwhile. It sees no named tables."""
@@ -90,11 +107,20 @@ class Engine:
 
     def name_arrow(self, table: str, rows: pa.Table) -> None:
         """Let statements read `rows` as `table`, until the name is given anew."""
-        self._connection.register(table, rows)
+        named = self._named.get(table)
+        if named and named.rows.schema == rows.schema:
+            named.rows = rows
+        else:
+            self._named[table] = _Rows(rows)
+            self._connection.register(table, self._named[table])
+            self._planned.clear()
 
     def name_statement(self, table: str, name: str) -> None:
         """Let statements read the rows of another statement as `table`."""
-        self._connection.execute(f"create or replace temp view {table} as {statement(name)}")
+        if self._views.get(table) != name:
+            self._connection.execute(f"create or replace temp view {table} as {statement(name)}")
+            self._views[table] = name
+            self._planned.clear()
 
     def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.

@@ -50,7 +50,8 @@ class Plain(Protocol):
 Block = bytes | bytearray
 Numbers = npt.NDArray[np.int64]
 
-_JUDGED_AT_ONCE = 64  # lines of which some are not sound
+_LOOKED_AT_ONCE = 1_024  # lines
+_JUDGED_AT_ONCE = 16  # lines of which some are not sound
 _WHITE = np.zeros(256, np.bool_)
 _WHITE[list(b" \t\r\n")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -122,71 +123,74 @@ def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
     ends = np.flatnonzero(data == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
-    starts = np.append(0, ends[:-1])
-    count = len(ends)
-    numbers = np.arange(before + 1, before + count + 1)
-    perhaps_blank = np.flatnonzero(_WHITE[data[starts]]).tolist()
-    blank = [line for line in perhaps_blank if is_blank(without_line_end(bytes(block[starts[line] : ends[line]])))]
+    bounds = np.append(0, ends)
+    lines = _lines(block, bounds, before)
+    perhaps_blank = np.flatnonzero(_WHITE[data[bounds[:-1]]]).tolist()
+    blank = [line for line in perhaps_blank if is_blank(without_line_end(_line(block, bounds, line)))]
     if blank:
-        kept = np.ones(count, np.bool_)
+        kept = np.ones(len(ends), np.bool_)
         kept[blank] = False
-        if not kept.any():
-            return count
-        lengths = (ends - starts)[kept]
-        block = data[np.repeat(kept, ends - starts)].tobytes()
-        numbers, ends = numbers[kept], np.cumsum(lengths)
-    yield from _pieces(block, numbers, ends)
-    return count
+        lines = lines.filter(pa.array(kept))
+    if lines.num_rows:
+        yield lines
+    return len(ends)
 
 
-def _pieces(block: Block, numbers: Numbers, ends: Numbers) -> Iterator[pa.RecordBatch]:
-    """The lines of `block`, none of them blank: as they are when it is sound as a whole, else cut in two, until what is
-    left is a few lines, each judged by itself. That costs as much as some forty that are sound.
-    """
-    starts = np.append(0, ends[:-1])
-    if _is_sound(block, int((ends - starts).max())):
-        yield _sound_batch(block, numbers, ends)
-    elif len(ends) <= _JUDGED_AT_ONCE:
-        judged = [_judge(bytes(block[start:end])) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        columns = [
-            pa.array(column, field.type)
-            for column, field in zip(zip(*judged, strict=True), list(LINES)[1:], strict=True)
-        ]
-        yield pa.RecordBatch.from_arrays([pa.array(numbers), *columns], schema=LINES)
-    else:
-        half = len(ends) // 2
-        cut = int(ends[half - 1])
-        yield from _pieces(block[:cut], numbers[:half], ends[:half])
-        yield from _pieces(block[cut:], numbers[half:], ends[half:] - cut)
-
-
-def _is_sound(block: Block, longest: int) -> bool:
-    return longest <= MAX_LINE_BYTES and _is_utf8(block) and _is_strict_json(block)
-
-
-def _sound_batch(block: Block, numbers: Numbers, ends: Numbers) -> pa.RecordBatch:
-    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's.
-    offsets = np.append(0, ends).astype(np.int32)
-    count = len(ends)
-    texts = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(block))
-    sound, plain = (pa.repeat(pa.scalar(fact), count) for fact in (True, _is_plain(block)))
+def _lines(block: Block, bounds: Numbers, before: int) -> pa.RecordBatch:
+    """The lines of `block`, between its `bounds`: as they are where they are sound, which is nearly always."""
+    count = len(bounds) - 1
+    sound = np.ones(count, np.bool_)
+    reasons = np.full(count, None)
+    for line in _suspects(memoryview(block), bounds, 0, count):
+        sound[line], reasons[line] = _judge(_line(block, bounds, line))
+    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's. What is rejected
+    # has no text: the bytes may be no UTF-8.
+    has_text = None if sound.all() else pa.array(reasons == None).buffers()[1]  # noqa: E711
     return pa.RecordBatch.from_arrays(
-        [pa.array(numbers), texts, sound, plain, pa.nulls(count, pa.string())], schema=LINES
+        [
+            pa.array(np.arange(before + 1, before + count + 1)),
+            pa.StringArray.from_buffers(count, pa.py_buffer(bounds.astype(np.int32)), pa.py_buffer(block), has_text),
+            pa.array(sound),
+            pa.array(np.full(count, _is_plain(block))),
+            pa.array(reasons, pa.string()),
+        ],
+        schema=LINES,
     )
 
 
-def _judge(line: bytes) -> tuple[str | None, bool, bool, str | None]:
-    """Text, soundness, plainness and reason of one line, which is not blank."""
+def _suspects(block: memoryview, bounds: Numbers, start: int, end: int) -> Iterator[int]:
+    """Those of the lines from `start` to before `end` that are to be judged one by one, and a few of their neighbours.
+
+    They are found by halves, from a thousand lines at once: then a bad line costs as much as some hundred good ones.
+    """
+    if end - start <= _LOOKED_AT_ONCE:
+        lines = block[bounds[start] : bounds[end]]
+        longest = int(np.diff(bounds[start : end + 1]).max())
+        if longest <= MAX_LINE_BYTES and _is_utf8(lines) and _is_strict_json(lines):
+            return
+    if end - start <= _JUDGED_AT_ONCE:
+        yield from range(start, end)
+    else:
+        half = (start + end) // 2
+        yield from _suspects(block, bounds, start, half)
+        yield from _suspects(block, bounds, half, end)
+
+
+def _line(block: Block, bounds: Numbers, line: int) -> bytes:
+    return bytes(memoryview(block)[bounds[line] : bounds[line + 1]])
+
+
+def _judge(line: bytes) -> tuple[bool, str | None]:
+    """Whether a line, which is not blank, is sound; and the reason if it is rejected."""
     bare = without_line_end(line)
     if len(bare) > MAX_LINE_BYTES:
-        return None, False, False, Reason.LINE_TOO_LONG
+        return False, Reason.LINE_TOO_LONG
     if not _is_utf8(bare):
-        return None, False, False, Reason.INVALID_UTF8
-    text = bare.decode()
+        return False, Reason.INVALID_UTF8
     if _is_strict_json(bare):
-        return text, True, _is_plain(bare), None
-    record = parse(text)
-    return (None, False, False, record) if isinstance(record, Reason) else (text, False, _is_plain(bare), None)
+        return True, None
+    record = parse(bare.decode())
+    return False, record if isinstance(record, Reason) else None
 
 
 def without_line_end(line: bytes) -> bytes:
@@ -194,9 +198,9 @@ def without_line_end(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
 
 
-def _is_utf8(block: Block) -> bool:
+def _is_utf8(block: Block | memoryview) -> bool:
     try:
-        block.decode("utf-8")
+        str(block, "utf-8")
     except UnicodeDecodeError:
         return False
     return True
@@ -206,7 +210,7 @@ def _is_plain(block: Block) -> bool:
     return block.isascii() and b"\\" not in block and b"\x7f" not in block
 
 
-def _is_strict_json(block: Block) -> bool:
+def _is_strict_json(block: Block | memoryview) -> bool:
     """Whether `block` is nothing but JSON objects. Which lines they stand on, the bulk read finds out."""
     try:
         _STRICT_JSON.decode_lines(block)

@@ -1,7 +1,6 @@
 -- The bulk read: types the values of each line, and says which lines are requests as far as these values go. Texts of which the same
 -- ones come again and again (organization, key, model, endpoint) are left as they are, to be judged once each (pipeline/bulk.py).
--- Inputs: candidates (the format's twelve fields as JSON values), $start and $end (half-open: the days a request may be dated on), $latest (later
--- requests are from the future).
+-- Inputs: candidates (the format's twelve fields as JSON values). Whether an instant is one that a request may have is seen there, too.
 -- Every test is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
 -- '24:00' or a thirteenth decimal. What a test does not take for certain is left to the second look.
 -- An instant of one of the usual lengths has every part in full: none of them may be longer than in its pattern.
@@ -86,9 +85,6 @@ select
         and starts_with(request_id, '"')
         and case when plain then true else regexp_full_match(request_id, '"[ !#-\[\]-~]+"') end
         and strlen(request_id) between 3 and 130
-        and instant >= $start
-        and instant < $end
-        and instant <= $latest
         and case when cost_number is null then exact_cost is not null else cast(exact_cost as double) = cost_number end
         and case
             when synapses_number is null then synapses is null or synapses = 'null' or exact_synapses is not null
