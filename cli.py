@@ -215,10 +215,13 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
 @contextmanager
 def _progress() -> Iterator[Watch]:
     """Shows how far a run has come, when stderr is a terminal."""
+    from pipeline.run import Watch
+
+    if not sys.stderr.isatty():
+        yield Watch()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from pipeline.run import Watch
 
     class Bars(Watch):
         def begin(self, stage: str, total: int) -> None:
@@ -239,7 +242,7 @@ def _progress() -> Iterator[Watch]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         yield Bars()
 
 

@@ -50,7 +50,7 @@ from pipeline.publish import publish
 from pipeline.reconcile import Reconciliation
 from pipeline.reconcile import reconcile as recount
 from pipeline.report import Report
-from pipeline.rollup import roll_up_day, roll_up_month
+from pipeline.rollup import DayInputs, roll_up_days, roll_up_month
 from pipeline.run import Run, start_run
 from pipeline.update import Steps, roll_up
 from pipeline.update import backfill as roll_up_again
@@ -221,7 +221,9 @@ _Inputs = ParamSpec("_Inputs")
 _Result = TypeVar("_Result")
 
 
-def _step(step: Callable[_Inputs, _Result], run_name: str, *, repeat: bool = True) -> Task[_Inputs, _Result]:
+def _step(
+    step: Callable[_Inputs, _Result], run_name: str | Callable[..., str], *, repeat: bool = True
+) -> Task[_Inputs, _Result]:
     return Task(
         step,
         task_run_name=run_name,
@@ -233,9 +235,16 @@ def _step(step: Callable[_Inputs, _Result], run_name: str, *, repeat: bool = Tru
     )
 
 
+def _days_rolled_up(parameters: dict[str, Any]) -> str:
+    """`roll up 2025-11-01`, or `roll up 2025-11-01 to 2025-11-14 (12 days)`."""
+    days: list[DayInputs] = parameters["days"]
+    first, last = days[0].day, days[-1].day
+    return f"roll up {first}" if first == last else f"roll up {first} to {last} ({count_of(len(days), 'day')})"
+
+
 STEPS = Steps(
     take_in=_step(take_in, "take in {raw_file.file}"),
-    roll_up_day=_step(roll_up_day, "roll up {day}"),
+    roll_up_days=_step(roll_up_days, _days_rolled_up),
     roll_up_month=_step(roll_up_month, "roll up {month:%Y-%m}"),
     # Not by itself: it moves the finished files to where they are published. The next run is its retry.
     publish=_step(publish, "publish after version {before.version}", repeat=False),

@@ -96,6 +96,10 @@ class Engine:
         cursor.execute(SESSION)
         return cursor.sql(statement(name)).to_arrow_reader(rows)
 
+    def rows(self, name: str, rows: int) -> pa.RecordBatchReader:
+        """The rows of a statement over named tables, `rows` at a time; no other statement may run meanwhile."""
+        return self._connection.sql(statement(name)).to_arrow_reader(rows)
+
     def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
         """Write the rows of a statement, in its order, as one Parquet file."""
         step("write a file in scratch")

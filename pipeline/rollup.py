@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import artifacts
 from pipeline.checks import check_day, check_month, check_schema
 from pipeline.contract.layout import month_name
+from pipeline.contract.seam import step
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.ledger import DayEntry
 from pipeline.run import Run
 
+LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
 FILES_AT_ONCE = 1_000  # DuckDB holds some 10 KB of each file a statement reads, and every statement opens all anew
+_REPEATED = ["organization_id", "day", "api_key_id", "model"]  # a dictionary of anything else is thrown away again
 ROLL_UP_RULE = 1  # counts changes outside that SQL after which a day must be rolled up anew; tests/test_rules.py
+
+
+class DayInputs(NamedTuple):
+    """What a day is made from: the event files of every content that has requests on it, `accepted` lines in all."""
+
+    day: date
+    fingerprint: str
+    events: Sequence[Path]
+    accepted: int
 
 
 @dataclass(frozen=True)
@@ -36,25 +55,105 @@ def fingerprint_of(take_ins: Iterable[str]) -> str:
 
 @cache
 def _rule() -> str:
-    texts = (statement("copies"), statement("roll_up_day"), statement("daily"))
+    texts = (statement("copies"), statement("roll_up_days"))
     return hashlib.sha256("\0".join((str(ROLL_UP_RULE), *texts)).encode()).hexdigest()
 
 
-def roll_up_day(run: Run, day: date, fingerprint: str, events: Sequence[Path], accepted: int) -> DayEntry:
-    """Roll a day up whole, from the event files of every content that has requests on it; `accepted` lines in all.
+def grouped(days: Iterable[DayInputs]) -> list[list[DayInputs]]:
+    """The days in groups, in order; none of more lines or files than are rolled up at once, but for one day alone."""
+    groups: list[list[DayInputs]] = []
+    lines = files = 0
+    for day in days:
+        lines, files = lines + day.accepted, files + len(day.events)
+        if not groups or lines > LINES_AT_ONCE or files > FILES_AT_ONCE:
+            groups.append([])
+            lines, files = day.accepted, len(day.events)
+        groups[-1].append(day)
+    return groups
 
-    Raises CheckFailed when the day's lines do not add up.
+
+def roll_up_days(run: Run, days: Sequence[DayInputs]) -> list[DayEntry]:
+    """Roll days up, each of them whole, in one go.
+
+    Raises CheckFailed when the lines of a day do not add up; then none of them is kept.
     """
     engine = run.engine
-    engine.name_files("events", _gathered(run, events), EVENT)
+    engine.name_files("events", _gathered(run, [path for day in days for path in day.events]), EVENT)
     engine.run("copies")
-    engine.run("roll_up_day")
-    ((in_events, counted, duplicate, conflicting, session),) = engine.query("count_day")
-    check_day(day, accepted=accepted, in_events=in_events, counted=counted, duplicate=duplicate, session=session)
-    path = run.scratch / "daily.parquet"
-    engine.copy("daily", path, SCAN_ROWS, day=day)
-    artifact = artifacts.keep(run.store, path, run.layout.daily_of(day), fingerprint)
-    return DayEntry(day, fingerprint, artifact, run.started, accepted, counted, duplicate, conflicting, session)
+    copies = {day: (duplicate, conflicting) for day, duplicate, conflicting in engine.query("count_copies")}
+    used = _written(run, days)
+    accepted = {day.day: day.accepted for day in days}
+    for day, usage in used.items():
+        duplicate, _ = copies.get(day, (0, 0))
+        check_day(
+            day,
+            accepted=accepted.get(day, 0),
+            in_events=usage.in_events,
+            counted=usage.counted,
+            duplicate=duplicate,
+            session=usage.session,
+        )
+    entries = []
+    for day, fingerprint, _, lines in days:
+        usage, (duplicate, conflicting) = used[day], copies.get(day, (0, 0))
+        artifact = artifacts.keep(run.store, usage.path, run.layout.daily_of(day), fingerprint)
+        entry = DayEntry(
+            day, fingerprint, artifact, run.started, lines, usage.counted, duplicate, conflicting, usage.session
+        )
+        entries.append(entry)
+    return entries
+
+
+class _Usage(NamedTuple):
+    """A day's finished file, not yet where it stays, and how many lines and requests were summed up for it."""
+
+    path: Path
+    in_events: int
+    counted: int
+    session: int
+
+
+def _written(run: Run, days: Sequence[DayInputs]) -> dict[date, _Usage]:
+    """What the named events and copies make of each of the days, and of any other that they are dated on."""
+    rows = run.engine.rows("roll_up_days", SCAN_ROWS)
+    used = {
+        day: _write_day((part for _, part in parts), run.scratch / f"daily-{day}.parquet")
+        for day, parts in groupby(_by_day(rows), itemgetter(0))
+    }
+    for day in (day.day for day in days if day.day not in used):
+        used[day] = _write_day((), run.scratch / f"daily-{day}.parquet")
+    return used
+
+
+def _by_day(rows: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBatch]]:
+    """Rows in order of day, cut where one day ends and the next begins."""
+    for batch in rows:
+        start = 0
+        days = pc.run_end_encode(batch.column("day"))
+        for day, end in zip(days.values.to_pylist(), days.run_ends.to_pylist(), strict=True):
+            yield day, batch.slice(start, end - start)
+            start = end
+
+
+def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> _Usage:
+    """Write what API keys used as one Parquet file, whose bytes do not depend on how the rows come in parts."""
+    in_events = counted = session = 0
+    schema = API_KEY_DAY.arrow_schema
+    waiting = schema.empty_table()
+    step("write a file in scratch")
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATED) as file:
+        for part in parts:
+            has_key = pc.is_valid(part.column("api_key_id"))
+            usage = part.filter(pc.and_(has_key, pc.greater(part.column("requests"), 0)))
+            in_events += pc.sum(part.column("lines")).as_py()
+            session += pc.sum(part.filter(pc.invert(has_key)).column("requests")).as_py() or 0
+            counted += pc.sum(usage.column("requests")).as_py() or 0
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([usage.select(schema.names)])])
+            while waiting.num_rows >= SCAN_ROWS:
+                file.write_table(waiting.slice(0, SCAN_ROWS).combine_chunks())
+                waiting = waiting.slice(SCAN_ROWS)
+        file.write_table(waiting.combine_chunks())
+    return _Usage(path, in_events, counted, session)
 
 
 def _gathered(run: Run, events: Sequence[Path]) -> Sequence[Path]:
@@ -75,7 +174,8 @@ def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMont
     Raises CheckFailed when a rollup repeats a row of its grain, or does not sum to its days.
     """
     engine = run.engine
-    engine.name_files("daily", [entry.path_in(run.layout) for entry in days], API_KEY_DAY)
+    engine.name_files("day_files", [entry.path_in(run.layout) for entry in days], API_KEY_DAY)
+    engine.run("daily")
     files = {}
     for table in USAGE:
         path = run.scratch / f"{table.name}-{month_name(month)}.parquet"

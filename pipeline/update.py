@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
@@ -31,7 +31,7 @@ from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Report
 from pipeline.restate import restate
-from pipeline.rollup import RolledMonth, fingerprint_of, roll_up_day, roll_up_month, same_rows
+from pipeline.rollup import DayInputs, RolledMonth, fingerprint_of, grouped, roll_up_days, roll_up_month, same_rows
 from pipeline.run import Run
 from pipeline.status import lost_versions, write_last_run
 from pipeline.sweep import start_grace, start_grace_of_all, sweep, sweep_log
@@ -41,13 +41,35 @@ log = logging.getLogger(__name__)
 COMMIT_ATTEMPTS = 8
 
 
+_Inputs = TypeVar("_Inputs")
+_Result = TypeVar("_Result")
+
+
+def _in_turn(step: Callable[[Run, _Inputs], _Result], run: Run, inputs: Iterable[_Inputs]) -> Iterator[_Result]:
+    """A step for each of its inputs, one after the other; the results in their order, as they come."""
+    return (step(run, one) for one in inputs)
+
+
+class Each(Protocol):
+    """How a step is done for many inputs that do not depend on each other."""
+
+    def __call__(
+        self, step: Callable[[Run, _Inputs], _Result], run: Run, inputs: Iterable[_Inputs]
+    ) -> Iterable[_Result]:
+        """The results in the order of the inputs."""
+
+
 class Steps(NamedTuple):
-    """The steps of a run, each a plain function. Whoever wants them retried, named or sent elsewhere wraps them."""
+    """The steps of a run, each a plain function. Whoever wants them retried, named or sent elsewhere wraps them.
+
+    roll_up_days: for a group of days. each: spreads such groups over workers, or does not.
+    """
 
     take_in: Callable[[Run, RawFile], TakeIn] = take_in
-    roll_up_day: Callable[[Run, date, str, list[Path], int], DayEntry] = roll_up_day
+    roll_up_days: Callable[[Run, list[DayInputs]], list[DayEntry]] = roll_up_days
     roll_up_month: Callable[[Run, date, list[DayEntry]], RolledMonth] = roll_up_month
     publish: Callable[[Run, Any, list[Partition], Mapping[str, str]], int] = publish
+    each: Each = _in_turn
 
 
 PLAIN_STEPS = Steps()
@@ -218,11 +240,12 @@ class _Update:
         self.findings |= self.healing.beyond_repair
         self._restore(dirty, days, ledger, report)
         self.run.watch.begin("rolling up days", len(dirty))
-        for day in sorted(dirty):
-            days[day] = self._rolled_day(day, fingerprints[day], inputs.get(day, {}), ledger.days.get(day))
-            if days[day].accepted or days[day] != ledger.days.get(day):
+        to_roll = [self._inputs_of(day, fingerprints[day], inputs.get(day, {})) for day in sorted(dirty)]
+        for entry in self._rolled(to_roll):
+            day, before = entry.day, ledger.days.get(entry.day)
+            days[day] = before if before and self._is_same(entry, before) else entry
+            if days[day].accepted or days[day] != before:
                 report.days.append(days[day])
-            self.run.watch.advance(1)
         report.months = sorted({month_of(day) for day in dirty})
         return files, days
 
@@ -264,21 +287,24 @@ class _Update:
                     )
                 )
 
-    def _rolled_day(
-        self, day: date, fingerprint: str, events: Mapping[str, EventFile], before: DayEntry | None
-    ) -> DayEntry:
-        key = (day, fingerprint)
-        if key not in self.rolled:
-            paths = [events[name].path_in(self.run.layout) for name in sorted(events)]
-            accepted = sum(event.accepted for event in events.values())
-            self.rolled[key] = self.steps.roll_up_day(self.run, day, fingerprint, paths, accepted)
-        entry = self.rolled[key]
-        # The same rows from the same inputs in other bytes, as another DuckDB may write them, are no change.
-        if before is None or replace(entry, artifact=before.artifact, as_of=before.as_of) != before:
-            return entry
+    def _inputs_of(self, day: date, fingerprint: str, events: Mapping[str, EventFile]) -> DayInputs:
+        paths = [events[name].path_in(self.run.layout) for name in sorted(events)]
+        return DayInputs(day, fingerprint, paths, sum(event.accepted for event in events.values()))
+
+    def _rolled(self, days: Sequence[DayInputs]) -> list[DayEntry]:
+        """The days rolled up, now or in an earlier attempt."""
+        groups = grouped(day for day in days if (day.day, day.fingerprint) not in self.rolled)
+        for entries in self.steps.each(self.steps.roll_up_days, self.run, groups):
+            self.rolled.update(((entry.day, entry.fingerprint), entry) for entry in entries)
+            self.run.watch.advance(len(entries))
+        return [self.rolled[day.day, day.fingerprint] for day in days]
+
+    def _is_same(self, entry: DayEntry, before: DayEntry) -> bool:
+        """Whether it is the same rows from the same inputs; in other bytes, as another DuckDB may write them."""
+        if replace(entry, artifact=before.artifact, as_of=before.as_of) != before:
+            return False
         kept, rolled = before.path_in(self.run.layout), entry.path_in(self.run.layout)
-        same = kept == rolled or (self.inspection.is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
-        return before if same else entry
+        return kept == rolled or (self.inspection.is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
 
     def _roll_up_months(
         self, ledger: Ledger, files: Mapping[str, FileEntry], days: Mapping[date, DayEntry], report: Report

@@ -56,7 +56,7 @@ from pipeline.engine import statement
 from pipeline.errors import CheckFailed, HeldBack, KeytallyError
 from pipeline.ledger import DayEntry
 from pipeline.report import Report
-from pipeline.rollup import roll_up_day
+from pipeline.rollup import DayInputs, roll_up_days
 from pipeline.run import Run
 
 # One Prefect server for the whole file: with `pytest -n`, keep it on one worker (--dist loadgroup or loadfile).
@@ -295,8 +295,7 @@ def test_a_nightly_run_publishes_and_shows_what_it_did(data: Path, tmp_path: Pat
             "take in eu/2025-11-30.jsonl.gz",
             "take in eu/2025-12-01.jsonl",
             "take in us/again.jsonl",
-            "roll up 2025-11-30",
-            "roll up 2025-12-01",
+            "roll up 2025-11-30 to 2025-12-01 (2 days)",
             "roll up 2025-11",
             "roll up 2025-12",
             "publish after version 0",
@@ -424,10 +423,12 @@ def test_yesterday_is_recounted_and_a_difference_leaves_an_artifact(
     flows.nightly(return_state=True)
     assert flows.reconcile(return_state=True).name == "Completed"
 
-    text = statement("roll_up_day")
+    text = statement("roll_up_days")
     doubled = text.replace("coalesce(sum(cost), 0)", "2 * coalesce(sum(cost), 0)")
     assert doubled != text
-    monkeypatch.setattr("pipeline.engine.statement", lambda name: doubled if name == "roll_up_day" else statement(name))
+    monkeypatch.setattr(
+        "pipeline.engine.statement", lambda name: doubled if name == "roll_up_days" else statement(name)
+    )
     flows.backfill(date.fromisoformat(yesterday), date.fromisoformat(yesterday), return_state=True)
     state = flows.reconcile(return_state=True)
     assert (state.name, state.is_completed()) == ("CompletedWithFindings", True)
@@ -561,7 +562,7 @@ def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClien
         ("acme", "2025-11-01"): (4, Decimal("1.00")),
         ("acme", "2025-11-02"): (2, Decimal("0.50")),
     }
-    tasks = task_runs_of(client, state, 7)
+    tasks = task_runs_of(client, state, 6)
     held_back = tasks["take in eu/2025-11-03.jsonl.gz"]
     assert held_back.state is not None
     assert held_back.state.is_failed()
@@ -584,21 +585,22 @@ def test_a_night_that_fails_a_check_publishes_nothing_and_says_so(
     assert flows.nightly(return_state=True).is_completed()
     before = published(data)
 
-    def losing_a_line(run: Run, day: date, fingerprint: str, events: list[Path], accepted: int) -> DayEntry:
-        return roll_up_day(run, day, fingerprint, events, accepted + (day == date(2025, 11, 3)))
+    def losing_a_line(run: Run, days: list[DayInputs]) -> list[DayEntry]:
+        third = date(2025, 11, 3)
+        return roll_up_days(run, [day._replace(accepted=day.accepted + (day.day == third)) for day in days])
 
     write_raw(data, "eu/2025-11-02.jsonl", "2025-11-02", 2)
     write_raw(data, "eu/2025-11-03.jsonl", "2025-11-03", 3)
     with monkeypatch.context() as broken:
-        broken.setattr(flows, "STEPS", step_as("roll_up_day", losing_a_line))
+        broken.setattr(flows, "STEPS", step_as("roll_up_days", losing_a_line))
         state = flows.nightly(return_state=True)
     assert (state.type.value, state.name) == ("FAILED", "Failed")
     assert state.message == (
         "check 'accepted lines are in the day's events' failed for 2025-11-03: expected 4, got 3; nothing was published"
     )
     assert isinstance(state.result(raise_on_failure=False), CheckFailed)
-    tasks = task_runs_of(client, state, 4)
-    assert tasks["roll up 2025-11-03"].run_count == 1
+    tasks = task_runs_of(client, state, 3)
+    assert tasks["roll up 2025-11-02 to 2025-11-03 (2 days)"].run_count == 1
     assert published(data) == before
 
     assert flows.nightly(return_state=True).is_completed()  # nothing of the failed night is in the way
@@ -636,14 +638,14 @@ def test_a_step_that_meets_with_an_accident_is_repeated(
     in_the_way.write_text("a file where a folder belongs: an OSError for whoever wants to write below it")
     failed = threading.Event()
 
-    def rolled(run: Run, day: date, fingerprint: str, events: list[Path], accepted: int) -> DayEntry:
+    def rolled(run: Run, days: list[DayInputs]) -> list[DayEntry]:
         if failed.is_set():
             in_the_way.unlink()
         failed.set()
-        return roll_up_day(run, day, fingerprint, events, accepted)
+        return roll_up_days(run, days)
 
-    steps = step_as("roll_up_day", rolled)
-    steps.roll_up_day.retry_delay_seconds = [0.1]  # type: ignore[attr-defined]
+    steps = step_as("roll_up_days", rolled)
+    steps.roll_up_days.retry_delay_seconds = [0.1]  # type: ignore[attr-defined]
     monkeypatch.setattr(flows, "STEPS", steps)
     state = flows.nightly(return_state=True)
     assert state.name == "Completed", state.message
@@ -656,8 +658,8 @@ def test_an_accident_that_stays_fails_the_night_after_the_last_attempt(
 ) -> None:
     write_raw(data, "eu/2025-11-01.jsonl", "2025-11-01", 3)
     (data / "daily").write_text("in the way for good")
-    steps = step_as("roll_up_day", roll_up_day)
-    steps.roll_up_day.retry_delay_seconds = [0.1]  # type: ignore[attr-defined]
+    steps = step_as("roll_up_days", roll_up_days)
+    steps.roll_up_days.retry_delay_seconds = [0.1]  # type: ignore[attr-defined]
     monkeypatch.setattr(flows, "STEPS", steps)
     state = flows.nightly(return_state=True)
     assert state.is_failed()
@@ -674,11 +676,12 @@ def test_steps_are_given_the_run_itself_in_its_own_thread(
     write_raw(data, "eu/2025-11-02.jsonl", "2025-11-02", 3)
     given: list[tuple[Run, threading.Thread]] = []
 
-    def rolled(run: Run, day: date, fingerprint: str, events: list[Path], accepted: int) -> DayEntry:
+    def rolled(run: Run, days: list[DayInputs]) -> list[DayEntry]:
         given.append((run, threading.current_thread()))
-        return roll_up_day(run, day, fingerprint, events, accepted)
+        return roll_up_days(run, days)
 
-    monkeypatch.setattr(flows, "STEPS", step_as("roll_up_day", rolled))
+    monkeypatch.setattr(flows, "STEPS", step_as("roll_up_days", rolled))
+    monkeypatch.setattr("pipeline.rollup.LINES_AT_ONCE", 3)  # a group for each day
     assert flows.nightly(return_state=True).is_completed()
     assert len(given) == 2
     assert given[0][0] is given[1][0]

@@ -175,7 +175,7 @@ def test_whatever_the_order_the_split_the_kinds_and_the_runs_the_numbers_are_a_p
 
 
 @LAWS
-@given(logs, st.integers(1, 3), st.sampled_from(["take_in", "roll_up_day", "roll_up_month", "publish"]), chances)
+@given(logs, st.integers(1, 3), st.sampled_from(["take_in", "roll_up_days", "roll_up_month", "publish"]), chances)
 def test_a_run_that_fails_anywhere_is_made_good_by_the_next(
     log: list[Record | str], parts: int, step: str, chance: random.Random
 ) -> None:

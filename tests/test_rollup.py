@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +15,15 @@ import pytest
 import pipeline.rollup
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import Engine, statement
-from pipeline.rollup import fingerprint_of, roll_up_day
-from pipeline.run import start_run
+from pipeline.errors import CheckFailed
+from pipeline.ledger import DayEntry
+from pipeline.rollup import DayInputs, fingerprint_of, grouped, roll_up_days
+from pipeline.run import Run, start_run
+from pipeline.update import PLAIN_STEPS, backfill, roll_up
 from tests.conftest import Place, Record, request
 
 DAY = date(2025, 11, 10)
+NOON = datetime(2025, 11, 10, 12, tzinfo=UTC)
 
 
 def test_a_day_is_named_by_what_it_is_made_from_in_whatever_order() -> None:
@@ -27,24 +33,106 @@ def test_a_day_is_named_by_what_it_is_made_from_in_whatever_order() -> None:
 
 def test_a_day_of_no_events_is_a_day_of_no_usage(place: Place) -> None:
     with start_run(place.settings, lambda: place.now) as run:
-        entry = roll_up_day(run, DAY, "f" * 32, [], 0)
+        (entry,) = roll_up_days(run, [DayInputs(DAY, "f" * 32, [], 0)])
     assert (entry.accepted, entry.counted, entry.duplicate, entry.conflicting, entry.session) == (0, 0, 0, 0, 0)
     daily = pq.read_table(place.layout.daily_of(DAY) / entry.artifact, partitioning=None)
     assert (daily.num_rows, daily.schema.names) == (0, API_KEY_DAY.arrow_schema.names)
 
 
 def test_a_request_without_a_price_counts_with_a_cost_of_nothing(place: Place) -> None:
-    row: Record = {**dict.fromkeys(EVENT.arrow_schema.names), **request(1), "timestamp": place.now, "cost": None}
+    row: Record = {**dict.fromkeys(EVENT.arrow_schema.names), **request(1), "timestamp": NOON, "cost": None}
     row.update(synapses=Decimal(1), neurons=Decimal(2), input_tokens=3, output_tokens=4)
     other = {**row, "request_id": "req_2", "cost": Decimal("0.5")}
     twice = {**row, "cost": Decimal("0.1")}  # a copy: the null cost comes before any value
     path = place.layout.root / "events.parquet"
     pq.write_table(pa.Table.from_pylist([row, other, twice], schema=EVENT.arrow_schema), path)
     with start_run(place.settings, lambda: place.now) as run:
-        entry = roll_up_day(run, DAY, "f" * 32, [path], 3)
+        (entry,) = roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 3)])
     (usage,) = pq.read_table(place.layout.daily_of(DAY) / entry.artifact, partitioning=None).to_pylist()
     assert (usage["requests"], usage["cost"], usage["synapses"]) == (2, Decimal("0.5"), Decimal(2))
     assert (entry.duplicate, entry.conflicting) == (1, 1)
+
+
+def test_days_are_rolled_up_in_groups_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.rollup.LINES_AT_ONCE", 10)
+    monkeypatch.setattr("pipeline.rollup.FILES_AT_ONCE", 3)
+
+    def sizes(*days: tuple[int, int]) -> list[int]:
+        inputs = [
+            DayInputs(DAY + timedelta(n), "f", [Path("a")] * files, lines) for n, (lines, files) in enumerate(days)
+        ]
+        groups = grouped(inputs)
+        assert [day for group in groups for day in group] == inputs
+        return [len(group) for group in groups]
+
+    assert sizes() == []
+    assert sizes((10, 1)) == [1]
+    assert sizes((4, 1), (6, 1), (1, 1)) == [2, 1]
+    assert sizes((99, 1), (1, 1), (99, 1)) == [1, 1, 1]  # a day is never cut
+    assert sizes((1, 1), (1, 2), (1, 1)) == [2, 1]
+    assert sizes((0, 0), (1, 99), (0, 0), (0, 0)) == [1, 1, 2]
+
+
+def test_days_are_rolled_up_together_as_one_by_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte by byte; copies of a request on two days count on each."""
+    for file in range(3):
+        stamps = [f"2025-11-{1 + number % 5:02}T0{file}:00:00Z" for number in range(20)]
+        requests = [
+            request(number % 7, timestamp=stamp, model="m" * (number % 3)) for number, stamp in enumerate(stamps)
+        ]
+        place.write_raw(
+            f"{file}.jsonl", *requests, request(99, timestamp="2025-11-06T23:59:59.999999Z", api_key_id=None)
+        )
+    together = place.roll_up()
+    assert [(day.accepted, day.counted, day.duplicate, day.session) for day in together.days] == [
+        *[(12, 4, 8, 0)] * 5,
+        (3, 0, 2, 1),
+    ]
+    files = place.artifacts()
+    monkeypatch.setattr("pipeline.rollup.LINES_AT_ONCE", 1)
+    groups: list[int] = []
+    honest = Engine.rows
+
+    def in_small_parts(engine: Engine, name: str, rows: int) -> Iterator[pa.RecordBatch]:
+        for batch in honest(engine, name, rows):
+            yield from (batch.slice(start, 3) for start in range(0, batch.num_rows, 3))
+
+    def roll_up(run: Run, days: list[DayInputs]) -> list[DayEntry]:
+        groups.append(len(days))
+        monkeypatch.setattr(Engine, "rows", in_small_parts if len(groups) % 2 else honest)
+        return roll_up_days(run, days)
+
+    with start_run(place.settings, lambda: place.now) as run:
+        alone = backfill(run, date(2025, 11, 1), date(2025, 11, 30), PLAIN_STEPS._replace(roll_up_days=roll_up))
+    assert groups == [1] * 6
+    assert not alone.published
+    assert alone.days == together.days
+    assert place.artifacts().keys() == files.keys()
+
+
+def test_an_event_of_another_day_than_its_file_s_is_found_out(place: Place) -> None:
+    row: Record = {**dict.fromkeys(EVENT.arrow_schema.names), **request(1), "timestamp": NOON + timedelta(days=1)}
+    row.update(cost=Decimal(1), synapses=Decimal(1), neurons=Decimal(2), input_tokens=3, output_tokens=4)
+    path = place.layout.root / "events.parquet"
+    pq.write_table(pa.Table.from_pylist([row], schema=EVENT.arrow_schema), path)
+    with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed):
+        roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 1)])
+    with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed, match="2025-11-11"):
+        roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 0)])
+    assert not place.layout.daily.exists()
+
+
+def test_no_day_is_kept_of_a_group_in_which_one_does_not_add_up(place: Place) -> None:
+    for day in (10, 11, 12):
+        place.write_raw(f"{day}.jsonl", request(day, timestamp=f"2025-11-{day}T12:00:00Z"))
+
+    def losing_a_line(run: Run, days: list[DayInputs]) -> list[DayEntry]:
+        return roll_up_days(run, [day._replace(accepted=day.accepted + (day.day.day == 12)) for day in days])
+
+    steps = PLAIN_STEPS._replace(roll_up_days=losing_a_line)
+    with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed, match="2025-11-12"):
+        roll_up(run, steps)
+    assert not place.layout.daily.exists()
 
 
 def test_a_day_of_many_files_is_rolled_up_as_one_of_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,11 @@ TAKEN_IN_BY = (
     "spool.py",
     "intake.py",
 )
-ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
+ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
     "TAKE_IN_RULE": (1, "c94c19bba329732b"),
-    "ROLL_UP_RULE": (1, "b41a19eed4792d92"),
+    "ROLL_UP_RULE": (1, "884854a7ae9f7400"),
 }
 
 

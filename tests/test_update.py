@@ -185,8 +185,9 @@ def test_bad_files_stay_as_they_were_and_are_tried_again(place: Place) -> None:
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
-        ("roll_up_day", "where place = 1", "where place <= 2"),
-        ("roll_up_day", "count(*) as bigint", "count(*) + 1 as bigint"),
+        ("roll_up_days", "where place > 1", "where place > 2"),
+        ("roll_up_days", "sum(requests) as bigint", "sum(requests) + 1 as bigint"),
+        ("roll_up_days", "    from events\n", "    from events\n    where cost > 1\n"),
         ("organization_day", "sum(requests)", "sum(requests) + 1"),
         ("organization_month", "sum(cost)", "max(cost)"),
         ("api_key_month", "sum(input_tokens)", "0"),

@@ -1,7 +1,8 @@
--- Grain: one line that may stand more than once, with its place among the copies of its request. Place 1 counts.
--- Inputs: events (one UTC day).
--- Requests whose hash occurs once go straight into the roll-up; only the others are ranked, by their content alone.
--- Two different requests may share a hash: they are told apart here, by what identifies them.
+-- Grain: one line that may stand more than once, with its day and its place among the copies of its request there. Place 1
+-- counts.
+-- Inputs: events (of any days).
+-- Requests whose hash occurs once are left alone; only the others are ranked, by their content alone. Two different
+-- requests may share a hash, and one may stand on two days: they are told apart here, by what identifies them.
 create or replace table copies as
 with repeated as (
     select hash(organization_id, request_id) as request_hash
@@ -13,7 +14,7 @@ with repeated as (
 candidate as (
     select
         *,
-        hash(organization_id, request_id) as request_hash
+        date '1970-01-01' + cast(epoch_us(timestamp) // 86400000000 as integer) as day
     from events
     where hash(organization_id, request_id) in (select request_hash from repeated)
 )
@@ -37,6 +38,7 @@ select
 from candidate
 window request as (
     partition by
+        day,
         organization_id,
         request_id
     order by
