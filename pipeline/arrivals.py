@@ -8,7 +8,7 @@ from functools import partial
 
 from pipeline.contents import content_of, count_each_content_once, held_contents, is_still, needs_reading, size_of
 from pipeline.errors import HeldBack
-from pipeline.fan_out import fan_out
+from pipeline.fan_out import FanOut
 from pipeline.intake import TakeIn, rule_of
 from pipeline.ledger import FileEntry, Ledger
 from pipeline.raw import RawFile, hash_raw
@@ -25,9 +25,10 @@ class Arrivals:
 
     run: Run
     take_in: Callable[[Run, RawFile], TakeIn]
+    fan_out: FanOut
     confirmed: dict[tuple[str, str], str]
     held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
-    _taken: dict[tuple[str, str], TakeIn] = field(default_factory=dict)  # by file and signature
+    _taken: dict[RawFile, TakeIn] = field(default_factory=dict)
 
     def added_to(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
         """The ledger's files and those that arrived; what cannot be taken in is reported and left."""
@@ -87,31 +88,61 @@ class Arrivals:
         A content that is known is not parsed again. To be known it must have one of the `sizes`, so that of files of
         one size the first goes before the others.
         """
+        verdicts: dict[RawFile, TakeIn | HeldBack] = {
+            raw_file: self._taken[raw_file] for raw_file in waiting if raw_file in self._taken
+        }
+        known |= {(taken.content, taken.rule): taken for taken in self._taken.values()}
         first: list[RawFile] = []
         others: list[RawFile] = []
-        for raw_file in waiting:
+        for raw_file in (raw_file for raw_file in waiting if raw_file not in verdicts):
             (others if raw_file.size in sizes else first).append(raw_file)
             sizes.add(raw_file.size)
-        taken_in: dict[str, TakeIn | HeldBack] = {}
-        for files, same_size in ((first, {}), (others, known)):
-            step = partial(self._take_in, same_size=same_size)
-            for raw_file, taken in zip(files, fan_out(self.run, step, files), strict=True):
-                taken_in[raw_file.file] = taken
-                if isinstance(taken, TakeIn):
-                    known[taken.content, taken.rule] = taken
-        return ((raw_file, taken_in[raw_file.file]) for raw_file in waiting)
+        verdicts |= self._take_in(first, known)
+        contents = dict(zip(others, self.fan_out(self.run, _content_or_why_not, others), strict=True))
+        while others:
+            unknown: dict[tuple[str, str], RawFile] = {}
+            again: list[RawFile] = []
+            for raw_file in others:
+                content = contents[raw_file]
+                key = (str(content), rule_of(raw_file.read_as))
+                if isinstance(content, HeldBack):
+                    verdicts[raw_file] = content
+                elif key in unknown:
+                    again.append(raw_file)
+                elif key in known and not self._heals(known[key]):
+                    verdicts[raw_file] = known[key]
+                else:
+                    unknown[key] = raw_file
+            verdicts |= self._take_in(list(unknown.values()), known)
+            others = again
+        self._taken |= {raw_file: taken for raw_file, taken in verdicts.items() if isinstance(taken, TakeIn)}
+        return ((raw_file, verdicts[raw_file]) for raw_file in waiting)
 
-    def _take_in(self, run: Run, raw_file: RawFile, same_size: Mapping[tuple[str, str], TakeIn]) -> TakeIn | HeldBack:
-        key = (raw_file.file, raw_file.signature)
-        if key in self._taken:
-            return self._taken[key]
-        try:
-            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
-            heals = known and known.heals_at and known.heals_at <= run.started
-            self._taken[key] = known if known and not heals else self.take_in(run, raw_file)
-        except HeldBack as held_back:
-            return held_back
-        return self._taken[key]
+    def _heals(self, known: TakeIn) -> bool:
+        return known.heals_at is not None and known.heals_at <= self.run.started
+
+    def _take_in(
+        self, raw_files: Sequence[RawFile], known: dict[tuple[str, str], TakeIn]
+    ) -> dict[RawFile, TakeIn | HeldBack]:
+        """What the files are made into, which is known from now on."""
+        step = partial(_take_in_or_why_not, self.take_in)
+        verdicts = dict(zip(raw_files, self.fan_out(self.run, step, raw_files), strict=True))
+        known |= {(taken.content, taken.rule): taken for taken in verdicts.values() if isinstance(taken, TakeIn)}
+        return verdicts
+
+
+def _take_in_or_why_not(take_in: Callable[[Run, RawFile], TakeIn], run: Run, raw_file: RawFile) -> TakeIn | HeldBack:
+    try:
+        return take_in(run, raw_file)
+    except HeldBack as held_back:
+        return held_back
+
+
+def _content_or_why_not(_: Run, raw_file: RawFile) -> str | HeldBack:
+    try:
+        return hash_raw(raw_file)
+    except HeldBack as held_back:
+        return held_back
 
 
 def _report(

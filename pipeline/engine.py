@@ -109,6 +109,20 @@ class Engine:
             {**parameters, "path": str(path)},
         )
 
+    def copy_by(self, column: str, name: str, folder: Path, **parameters: object) -> dict[int, list[Path]]:
+        """Write the rows of a statement as Parquet files below a folder that is made anew: which of them hold each
+        value of `column`, a number that is not written."""
+        step("write a file in scratch")
+        shutil.rmtree(folder, ignore_errors=True)
+        self._connection.execute(
+            f"copy ({statement(name)}) to $folder (format parquet, compression zstd, partition_by ({column}))",
+            {**parameters, "folder": str(folder)},
+        )
+        files: dict[int, list[Path]] = {}
+        for path in sorted(folder.glob("*/*.parquet")):
+            files.setdefault(int(path.parent.name.removeprefix(f"{column}=")), []).append(path)
+        return files
+
     def name_arrow(self, table: str, rows: pa.Table) -> None:
         """Let statements read `rows` as `table`, until the name is given anew."""
         named = self._named.get(table)
@@ -132,6 +146,7 @@ class Engine:
         with_names: a column `filename` says where each row is from.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
+        self._named.pop(table, None)
         held = self._held / table
         shutil.rmtree(held, ignore_errors=True)
         if files:

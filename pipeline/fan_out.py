@@ -10,7 +10,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pipeline.engine import Engine
 from pipeline.run import Run, Watch
@@ -19,6 +19,13 @@ ENGINE_BYTES = 256 * 10**6  # of the memory limit, for each engine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class FanOut(Protocol):
+    """How a step is done for many items that do not need each other."""
+
+    def __call__(self, run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """What the step makes of each item, in their order."""
 
 
 def fan_out(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -22,6 +22,7 @@ from pipeline.contract.layout import month_name
 from pipeline.contract.seam import step
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
+from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
 from pipeline.run import Run
 
@@ -36,8 +37,11 @@ class DayInputs(NamedTuple):
 
     day: date
     fingerprint: str
-    events: Sequence[Path]
+    events: Sequence[EventFile]
     accepted: int
+
+
+CopiesFound = Mapping[date, tuple[int, int]]  # by day: copies that do not count, and those of them that differ
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,20 @@ def roll_up_days(run: Run, days: Sequence[DayInputs]) -> list[DayEntry]:
 
     Raises CheckFailed when the lines of a day do not add up; then none of them is kept.
     """
-    engine = run.engine
-    engine.name_files("events", _gathered(run, [path for day in days for path in day.events]), EVENT)
-    engine.run("copies")
-    copies = {day: (duplicate, conflicting) for day, duplicate, conflicting in engine.query("count_copies")}
-    used = _written(run, days)
+    copies = find_copies(run, [event.path_in(run.layout) for day in days for event in day.events])
+    return keep_days(run, days, "roll_up_days", copies)
+
+
+def find_copies(run: Run, events: Sequence[Path]) -> CopiesFound:
+    """Name the event files `events`, and make the table of copies of them."""
+    run.engine.name_files("events", _gathered(run, events), EVENT)
+    run.engine.run("copies")
+    return {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+
+
+def keep_days(run: Run, days: Sequence[DayInputs], rows: str, copies: CopiesFound) -> list[DayEntry]:
+    """Check and keep the days that a statement's rows are. It is `roll_up_days`, or has its columns and its order."""
+    used = _written(run, days, rows)
     accepted = {day.day: day.accepted for day in days}
     for day, usage in used.items():
         duplicate, _ = copies.get(day, (0, 0))
@@ -113,12 +126,11 @@ class _Usage(NamedTuple):
     session: int
 
 
-def _written(run: Run, days: Sequence[DayInputs]) -> dict[date, _Usage]:
-    """What the named events and copies make of each of the days, and of any other that they are dated on."""
-    rows = run.engine.rows("roll_up_days", SCAN_ROWS)
+def _written(run: Run, days: Sequence[DayInputs], rows: str) -> dict[date, _Usage]:
+    """What a statement makes of each of the days, and of any other that its rows are dated on."""
     used = {
         day: _write_day((part for _, part in parts), run.scratch / f"daily-{day}.parquet")
-        for day, parts in groupby(_by_day(rows), itemgetter(0))
+        for day, parts in groupby(_by_day(run.engine.rows(rows, SCAN_ROWS)), itemgetter(0))
     }
     for day in (day.day for day in days if day.day not in used):
         used[day] = _write_day((), run.scratch / f"daily-{day}.parquet")

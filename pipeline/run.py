@@ -31,8 +31,9 @@ class Watch:
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a run is given. started: the one moment that counts as now, UTC."""
+    """What every step of a run is given. name: no other run has it. started: the one moment that counts as now, UTC."""
 
+    name: str
     settings: Settings
     store: Store
     clock: Callable[[], datetime]
@@ -62,7 +63,7 @@ def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | 
     try:
         engine = Engine(settings, store, scratch)
         try:
-            yield Run(settings, store, clock, clock(), scratch, engine, watch or Watch())
+            yield Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch())
             step("remove the scratch")
         finally:
             engine.close()

@@ -73,7 +73,7 @@ def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntr
     newest = _newest(run.store)
     needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, newest)}
     # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
-    for folder in (layout.events, layout.daily, layout.rejected, layout.rollups):
+    for folder in (layout.events, layout.daily, layout.rejected, layout.buckets, layout.rollups):
         for found in run.store.list(folder):
             if found.path.suffix != ".parquet" or found.path in needed or found.path.parent == layout.log:
                 continue

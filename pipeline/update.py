@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
+from pipeline.buckets import LINES_IN_ONE_STEP, roll_up_in_buckets
 from pipeline.contents import days_touched, events_by_day
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
@@ -24,6 +25,7 @@ from pipeline.contract.published import FINDINGS
 from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
+from pipeline.fan_out import FanOut, fan_out
 from pipeline.healing import Healing, Inspection
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
@@ -41,35 +43,17 @@ log = logging.getLogger(__name__)
 COMMIT_ATTEMPTS = 8
 
 
-_Inputs = TypeVar("_Inputs")
-_Result = TypeVar("_Result")
-
-
-def _in_turn(step: Callable[[Run, _Inputs], _Result], run: Run, inputs: Iterable[_Inputs]) -> Iterator[_Result]:
-    """A step for each of its inputs, one after the other; the results in their order, as they come."""
-    return (step(run, one) for one in inputs)
-
-
-class Each(Protocol):
-    """How a step is done for many inputs that do not depend on each other."""
-
-    def __call__(
-        self, step: Callable[[Run, _Inputs], _Result], run: Run, inputs: Iterable[_Inputs]
-    ) -> Iterable[_Result]:
-        """The results in the order of the inputs."""
-
-
 class Steps(NamedTuple):
     """The steps of a run, each a plain function. Whoever wants them retried, named or sent elsewhere wraps them.
 
-    roll_up_days: for a group of days. each: spreads such groups over workers, or does not.
+    roll_up_days: for a group of days. fan_out: does the first two, and what else is done for many, on several cores.
     """
 
     take_in: Callable[[Run, RawFile], TakeIn] = take_in
     roll_up_days: Callable[[Run, list[DayInputs]], list[DayEntry]] = roll_up_days
     roll_up_month: Callable[[Run, date, list[DayEntry]], RolledMonth] = roll_up_month
     publish: Callable[[Run, Any, list[Partition], Mapping[str, str]], int] = publish
-    each: Each = _in_turn
+    fan_out: FanOut = fan_out
 
 
 PLAIN_STEPS = Steps()
@@ -118,7 +102,9 @@ class _Update:
         self.steps = steps
         self.redo = redo
         self.last_run = read_last_run(run.store)  # the newest before this one
-        self.arrivals = Arrivals(run, steps.take_in, dict(self.last_run.confirmed) if self.last_run else {})
+        self.arrivals = Arrivals(
+            run, steps.take_in, steps.fan_out, dict(self.last_run.confirmed) if self.last_run else {}
+        )
         self.inspection = Inspection(run.store, thorough=bool(redo))
         self.healing = Healing(run, steps.take_in, self.inspection, thorough=bool(redo))
         self.rolled: dict[tuple[date, str], DayEntry] = {}  # by day and fingerprint
@@ -288,16 +274,23 @@ class _Update:
                 )
 
     def _inputs_of(self, day: date, fingerprint: str, events: Mapping[str, EventFile]) -> DayInputs:
-        paths = [events[name].path_in(self.run.layout) for name in sorted(events)]
-        return DayInputs(day, fingerprint, paths, sum(event.accepted for event in events.values()))
+        files = [events[name] for name in sorted(events)]
+        return DayInputs(day, fingerprint, files, sum(event.accepted for event in files))
 
     def _rolled(self, days: Sequence[DayInputs]) -> list[DayEntry]:
         """The days rolled up, now or in an earlier attempt."""
-        groups = grouped(day for day in days if (day.day, day.fingerprint) not in self.rolled)
-        for entries in self.steps.each(self.steps.roll_up_days, self.run, groups):
-            self.rolled.update(((entry.day, entry.fingerprint), entry) for entry in entries)
-            self.run.watch.advance(len(entries))
+        waiting = [day for day in days if (day.day, day.fingerprint) not in self.rolled]
+        groups = grouped(day for day in waiting if day.accepted <= LINES_IN_ONE_STEP)
+        for entries in self.steps.fan_out(self.run, self.steps.roll_up_days, groups):
+            self._note_rolled(entries)
+        for day in waiting:
+            if day.accepted > LINES_IN_ONE_STEP:
+                self._note_rolled([roll_up_in_buckets(self.run, day, self.steps.fan_out)])
         return [self.rolled[day.day, day.fingerprint] for day in days]
+
+    def _note_rolled(self, entries: Sequence[DayEntry]) -> None:
+        self.rolled.update(((entry.day, entry.fingerprint), entry) for entry in entries)
+        self.run.watch.advance(len(entries))
 
     def _is_same(self, entry: DayEntry, before: DayEntry) -> bool:
         """Whether it is the same rows from the same inputs; in other bytes, as another DuckDB may write them."""

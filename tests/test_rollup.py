@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pipeline.rollup
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import Engine, statement
 from pipeline.errors import CheckFailed
+from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
 from pipeline.rollup import DayInputs, fingerprint_of, grouped, roll_up_days
 from pipeline.run import Run, start_run
@@ -44,10 +44,12 @@ def test_a_request_without_a_price_counts_with_a_cost_of_nothing(place: Place) -
     row.update(synapses=Decimal(1), neurons=Decimal(2), input_tokens=3, output_tokens=4)
     other = {**row, "request_id": "req_2", "cost": Decimal("0.5")}
     twice = {**row, "cost": Decimal("0.1")}  # a copy: the null cost comes before any value
-    path = place.layout.root / "events.parquet"
+    event = EventFile(DAY, 1, "events.parquet")
+    path = event.path_in(place.layout)
+    path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist([row, other, twice], schema=EVENT.arrow_schema), path)
     with start_run(place.settings, lambda: place.now) as run:
-        (entry,) = roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 3)])
+        (entry,) = roll_up_days(run, [DayInputs(DAY, "f" * 32, [event], 3)])
     (usage,) = pq.read_table(place.layout.daily_of(DAY) / entry.artifact, partitioning=None).to_pylist()
     assert (usage["requests"], usage["cost"], usage["synapses"]) == (2, Decimal("0.5"), Decimal(2))
     assert (entry.duplicate, entry.conflicting) == (1, 1)
@@ -59,7 +61,8 @@ def test_days_are_rolled_up_in_groups_of_a_bounded_size(monkeypatch: pytest.Monk
 
     def sizes(*days: tuple[int, int]) -> list[int]:
         inputs = [
-            DayInputs(DAY + timedelta(n), "f", [Path("a")] * files, lines) for n, (lines, files) in enumerate(days)
+            DayInputs(DAY + timedelta(n), "f", [EventFile(DAY, 1, "a")] * files, lines)
+            for n, (lines, files) in enumerate(days)
         ]
         groups = grouped(inputs)
         assert [day for group in groups for day in group] == inputs
@@ -113,12 +116,14 @@ def test_days_are_rolled_up_together_as_one_by_one(place: Place, monkeypatch: py
 def test_an_event_of_another_day_than_its_file_s_is_found_out(place: Place) -> None:
     row: Record = {**dict.fromkeys(EVENT.arrow_schema.names), **request(1), "timestamp": NOON + timedelta(days=1)}
     row.update(cost=Decimal(1), synapses=Decimal(1), neurons=Decimal(2), input_tokens=3, output_tokens=4)
-    path = place.layout.root / "events.parquet"
+    event = EventFile(DAY, 1, "events.parquet")
+    path = event.path_in(place.layout)
+    path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist([row], schema=EVENT.arrow_schema), path)
     with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed):
-        roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 1)])
+        roll_up_days(run, [DayInputs(DAY, "f" * 32, [event], 1)])
     with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed, match="2025-11-11"):
-        roll_up_days(run, [DayInputs(DAY, "f" * 32, [path], 0)])
+        roll_up_days(run, [DayInputs(DAY, "f" * 32, [event], 0)])
     assert not place.layout.daily.exists()
 
 

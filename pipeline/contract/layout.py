@@ -16,7 +16,7 @@ from pathlib import Path
 FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 
 
-_FOLDERS = ("events", "rejected", "daily", "rollups")
+_FOLDERS = ("events", "rejected", "daily", "buckets", "rollups")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Layout:
     @cached_property
     def daily(self) -> Path:
         return self.root / "daily"
+
+    @property
+    def buckets(self) -> Path:
+        """Parts of days that are too large for one step, while such a day is rolled up."""
+        return self.root / "buckets"
 
     @property
     def rollups(self) -> Path:

@@ -1,0 +1,26 @@
+-- Grain: day, organization, API key, model. What a day's buckets sum to, in the columns and the order of roll_up_days.
+-- Inputs: bucket_sums: the rows of roll_up_days for each bucket.
+select
+    organization_id,
+    day,
+    api_key_id,
+    model,
+    cast(sum(requests) as bigint) as requests,
+    cast(sum(failed_requests) as bigint) as failed_requests,
+    cast(sum(cost) as decimal(38, 12)) as cost,
+    cast(sum(synapses) as decimal(38, 6)) as synapses,
+    cast(sum(neurons) as decimal(38, 6)) as neurons,
+    cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
+    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(sum(lines) as bigint) as lines
+from bucket_sums
+group by
+    organization_id,
+    day,
+    api_key_id,
+    model
+order by
+    day,
+    organization_id,
+    api_key_id,
+    model nulls first

@@ -1,0 +1,88 @@
+"""A day too large for one step is rolled up in buckets, to the same bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import date
+
+import pytest
+
+from pipeline.errors import CheckFailed
+from pipeline.run import Run, start_run
+from pipeline.update import PLAIN_STEPS, backfill
+from tests.conftest import Place, Record, request
+
+DAY = date(2025, 11, 10)
+
+
+@pytest.fixture
+def in_buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def of(lines: int) -> None:
+        monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", lines)
+        monkeypatch.setattr("pipeline.update.LINES_IN_ONE_STEP", lines)
+
+    return of
+
+
+def traffic(seed: int) -> list[Record]:
+    """Requests of which many stand more than once, in the same words or in others."""
+    pick = random.Random(seed)
+    return [
+        request(
+            pick.randrange(120),
+            organization_id=f"org_{pick.randrange(3)}",
+            api_key_id=pick.choice(["key_1", "key_2", None]),
+            model=pick.choice(["m", None]),
+            cost=f"0.{pick.randrange(1, 99):012}",
+            status=pick.choice([200, 500]),
+            input_tokens=2**63 - 1 - pick.randrange(2),
+            timestamp=f"2025-11-{pick.choice([9, 10, 10, 10])}T12:00:{pick.randrange(60):02}Z",
+        )
+        for _ in range(300)
+    ]
+
+
+@pytest.mark.parametrize("lines", [1, 40, 150])
+def test_a_large_day_is_rolled_up_to_the_same_bytes(
+    place: Place, in_buckets: Callable[[int], None], lines: int
+) -> None:
+    for file in range(5):
+        place.write_raw(f"{file}.jsonl", *traffic(file))
+    whole = place.roll_up()
+    files = place.artifacts()
+    in_buckets(lines)
+    with start_run(place.settings, lambda: place.now) as run:
+        again = backfill(run, date(2025, 11, 1), date(2025, 11, 30))
+    assert again.days == whole.days
+    assert whole.days[-1].conflicting > 0
+    assert not again.published
+    assert place.artifacts().keys() == files.keys()
+
+
+def test_nothing_is_left_between_the_steps(place: Place, in_buckets: Callable[[int], None]) -> None:
+    in_buckets(10)
+    place.write_raw("a.jsonl", *traffic(1))
+    place.roll_up()
+    assert list(place.store.list(place.layout.buckets)) == []
+
+
+def test_a_bucket_that_is_lost_is_found_out(
+    place: Place, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_buckets(10)
+    honest = PLAIN_STEPS.fan_out
+
+    def losing_one(run: Run, step: Callable[..., object], items: list[object]) -> object:
+        results = list(honest(run, step, items))
+        lost = getattr(step, "func", step).__name__ == "_split"
+        return iter([{**results[0], 0: []}] if lost else results)
+
+    place.write_raw("a.jsonl", *traffic(1))
+    with (
+        start_run(place.settings, lambda: place.now) as run,
+        pytest.raises(CheckFailed, match="accepted lines are in the day's events"),
+    ):
+        backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=losing_one))
+    assert not place.layout.daily.exists()
+    assert list(place.store.list(place.layout.buckets)) == []
