@@ -184,12 +184,13 @@ def rollup(as_json: bool) -> int:
 
     The nightly job. Run it as often as you like: it costs what changed, and with nothing new it changes nothing.
     """
+    from pipeline.fan_out import fan_out_of
     from pipeline.run import start_run
-    from pipeline.update import roll_up
+    from pipeline.update import PLAIN_STEPS, roll_up
 
     settings = Settings.from_environment()
-    with _progress() as watch, start_run(settings, utc_now, watch) as run:
-        report = roll_up(run)
+    with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
+        report = roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out))
     return _tell(report, settings, as_json)
 
 
@@ -203,12 +204,14 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
     """
     if last_day < first_day:
         raise click.UsageError(f"--to {last_day} is before --from {first_day}")
+    from pipeline.fan_out import fan_out_of
     from pipeline.run import start_run
+    from pipeline.update import PLAIN_STEPS
     from pipeline.update import backfill as backfill_days
 
     settings = Settings.from_environment()
-    with _progress() as watch, start_run(settings, utc_now, watch) as run:
-        report = backfill_days(run, first_day, last_day)
+    with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
+        report = backfill_days(run, first_day, last_day, PLAIN_STEPS._replace(fan_out=fan_out))
     return _tell(report, settings, as_json)
 
 

@@ -6,7 +6,14 @@ from pipeline.contract.wording import backfill_of
 
 
 class KeytallyError(Exception):
-    """Something a user can act on. `str()` of it is one line: what is wrong and what to do next."""
+    """Something a user can act on. `str()` of it is one line: what is wrong and what to do next.
+
+    What it carries is what it is made from, in that order.
+    """
+
+    def __reduce__(self) -> tuple[type[KeytallyError], tuple[object, ...]]:
+        # Sent from a worker, it is made anew: by itself, it would be made from its sentence.
+        return type(self), tuple(self.__dict__.values()) or self.args
 
 
 class HeldBack(KeytallyError):

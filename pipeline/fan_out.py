@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
 from typing import Protocol, TypeVar
 
+from pipeline.contract.settings import Settings
 from pipeline.engine import Engine
+from pipeline.errors import KeytallyError
 from pipeline.run import Run, Watch
 
 ENGINE_BYTES = 256 * 10**6  # of the memory limit, for each engine
@@ -26,6 +28,25 @@ class FanOut(Protocol):
 
     def __call__(self, run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """What the step makes of each item, in their order."""
+
+
+@contextmanager
+def fan_out_of(settings: Settings) -> Iterator[FanOut]:
+    """Over the workers of the cluster that the settings name, or else over the cores of this machine.
+
+    Raises KeytallyError when there is such a cluster, and it cannot be used.
+    """
+    if settings.dask is None:
+        yield fan_out
+        return
+    try:
+        from pipeline.cluster import cluster_of  # noqa: PLC0415  # an extra, and half a second to import
+    except ModuleNotFoundError as error:
+        raise KeytallyError(
+            f"KEYTALLY_DASK is set, and {error.name} is not installed; pip install 'keytally[dask]'"
+        ) from None
+    with cluster_of(settings) as over_the_cluster:
+        yield over_the_cluster
 
 
 def fan_out(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:

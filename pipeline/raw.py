@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -52,6 +52,14 @@ class RawFile:
     def read_as(self) -> str:
         """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
         return self.format + next(ending for ending in ENDINGS if self.file.endswith(ending))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sent to another machine, it is opened by that machine's own store.
+        return {**self.__dict__, "store": None}
+
+    def in_store(self, store: Store) -> RawFile:
+        """The same file, opened by `store`."""
+        return replace(self, store=store)
 
     def open(self) -> RawSource:
         """The file, to be read from its beginning. Raises OSError."""

@@ -55,6 +55,16 @@ class Bucket:
     secret_access_key: str | None = dataclasses.field(repr=False)
     session_token: str | None = dataclasses.field(repr=False)
 
+    def with_own_keys(self) -> Bucket:
+        """The same bucket, with the keys that this machine's environment has for it."""
+        given = os.environ
+        return dataclasses.replace(
+            self,
+            access_key_id=given.get("AWS_ACCESS_KEY_ID") or None,
+            secret_access_key=given.get("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=given.get("AWS_SESSION_TOKEN") or None,
+        )
+
     def __str__(self) -> str:
         return f"s3://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
 
@@ -67,7 +77,8 @@ class Settings:
     what is not finished. cache_size: bytes of copies that stay. keys: the registry of reading keys. schedule: cron line
     of the nightly flow, UTC. rate_limit: None when switched off. refresh_seconds: a server sees a publication within
     this time. answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served;
-    None: where everything else is. memory_limit: bytes the rollup engine may use.
+    None: where everything else is. memory_limit: bytes the rollup engine may use. dask: address of the scheduler over
+    whose workers a run's steps are fanned out. dask_lost: what is done where it does not answer, `fail` or `local`.
     """
 
     data: Path | Bucket
@@ -83,6 +94,8 @@ class Settings:
     metrics: Address | None
     memory_limit: int
     threads: int
+    dask: str | None
+    dask_lost: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -99,7 +112,6 @@ class Settings:
                 raise SettingsError(variable, value, expected)
             return parsed
 
-        read("KEYTALLY_DASK", "", lambda value: None if value else "", "left unset: Dask is not supported yet")
         data = cast(
             "Path | Bucket",
             read(
@@ -147,6 +159,13 @@ class Settings:
                 "a size of at least 128MB, as 4GB or 512MiB",
             ),
             threads=read("KEYTALLY_THREADS", str(_cores()), _threads, "a whole number from 1 to 1024"),
+            dask=read("KEYTALLY_DASK", " ", _scheduler, "the address of a Dask scheduler, as tcp://10.0.0.5:8786")[0],
+            dask_lost=read(
+                "KEYTALLY_DASK_LOST",
+                "fail",
+                lambda value: value if value in ("fail", "local") else None,
+                "'fail', or 'local' to go on with this machine alone",
+            ),
         )
 
 
@@ -223,6 +242,12 @@ def _redis_url(value: str) -> tuple[str | None] | None:
     if not value.strip():
         return (None,)
     return (value,) if re.match(r"rediss?://.", value) else None
+
+
+def _scheduler(value: str) -> tuple[str | None] | None:
+    if not value.strip():
+        return (None,)
+    return (value,) if re.fullmatch(r"(?:tcp|tls)://[^\s/]+:[0-9]{1,5}", value) else None
 
 
 def _seconds(value: str) -> float | None:
