@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -38,6 +38,7 @@ from prefect.runtime import flow_run
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, month_name
@@ -45,8 +46,10 @@ from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
+from pipeline.fan_out import Item, Result
 from pipeline.intake import take_in
 from pipeline.publish import publish
+from pipeline.raw import RawFile
 from pipeline.reconcile import Reconciliation
 from pipeline.reconcile import reconcile as recount
 from pipeline.report import Report
@@ -61,11 +64,22 @@ RETRY_AFTER_SECONDS: list[float] = [5, 30, 120]
 SERVER_START_SECONDS = 120
 
 
+def _task_runner() -> TaskRunner[Any] | None:
+    """Prefect's own for a Dask cluster, where one is set; None: its usual one."""
+    address = os.environ.get("KEYTALLY_DASK")
+    if not address:
+        return None
+    from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  # an extra
+
+    runner: TaskRunner[Any] = DaskTaskRunner(address=address)
+    return runner
+
+
 def _nightly_name() -> str:
     return f"nightly {flow_run.scheduled_start_time:%Y-%m-%d}"
 
 
-@flow(flow_run_name=_nightly_name, persist_result=False)
+@flow(flow_run_name=_nightly_name, task_runner=_task_runner(), persist_result=False)
 def nightly() -> State[None]:
     """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
 
@@ -84,7 +98,7 @@ def _not_before_first_day(last_day: date, given: ValidationInfo) -> date:
 Day: TypeAlias = Annotated[date, Field(ge=FIRST_DAY, le=LAST_DAY)]
 
 
-@flow(flow_run_name="backfill {first_day} to {last_day}", persist_result=False)
+@flow(flow_run_name="backfill {first_day} to {last_day}", task_runner=_task_runner(), persist_result=False)
 def backfill(first_day: Day, last_day: Annotated[Day, AfterValidator(_not_before_first_day)]) -> State[None]:
     """Check everything that these days are made from, rebuild from raw/ what is missing or damaged, and roll the days
     and their months up anew. Equal results publish nothing.
@@ -251,6 +265,28 @@ STEPS = Steps(
 )
 
 
+def _over_the_cluster(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """What the workers of the flow's task runner make of each item, in their order: a task run each."""
+    from pipeline.cluster import carry_out, order_of  # noqa: PLC0415  # an extra
+
+    order = order_of(run)
+    named = [_step(carry_out, _what_is_done(step, item)) for item in items]
+    futures = [task.submit(order, step, item) for task, item in zip(named, items, strict=True)]
+    return (future.result() for future in futures)
+
+
+def _what_is_done(step: Callable[..., Any], item: object) -> str:
+    """What a task run is called, as `take in a.jsonl`."""
+    if isinstance(item, RawFile):
+        return f"take in {item.file}"
+    if step is roll_up_days:
+        return _days_rolled_up({"days": item})
+    return getattr(step, "func", step).__name__.strip("_").replace("_", " ")
+
+
+STEPS_OVER_THE_CLUSTER = STEPS._replace(take_in=take_in, roll_up_days=roll_up_days, fan_out=_over_the_cluster)
+
+
 def _backfill(run: Run, steps: Steps, *, first_day: date, last_day: date) -> Report:
     return roll_up_again(run, first_day, last_day, steps)
 
@@ -258,8 +294,9 @@ def _backfill(run: Run, steps: Steps, *, first_day: date, last_day: date) -> Rep
 def _carry_out(update: Callable[[Run, Steps], Report]) -> State[None]:
     """The state that a flow ends in. What can be said in one sentence fails with that sentence."""
     try:
-        with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
-            report = update(run, STEPS)
+        settings = Settings.from_environment()
+        with start_run(settings, clock=lambda: datetime.now(UTC)) as run:
+            report = update(run, STEPS_OVER_THE_CLUSTER if settings.dask else STEPS)
     except (KeytallyError, SettingsError, StoreError) as error:
         # Without its frames: in the log they would push the sentence out of sight.
         return Failed(message=str(error), data=error.with_traceback(None))

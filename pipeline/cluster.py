@@ -55,6 +55,11 @@ class Order:
     versions: Mapping[str, str]
 
 
+def order_of(run: Run) -> Order:
+    """What a worker is told of a run; nothing in it is secret."""
+    return Order(run.name, _as_sent(run.settings), run.started, _versions())
+
+
 @contextmanager
 def cluster_of(settings: Settings) -> Iterator[FanOut]:
     """How steps are fanned out over the cluster of `settings`, which names one.
@@ -152,12 +157,12 @@ def _versions() -> dict[str, str]:
 
 def _fan_out(client: Client, run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """What workers make of the items, in their order. Raises _GoneError."""
-    order = Order(run.name, _as_sent(run.settings), run.started, _versions())
+    order = order_of(run)
     ahead = STEPS_A_THREAD * max(1, sum(client.nthreads().values()))
     under_way: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
-            under_way.append((item, client.submit(_carry_out, order, step, item, pure=False)))
+            under_way.append((item, client.submit(carry_out, order, step, item, pure=False)))
             if len(under_way) > ahead:
                 yield _result(run, *under_way.popleft())
         while under_way:
@@ -194,7 +199,7 @@ def _as_sent(settings: Settings) -> Settings:
 # --- on a worker -----------------------------------------------------------------------------------------------------
 
 
-def _carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> Result:
+def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> Result:
     """Do a step on this worker."""
     worker = get_worker()
     _check_versions(order.versions, worker.address, _versions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.ledger import Ledger, read_ledger
 from pipeline.report import Report
 from pipeline.run import start_run
 from pipeline.update import backfill, roll_up
+from tests.dask_cluster import Cluster
 
 Record = dict[str, Any]
 
@@ -128,3 +130,11 @@ class Place:
 def place(tmp_path: Path) -> Place:
     """An empty data root at 2025-11-15T10:30:00Z."""
     return Place(tmp_path / "data")
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Dask scheduler with no workers yet."""
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield started
+    started.end()

@@ -58,6 +58,7 @@ from pipeline.ledger import DayEntry
 from pipeline.report import Report
 from pipeline.rollup import DayInputs, roll_up_days
 from pipeline.run import Run
+from tests.dask_cluster import Cluster
 
 # One Prefect server for the whole file: with `pytest -n`, keep it on one worker (--dist loadgroup or loadfile).
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -539,6 +540,30 @@ def test_a_missed_night_heals_on_the_next(client: SyncPrefectClient, data: Path)
     }
     state = flows.nightly(return_state=True)
     assert (state.name, state.message) == ("Completed", "Nothing new: version 2 stands.")
+
+
+def test_a_night_over_a_cluster_shows_each_step_as_a_task_run(
+    client: SyncPrefectClient, data: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask", reason="the extra keytally[dask] is not installed")
+    monkeypatch.setenv("KEYTALLY_DASK", cluster.address)
+    cluster.start_worker()
+    write_raw(data, "a.jsonl.gz", "2025-11-30", 5)
+    write_raw(data, "b.jsonl", "2025-12-01", 3)
+    state = flows.nightly.with_options(task_runner=flows._task_runner())(return_state=True)
+    assert state.is_completed(), state.message
+    assert set(task_runs_of(client, state, 6)) == {
+        "take in a.jsonl.gz",
+        "take in b.jsonl",
+        "roll up 2025-11-30 to 2025-12-01 (2 days)",
+        "roll up 2025-11",
+        "roll up 2025-12",
+        "publish after version 0",
+    }
+    assert published(data) == {
+        ("acme", "2025-11-30"): (5, Decimal("1.25")),
+        ("acme", "2025-12-01"): (3, Decimal("0.75")),
+    }
 
 
 def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClient, data: Path) -> None:
