@@ -26,7 +26,7 @@ ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
     "TAKE_IN_RULE": (1, "a4b366bbdc7a3af5"),
-    "ROLL_UP_RULE": (1, "884854a7ae9f7400"),
+    "ROLL_UP_RULE": (1, "c989902377e6c2d1"),
 }
 
 
