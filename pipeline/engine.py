@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store
 from pipeline.contract.tables import Table
+
+if TYPE_CHECKING:
+    import duckdb
 
 _PACKAGE = Path(__file__).parent
 
@@ -48,16 +50,24 @@ class Engine:
     """One in-memory database, used by one thread. What it cannot hold in memory it keeps below `scratch`."""
 
     def __init__(self, settings: Settings, store: Store, scratch: Path) -> None:
+        self._settings = settings
         self._store = store
         self._named: dict[str, _Rows] = {}  # what name_arrow named
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
+        self._scratch = scratch
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
-        self._connection = duckdb.connect(
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """Opened by who needs it: a run with nothing new asks nothing, and does not wait for DuckDB to be loaded."""
+        import duckdb  # noqa: PLC0415
+
+        connection = duckdb.connect(
             config={
-                "memory_limit": f"{settings.memory_limit}B",
-                "threads": settings.threads,
-                "temp_directory": str(scratch / "spilled"),
+                "memory_limit": f"{self._settings.memory_limit}B",
+                "threads": self._settings.threads,
+                "temp_directory": str(self._scratch / "spilled"),
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "enable_external_file_cache": False,  # it would hold on to every file ever read
                 "autoinstall_known_extensions": False,
@@ -68,11 +78,13 @@ class Engine:
                 "temp_file_encryption": True,
             }
         )
-        self._connection.execute(SESSION)
+        connection.execute(SESSION)
+        return connection
 
     def close(self) -> None:
-        self._connection.close()
-        del self._connection  # an error's frames may keep the engine; a connection kept to the end is told as leaked
+        # An error's frames may keep the engine; a connection kept to the end is told as leaked.
+        if opened := self.__dict__.pop("_connection", None):
+            opened.close()
 
     def run(self, name: str, **parameters: object) -> None:
         """Run a statement for what it makes."""

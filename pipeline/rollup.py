@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -151,20 +152,21 @@ def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> _Usage:
     """Write what API keys used as one Parquet file, whose bytes do not depend on how the rows come in parts."""
     in_events = counted = session = 0
     schema = API_KEY_DAY.arrow_schema
-    waiting = schema.empty_table()
-    step("write a file in scratch")
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATED) as file:
+
+    def usage() -> Iterator[pa.Table]:
+        nonlocal in_events, counted, session
         for part in parts:
             has_key = pc.is_valid(part.column("api_key_id"))
-            usage = part.filter(pc.and_(has_key, pc.greater(part.column("requests"), 0)))
+            used = part.filter(pc.and_(has_key, pc.greater(part.column("requests"), 0)))
             in_events += pc.sum(part.column("lines")).as_py()
             session += pc.sum(part.filter(pc.invert(has_key)).column("requests")).as_py() or 0
-            counted += pc.sum(usage.column("requests")).as_py() or 0
-            waiting = pa.concat_tables([waiting, pa.Table.from_batches([usage.select(schema.names)])])
-            while waiting.num_rows >= SCAN_ROWS:
-                file.write_table(waiting.slice(0, SCAN_ROWS).combine_chunks())
-                waiting = waiting.slice(SCAN_ROWS)
-        file.write_table(waiting.combine_chunks())
+            counted += pc.sum(used.column("requests")).as_py() or 0
+            yield pa.Table.from_batches([used.select(schema.names)])
+
+    step("write a file in scratch")
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATED) as file:
+        for rows in _in_parts(usage(), schema):
+            file.write_table(rows.combine_chunks())
     return _Usage(path, in_events, counted, session)
 
 
@@ -200,8 +202,28 @@ def roll_up_month(run: Run, month: date, days: Sequence[DayEntry]) -> RolledMont
 
 
 def same_rows(run: Run, table: Table, published: Path, rolled: Path) -> bool:
-    """Whether two files of a table hold the same rows, however they are written."""
-    run.engine.name_files("published", [published], table)
-    run.engine.name_files("rolled", [rolled], table)
-    ((differing,),) = run.engine.query("differing_rows")
-    return bool(differing == 0)
+    """Whether two files of a table hold the same rows in the same order, however they are written."""
+    held = run.scratch / "compared"
+    shutil.rmtree(held, ignore_errors=True)
+    files = run.store.fetch_all([published, rolled], held)
+    with pq.ParquetFile(files[0]) as one, pq.ParquetFile(files[1]) as other:
+        if one.metadata.num_rows != other.metadata.num_rows:
+            return False
+        parts = (_in_parts(_rows_of(file, table), table.arrow_schema) for file in (one, other))
+        return all(mine.equals(others) for mine, others in zip(*parts, strict=True))
+
+
+def _rows_of(file: pq.ParquetFile, table: Table) -> Iterator[pa.Table]:
+    for batch in file.iter_batches(SCAN_ROWS):
+        yield pa.Table.from_batches([batch]).cast(table.arrow_schema)
+
+
+def _in_parts(rows: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of SCAN_ROWS each, and one of those that remain."""
+    waiting = schema.empty_table()
+    for some in rows:
+        waiting = pa.concat_tables([waiting, some])
+        while waiting.num_rows >= SCAN_ROWS:
+            yield waiting.slice(0, SCAN_ROWS)
+            waiting = waiting.slice(SCAN_ROWS)
+    yield waiting

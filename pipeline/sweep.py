@@ -36,7 +36,9 @@ def start_grace(
     """
     now = run.clock().timestamp()
     layout = run.layout
-    superseded = {*_artifacts(layout, before.files.values(), before.days.values())}
+    other_files = [entry for file, entry in before.files.items() if files.get(file) != entry]
+    other_days = [entry for day, entry in before.days.items() if days.get(day) != entry]
+    superseded = {*_artifacts(layout, other_files, other_days)}
     superseded -= {*_artifacts(layout, files.values(), days.values())}
     replaced = [before.publication.files.get((partition.table.name, partition.month)) for partition in partitions]
     superseded |= {layout.rollups / file.path for file in replaced if file}

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.rollup
-from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
+from pipeline.contract.tables import API_KEY_DAY, EVENT, ORGANIZATION_DAY, USAGE, Table
 from pipeline.engine import Engine, statement
 from pipeline.errors import CheckFailed
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
-from pipeline.rollup import DayInputs, fingerprint_of, grouped, roll_up_days
+from pipeline.rollup import DayInputs, fingerprint_of, grouped, roll_up_days, same_rows
 from pipeline.run import Run, start_run
 from pipeline.update import PLAIN_STEPS, backfill, roll_up
 from tests.conftest import Place, Record, request
@@ -78,6 +78,7 @@ def test_days_are_rolled_up_in_groups_of_a_bounded_size(monkeypatch: pytest.Monk
 
 def test_days_are_rolled_up_together_as_one_by_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte by byte; copies of a request on two days count on each."""
+    monkeypatch.setattr("pipeline.rollup.SCAN_ROWS", 2)
     for file in range(3):
         stamps = [f"2025-11-{1 + number % 5:02}T0{file}:00:00Z" for number in range(20)]
         requests = [
@@ -180,6 +181,20 @@ def test_requests_that_share_a_hash_are_told_apart(place: Place, monkeypatch: py
         ("org_a", "2025-11-10"): (3, Decimal("0.75")),
         ("org_b", "2025-11-10"): (1, Decimal("0.25")),
     }
+
+
+def test_the_same_rows_are_known_however_they_are_written(place: Place) -> None:
+    place.write_raw("a.jsonl", *(request(number, organization_id=f"org_{number}") for number in range(5)))
+    place.roll_up()
+    (published,) = (file for file in place.publication().files.values() if file.rollup == "organization_day")
+    path = place.layout.rollups / published.path
+    rows = pq.read_table(path, partitioning=None)
+    more = rows.set_column(2, "requests", pa.array([1, 1, 1, 1, 2]))
+    with start_run(place.settings, lambda: place.now) as run:
+        other = run.scratch / "other.parquet"
+        for written, same in ((rows, True), (rows[:4], False), (more, False), (rows.take([1, 0, 2, 3, 4]), False)):
+            pq.write_table(written, other, row_group_size=2, compression="none")
+            assert same_rows(run, ORGANIZATION_DAY, path, other) is same
 
 
 def test_organizations_never_mix(place: Place) -> None:

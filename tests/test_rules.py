@@ -25,8 +25,8 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "c94c19bba329732b"),
-    "ROLL_UP_RULE": (1, "884854a7ae9f7400"),
+    "TAKE_IN_RULE": (1, "d1fe2c4ad6a502c0"),
+    "ROLL_UP_RULE": (1, "25667c3f5581e1c1"),
 }
 
 

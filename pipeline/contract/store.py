@@ -240,11 +240,12 @@ class FolderStore(Store):
             return
         with entries:
             for entry in entries:
+                path = folder / entry.name  # half of what it takes to cut up its whole text
                 if entry.is_dir(follow_symlinks=False):
-                    yield from self.list(Path(entry.path))
+                    yield from self.list(path)
                 else:
                     with suppress(FileNotFoundError):
-                        yield Found(Path(entry.path), entry.stat().st_mtime)
+                        yield Found(path, entry.stat().st_mtime)
 
     def start_grace(self, paths: Iterable[Path], now: float) -> None:
         for path in paths:
