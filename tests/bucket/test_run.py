@@ -587,24 +587,75 @@ def command(place: BucketPlace, *arguments: str, **environment: str) -> subproce
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "sentence"),
-    [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "403 SignatureDoesNotMatch; see to AWS_ACCESS_KEY_ID and AWS_SECRET"),
-        ({"KEYTALLY_DATA": "s3://not-ours/x"}, "403 AccessDenied; the key may not do this"),
-    ],
-    ids=["wrong secret", "wrong bucket"],
-)
-def test_what_cannot_work_ends_with_one_line_and_nothing_half_done(
-    place: BucketPlace, environment: dict[str, str], sentence: str
-) -> None:
-    place.write_raw("a.jsonl", request(1))
-    done = command(place, "rollup", **environment)
-    assert (done.returncode, done.stdout) == (1, "")
+WRONG = {
+    "wrong secret": (
+        {"AWS_SECRET_ACCESS_KEY": "wrong"},
+        "403 SignatureDoesNotMatch; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    "another's bucket": (
+        {"KEYTALLY_DATA": "s3://not-ours/x"},
+        "403 AccessDenied; the key may not do this, or the bucket is another's: see to its rights",
+    ),
+    "missing bucket": (
+        {
+            "KEYTALLY_DATA": "s3://not-there/x",
+            "AWS_ACCESS_KEY_ID": s3.MAKER,
+            "AWS_SECRET_ACCESS_KEY": s3.MAKER_SECRET,
+        },
+        "404 NoSuchBucket; there is no bucket not-there at http://127.0.0.1:",
+    ),
+}
+COMMANDS = [["rollup"], ["serve", "--port", "0"], ["status"]]
+
+
+def assert_says_in_a_line(place: BucketPlace, arguments: list[str], sentence: str, **environment: str) -> None:
+    done = command(place, *arguments, **environment)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     (said,) = done.stderr.strip().splitlines()
     assert said.startswith("keytally: LIST s3://")
     assert sentence in said
-    assert place.objects() == {"raw/a.jsonl"}
+    assert place.objects() == {"raw/a.jsonl"}, "nothing half-done"
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_work_ends_with_one_line_and_nothing_half_done(
+    place: BucketPlace, wrong: str, arguments: list[str]
+) -> None:
+    place.write_raw("a.jsonl", request(1))
+    environment, sentence = WRONG[wrong]
+    assert_says_in_a_line(place, arguments, sentence, **environment)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        s3.error(301, "PermanentRedirect", "<Endpoint>keytally-data.s3.eu-west-1.amazonaws.com</Endpoint>"),
+        s3.error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"),
+    ],
+    ids=["301", "400"],
+)
+def test_a_wrong_region_ends_with_one_line_and_nothing_half_done(
+    place: BucketPlace, answer: s3.Answer, arguments: list[str]
+) -> None:
+    """As AWS answers; the server of these tests takes every region."""
+    place.write_raw("a.jsonl", request(1))
+    with s3.Line(place.server, lambda _: answer) as line:
+        sentence = f"the bucket is not in the region {s3.REGION}: see to AWS_REGION"
+        assert_says_in_a_line(place, arguments, sentence, AWS_ENDPOINT_URL=line.url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("AWS_CONDITIONAL_PUT", "disabled"), ("KEYTALLY_CACHE", "/dev/null/cache"), ("AWS_ENDPOINT_URL", "http://a:b@c")],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_that_names_it(place: BucketPlace, variable: str, value: str) -> None:
+    done = command(place, "rollup", **{variable: value})
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith(f"keytally: {variable} is ")
+    assert "a:b" not in said
+    assert done.returncode == (1 if variable == "KEYTALLY_CACHE" else 2)
 
 
 def test_nobody_at_the_address_is_said_in_a_line(place: BucketPlace, impatient: None) -> None:
