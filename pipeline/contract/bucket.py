@@ -28,7 +28,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
 from obstore.store import S3Store
 
-from pipeline.contract.layout import Layout
+from pipeline.contract.layout import Layout, checksum_of, stated_checksum
 from pipeline.contract.seam import step
 from pipeline.contract.settings import Bucket
 from pipeline.contract.store import Changed, Found, LogState, RawFound, RawSource, Signature, Store, StoreError
@@ -72,15 +72,14 @@ class BucketStore(Store):
         self._send_seconds = self._idle_seconds + AT_ONCE * BLOCK_BYTES / SLOWEST_BYTES
         self._cache = _Cache(self.layout, cache_size)
         self._graces: Sequence[tuple[float, frozenset[str]]] | None = None  # since when, and which keys
-        self._kept: set[Path] = set()  # by this process, and not committed yet
+        self._kept: set[Path] = set()  # by this run, also for an attempt that was refused
         self._knows_conditions = False
-        # Retried here, the cut answers too. An hour is for a block; what brings nothing ends long before.
-        self._client = self._made_client({"read_timeout": timedelta(seconds=self._idle_seconds)}, 3600, retries=0)
+        # Retried here, the cut answers too.
+        self._client = self._made_client({"read_timeout": timedelta(seconds=self._idle_seconds)}, retries=0)
         # But for the parts of a large file, of which the client alone can send one again.
-        self._sender = self._made_client({}, self._send_seconds, retries=30)
+        self._sender = self._made_client({}, retries=30)
 
-    def _made_client(self, options: ClientConfig, seconds: float, retries: int) -> S3Store:
-        """seconds: what a request may take as a whole."""
+    def _made_client(self, options: ClientConfig, retries: int) -> S3Store:
         bucket = self._bucket
         return S3Store(
             bucket.name,
@@ -88,7 +87,7 @@ class BucketStore(Store):
             config=cast("Any", _options(bucket)),
             client_options={
                 "allow_http": _is_plain(bucket),
-                "timeout": timedelta(seconds=seconds),
+                "timeout": timedelta(seconds=self._send_seconds),  # what is read goes on behind it
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
                 **options,
             },
@@ -180,6 +179,8 @@ class BucketStore(Store):
             link = links[path]
             if not self._cache.link(path, link):
                 self._download(path, link)
+                if checksum_of(link) != stated_checksum(path):  # nobody looks at it any more before it is read
+                    raise OSError(errno.EIO, "its bytes are not those that were written", self.name_of(path))
                 self._cache.add(path, lambda unfinished: unfinished.hardlink_to(link)).close()
 
         step("fetch files")
@@ -202,7 +203,8 @@ class BucketStore(Store):
         key = self._key(found.path)
 
         def delete() -> None:  # looked at before each try: it may be put again between two of them
-            if obstore.head(self._client, key)["last_modified"].timestamp() == found.since:
+            # Some stores tell whole seconds here, and parts of them in a listing.
+            if obstore.head(self._client, key)["last_modified"].timestamp() <= found.since:
                 obstore.delete(self._client, key)
 
         with suppress(FileNotFoundError):
@@ -438,7 +440,6 @@ class BucketStore(Store):
                         f"{self.name_of(path)} was deleted meanwhile; nothing was published, and running the command"
                         " again is safe"
                     )
-        self._kept.clear()
 
     def _check_conditions(self) -> None:
         """Raises StoreError where the store makes an object anew that is to be made only if it is not there."""
@@ -682,7 +683,7 @@ def _options(bucket: Bucket) -> dict[str, str]:
 def _tag(found: Mapping[str, Any]) -> str:
     """The ETag, without its quotes. W/ in front: a weak one, or the time of a store that gives none. Neither may be
     made a condition."""
-    return str(found["e_tag"]).replace('"', "") if found["e_tag"] else f"W/{found['last_modified']}"
+    return str(found["e_tag"]).replace('"', "") if found["e_tag"] else f"W/{int(found['last_modified'].timestamp())}"
 
 
 def _signature(found: Mapping[str, Any]) -> Signature:

@@ -58,6 +58,11 @@ def finished(place: BucketPlace, content: bytes) -> Path:
     return path
 
 
+def named(content: bytes) -> str:
+    """What a file of ours with this content is called."""
+    return f"a-{hashlib.sha256(content).hexdigest()[:32]}.parquet"
+
+
 def read(store: Store, file: str, signature: str) -> bytes:
     with store.open_raw(file, signature) as opened:
         return opened.read()
@@ -261,6 +266,27 @@ def test_a_wrong_region_is_said_in_a_line(place: BucketPlace, line: s3.Line, ans
     assert sentence(line, place).endswith(f"the bucket is not in the region {s3.REGION}: see to AWS_REGION")
 
 
+def test_what_is_held_is_what_was_written(place: BucketPlace, line: s3.Line) -> None:
+    """Statements read it as it is: whoever checked it before may have had a copy that is gone by now."""
+    store = store_over(line, place)
+    path = store.layout.daily / "day=2025-11-10" / named(b"right")
+    store.keep(finished(place, b"right"), path)
+    path.unlink()
+    obstore.put(place.client, path.relative_to(store.layout.root).as_posix(), b"wrong")
+    with pytest.raises(OSError, match="its bytes are not those that were written"):
+        store.fetch_all([path], store.layout.scratch / "held")
+    assert not path.exists(), "nor is there a copy of it"
+
+
+def test_to_look_whether_the_bucket_is_there_is_one_request(place: BucketPlace, line: s3.Line) -> None:
+    """However much of others lies behind our own."""
+    more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>1</NextContinuationToken></ListBucketResult>"
+    status, page = listing(*(f"{place.prefix}/~{number:04d}" for number in range(1_000)))
+    line.fate = lambda _: (status, page.replace(b"</ListBucketResult>", more))
+    store_over(line, place).check()
+    assert len(line.calls) == 1
+
+
 def listing(*keys: str) -> s3.Answer:
     """A page that lists empty objects with these keys."""
     contents = "".join(
@@ -401,8 +427,7 @@ def test_a_copy_that_another_process_takes_away_is_fetched_again_and_no_damage(
     paths = []
     for number in range(20):
         content = bytes([number]) * 10_000
-        checksum = hashlib.sha256(content).hexdigest()[:32]
-        paths.append(store.layout.daily / "day=2025-11-10" / f"{number}-{checksum}.parquet")
+        paths.append(store.layout.daily / "day=2025-11-10" / named(content))
         store.keep(finished(place, content), paths[-1])
     stop = threading.Event()
 
@@ -462,9 +487,10 @@ def test_what_cannot_be_made_a_condition_is_compared(place: BucketPlace, line: s
 
 def test_what_is_held_stays_while_others_take_its_room(place: BucketPlace, line: s3.Line, tmp_path: Path) -> None:
     store = store_over(line, place, size=10**6)
-    paths = [store.layout.daily / "day=2025-11-10" / f"{number}-1.parquet" for number in range(40)]
-    for number, path in enumerate(paths):
-        store.keep(finished(place, bytes([number]) * 50_000), path)
+    contents = [bytes([number]) * 50_000 for number in range(40)]
+    paths = [store.layout.daily / "day=2025-11-10" / named(content) for content in contents]
+    for content, path in zip(contents, paths, strict=True):
+        store.keep(finished(place, content), path)
     folder = store.layout.scratch / "held"
     held = store.fetch_all(paths, folder)
     other = store.layout.daily / "day=2025-11-11" / "1-1.parquet"
