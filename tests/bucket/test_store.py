@@ -114,15 +114,15 @@ def test_whatever_goes_wrong_for_a_moment_is_tried_again(place: BucketPlace, lin
 
 def test_what_goes_on_going_wrong_is_one_error_that_says_what_was_tried(place: BucketPlace, line: s3.Line) -> None:
     line.fate = lambda _: s3.error(503, "SlowDown")
-    store = store_over(line, place, patience=1)
+    store = store_over(line, place, patience=3)
     with pytest.raises(StoreError) as failed:
         store.signature(store.layout.last_run)
     assert str(failed.value) == (
         f"HEAD s3://{s3.BUCKET}/{place.prefix}/last_run.json: 503 Service Unavailable"
-        f" ({len(line.calls)} tries in 1 s); running the command again is safe"
+        f" ({len(line.calls)} tries in 3 s); running the command again is safe"
     )
     assert len(line.calls) > 8
-    with pytest.raises(StoreError, match=r"GET s3://.*/last_run.json: 503 SlowDown \(\d+ tries in 1 s\)"):
+    with pytest.raises(StoreError, match=r"GET s3://.*/last_run.json: 503 SlowDown \(\d+ tries in 3 s\)"):
         store.open(store.layout.last_run)
 
 
@@ -131,9 +131,9 @@ def test_trying_ends_when_patience_does_and_no_sooner(place: BucketPlace, line: 
     line.fate = lambda _: fate
     store = store_over(line, place, patience=0.6)
     begun = time.monotonic()
-    with pytest.raises(StoreError, match=r" tries in 1 s\)"):
+    with pytest.raises(StoreError, match=r" tries in \d s\)"):
         store.open(store.layout.last_run)
-    assert 0.6 <= time.monotonic() - begun < 2
+    assert 0.6 <= time.monotonic() - begun < 4
 
 
 def test_what_the_store_will_never_do_is_not_asked_for_again(place: BucketPlace, line: s3.Line) -> None:
@@ -147,10 +147,10 @@ def test_what_the_store_will_never_do_is_not_asked_for_again(place: BucketPlace,
 
 
 def test_a_slow_line_is_no_dead_one(place: BucketPlace, line: s3.Line) -> None:
-    """Each body takes some three times as long as patience lasts; a piece of it comes all the time."""
+    """Each body takes longer than patience lasts; a piece of it comes all the time."""
     line.fate = lambda _: s3.TRICKLE
     content = os.urandom(4 * 2**20)
-    store = store_over(line, place, patience=1)
+    store = store_over(line, place, patience=2)
     path = store.layout.daily / "day=2025-11-10" / "a-1.parquet"
     begun = time.monotonic()
     store.keep(finished(place, content), path)
@@ -168,14 +168,14 @@ def test_what_breaks_off_is_gone_on_with(place: BucketPlace, line: s3.Line) -> N
     """Every answer is cut in its half: what came is not asked for again, and what goes on coming is not given up."""
 
     def cut(_: s3.Call) -> str:
-        time.sleep(0.25)
+        time.sleep(0.4)
         return s3.CUT
 
     line.fate = cut
     content = os.urandom(BLOCK_BYTES)
     place.write_raw("a.jsonl", content)
     (found,) = place.store.list_raw()
-    store = store_over(line, place, patience=1)
+    store = store_over(line, place, patience=2)
     with pytest.raises(StoreError, match="no answer"):
         read(store, found.file, found.signature)
     asked = len(line.calls)
