@@ -6,9 +6,10 @@ that was damaged from one that was not.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from pipeline.contract.layout import below_the_root, checksum_of, stated_checksum
+from pipeline.contract.layout import below_the_root, checksum_in, checksum_of, stated_checksum
 from pipeline.contract.seam import step
 from pipeline.contract.store import Store
 from pipeline.errors import ArtifactDamaged
@@ -24,22 +25,32 @@ def keep(store: Store, finished: Path, folder: Path, made_from: str) -> str:
     return name
 
 
-def verify(store: Store, artifact: Path, *, anew: bool = False) -> Path:
-    """The file on this machine, with the bytes its name was given for. anew: as they lie in the store now.
+def verify(store: Store, artifact: Path, *, anew: bool = False) -> None:
+    """Look whether a file holds the bytes its name was given for. anew: as they lie in the store now.
+
+    Raises as `verified`.
+    """
+    verified(store, artifact, anew=anew).close()
+
+
+def verified(store: Store, artifact: Path, *, anew: bool = False) -> io.FileIO:
+    """The file, open on this machine, with the bytes its name was given for. anew: as they lie in the store now.
 
     Raises ArtifactDamaged unless it is there and holds them, StoreError.
     """
     step("verify a file")
     try:
         found = store.fetch(artifact, anew=anew)
-        whole = checksum_of(found) == stated_checksum(artifact)
+        whole = checksum_in(found) == stated_checksum(artifact)
         if not whole and not anew:  # it may be a copy that is damaged
+            found.close()
             found = store.fetch(artifact, anew=True)
-            whole = checksum_of(found) == stated_checksum(artifact)
+            whole = checksum_in(found) == stated_checksum(artifact)
     except FileNotFoundError:
         raise ArtifactDamaged(below_the_root(artifact), "is missing") from None
     except OSError as error:
         raise ArtifactDamaged(below_the_root(artifact), f"cannot be read ({error.strerror})") from error
     if not whole:
+        found.close()
         raise ArtifactDamaged(below_the_root(artifact), "is damaged: its bytes are not those that were written")
     return found

@@ -95,13 +95,14 @@ def _rows(store: Store, publication: Publication, table: Table) -> Iterable[dict
     for (rollup, _), published in sorted(publication.files.items(), key=lambda item: item[1].path):
         if rollup == table.name:
             try:
-                path = artifacts.verify(store, store.layout.rollups / published.path)
+                opened = artifacts.verified(store, store.layout.rollups / published.path)
             except ArtifactDamaged as damage:
                 raise KeytallyError(
                     f"the ledger cannot be read: {damage.artifact} {damage.what}; restore that file from a copy, or"
                     f" the rights to it, or {PUBLISH_ANEW}"
                 ) from damage
-            yield from pq.read_table(path, schema=table.arrow_schema, partitioning=None).to_pylist()
+            with opened as file:
+                yield from pq.read_table(file, schema=table.arrow_schema, partitioning=None).to_pylist()
 
 
 def _file_entry(row: dict[str, Any]) -> FileEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     kept = {file.path for file in before.files.values()} - {action.path for action in removed}
     contents = digest_of([*kept, *(action.path for action in added)])
     _sync_folders(store, added)
-    version, commit_name = before.version + 1, run.scratch.name
+    version, commit_name = before.version + 1, uuid.uuid4().hex  # another one for each attempt of a run
 
     def commit() -> None:
         try:
@@ -103,6 +104,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
                 raise CommitRefused(before.version) from error
             raise
 
+    store.check_commits()
     step("commit")
     store.tried("committing", store.layout.log_entry(version), commit)
     make_durable(store, version)

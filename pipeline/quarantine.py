@@ -79,11 +79,7 @@ class Quarantine:
 
     def lines(self) -> Iterator[QuarantinedLine]:
         """Every line whose list can be read, in order of file and line, with its text read from raw/."""
-        return (
-            line
-            for entry, rejected in self._lists
-            for line in _lines(entry, self._store.fetch(rejected), self._raw_file_of(entry))
-        )
+        return (line for entry, rejected in self._lists for line in self._lines(entry, rejected))
 
     def summary(self, examples: int) -> list[Rejection]:
         """The same by reason (the most frequent first) and file, with up to `examples` lines of each reason.
@@ -95,12 +91,13 @@ class Quarantine:
         for entry, rejected in self._lists:
             counts: Counter[str] = Counter()
             first: dict[str, list[int]] = {}
-            for batch in pq.ParquetFile(self._store.fetch(rejected)).iter_batches():
-                for reason in pc.unique(batch["reason"]).to_pylist():
-                    numbers = batch["line"].filter(pc.equal(batch["reason"], reason))
-                    wanted = examples - shown[reason] - len(first.setdefault(reason, []))
-                    first[reason] += numbers.slice(0, max(wanted, 0)).to_pylist()
-                    counts[reason] += len(numbers)
+            with self._store.fetch(rejected) as file:
+                for batch in pq.ParquetFile(file).iter_batches():
+                    for reason in pc.unique(batch["reason"]).to_pylist():
+                        numbers = batch["line"].filter(pc.equal(batch["reason"], reason))
+                        wanted = examples - shown[reason] - len(first.setdefault(reason, []))
+                        first[reason] += numbers.slice(0, max(wanted, 0)).to_pylist()
+                        counts[reason] += len(numbers)
             wanted_lines = sorted(number for numbers in first.values() for number in numbers)
             texts = dict(_texts(self._raw_file_of(entry), wanted_lines))
             for reason, count in counts.items():
@@ -112,24 +109,23 @@ class Quarantine:
             totals[rejection.reason] += rejection.lines
         return sorted(found, key=lambda each: (-totals[each.reason], each.reason, -each.lines, each.file))
 
+    def _lines(self, entry: FileEntry, rejected: Path) -> Iterator[QuarantinedLine]:
+        texts = _texts(self._raw_file_of(entry), (line for line, _ in self._rejected_lines(rejected)))
+        number, text = next(texts, (0, None))
+        for line, reason in self._rejected_lines(rejected):
+            yield QuarantinedLine(entry.file, line, reason, text if number == line else None)
+            if number == line:
+                number, text = next(texts, (0, None))
+
+    def _rejected_lines(self, rejected: Path) -> Iterator[tuple[int, str]]:
+        with self._store.fetch(rejected) as file:
+            for batch in pq.ParquetFile(file).iter_batches():
+                yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
+
     def _raw_file_of(self, entry: FileEntry) -> RawFile | None:
         """The raw file as it was taken in; None when it is gone or was changed since."""
         raw_file = self._present.get(entry.file)
         return raw_file if raw_file and raw_file.signature == entry.signature else None
-
-
-def _lines(entry: FileEntry, rejected: Path, raw_file: RawFile | None) -> Iterator[QuarantinedLine]:
-    texts = _texts(raw_file, (line for line, _ in _rejected_lines(rejected)))
-    number, text = next(texts, (0, None))
-    for line, reason in _rejected_lines(rejected):
-        yield QuarantinedLine(entry.file, line, reason, text if number == line else None)
-        if number == line:
-            number, text = next(texts, (0, None))
-
-
-def _rejected_lines(rejected: Path) -> Iterator[tuple[int, str]]:
-    for batch in pq.ParquetFile(rejected).iter_batches():
-        yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
 
 
 def _texts(raw_file: RawFile | None, lines: Iterable[int]) -> Iterator[tuple[int, str]]:

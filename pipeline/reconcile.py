@@ -433,7 +433,7 @@ def _published(run: Run, ledger: Ledger, days: Iterable[date]) -> _Published:
         for table, paths in tables.items():
             if file := ledger.publication.files.get((table.name, month)):
                 paths.append(run.layout.rollups / file.path)
-                paths[0] = verify(run.store, paths[0])
+                verify(run.store, paths[0])
     return files
 
 

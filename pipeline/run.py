@@ -18,6 +18,8 @@ from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store, open_store
 from pipeline.engine import Engine
 
+PATIENCE = 120  # seconds that a store may be away in the middle of a run
+
 
 class Watch:
     """Is told how far a run has come. This one does nothing with it."""
@@ -54,7 +56,7 @@ def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | 
 
     Raises StoreError when the data root cannot be reached.
     """
-    store = open_store(settings)
+    store = open_store(settings, PATIENCE)
     step("make the folder of scratches")
     store.layout.scratch.mkdir(parents=True, exist_ok=True)
     store.check()

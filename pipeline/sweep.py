@@ -81,7 +81,7 @@ def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntr
                 continue
             if found.since < in_grace and run.store.grace_started(found.path) < in_grace:
                 step("delete a superseded file")
-                run.store.delete(found.path)
+                run.store.delete_found(found)
     run.store.forget_graces(in_grace)
     sweep_log(run.store, newest.version)
 

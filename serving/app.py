@@ -38,7 +38,6 @@ from serving.routes import Direct, TracedRoute, routes
 from serving.tracing import Tracing
 
 _LOG = logging.getLogger("keytally.app")
-PATIENCE = 10  # seconds that a bucket is asked again; who waits for a first answer waits as long
 REGISTRY_SECONDS = 0.25  # how often the key registry is looked at
 PARENT_SECONDS = 1.0  # how often a worker looks for its parent
 
@@ -52,7 +51,7 @@ def create_app(
     cannot be done.
     """
     registry = KeyRegistry(settings.keys)
-    store = open_store(settings, PATIENCE)
+    store = open_store(settings)
     reader = Reader(store)
     metrics = metrics or Metrics()
     names = NamesFile(store)
@@ -113,7 +112,7 @@ def create_metrics_app(
     collectors: Callable[[], list[Collector]], settings: Settings, clock: Clock = utc_now
 ) -> Starlette:
     """/metrics alone, for an address of its own. collectors: what the serving processes count."""
-    reader = Reader(open_store(settings, PATIENCE))
+    reader = Reader(open_store(settings))
     show = ShowMetrics(collectors, State(reader, clock), reader.refresh)
     app = Starlette(
         routes=[TracedRoute("/metrics", show, methods=["GET"])], exception_handlers={HTTPException: _refuse}

@@ -7,8 +7,6 @@ import io
 import os
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.contract.layout import stated_checksum
 
 
@@ -28,21 +26,27 @@ class CheckedFile(io.RawIOBase):
 
     BLOCK = 16 * 1024  # bytes
 
-    def __init__(self, path: Path) -> None:
-        """Reads all of it. Raises ValueError when it is not what was published."""
+    def __init__(self, file: io.FileIO, path: Path) -> None:
+        """Reads all of it. file: is closed with this one. path: where the published file lies.
+
+        Raises ValueError when it is not what was published.
+        """
         whole = hashlib.sha256()
         self._digests = bytearray()
         self._size = 0
         self._position = 0
-        with path.open("rb") as file:
-            while block := file.read(self.BLOCK):
-                whole.update(block)
-                self._digests += hashlib.sha256(block).digest()
-                self._size += len(block)
+        self._file = file  # not memory-mapped: a mapped file that is cut short kills the process that touches it
+        while block := file.read(self.BLOCK):
+            whole.update(block)
+            self._digests += hashlib.sha256(block).digest()
+            self._size += len(block)
         if whole.hexdigest()[:32] != stated_checksum(path):  # as `checksum_of`, in one pass with the blocks
             raise OtherBytes
-        # Not memory-mapped: a mapped file that is cut short kills the process that touches it.
-        self._file = pa.OSFile(str(path))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
 
     def readable(self) -> bool:
         """True."""
@@ -69,7 +73,7 @@ class CheckedFile(io.RawIOBase):
             return b""
         first, behind = start // self.BLOCK, -(-end // self.BLOCK)
         offset = first * self.BLOCK
-        read = memoryview(self._file.read_at(behind * self.BLOCK - offset, offset))
+        read = memoryview(os.pread(self._file.fileno(), behind * self.BLOCK - offset, offset))
         found = b"".join(
             hashlib.sha256(read[block : block + self.BLOCK]).digest() for block in range(0, len(read), self.BLOCK)
         )

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple, TextIO
@@ -48,10 +49,14 @@ class NamesFile:
         self._store = store
         self._path = store.layout.key_names
         self._failure: str | None = None  # why the file could not be opened or read, the last time
+        self._look_at = 0.0  # the next time, monotonic
         self.names = Names()
 
     def refresh(self) -> None:
         """Reads the file if it is another than it was: about a microsecond when it is not. Never raises."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + self._store.look_seconds
         with suppress(StoreError):  # away: the reader says so, and the names stay what they were
             self._refresh()
 

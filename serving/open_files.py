@@ -6,8 +6,6 @@ Whoever is late, and wants a file that was let go of, opens it again.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -30,10 +28,11 @@ _Opened = SortedFile | frozenset[date]  # of a ledger of days nothing is needed 
 
 
 class BeingOpened(Exception):
-    """Another thread is opening the file that is wanted. opened: is done when it has, or could not."""
+    """Another thread is opening the file that is wanted. opened: is done when it has, or has the error."""
 
-    def __init__(self, opened: Future[None]) -> None:
+    def __init__(self, path: str, opened: Future[None]) -> None:
         super().__init__("the file is being opened")
+        self.path = path
         self.opened = opened
 
 
@@ -69,7 +68,7 @@ class OpenFiles:
         self._row_groups = 0  # of all of these
         self._newest: frozenset[str] | None = None  # what the newest version names; None before there was a second
         self._opening: dict[str, Future[None]] = {}  # done when the file at that path was opened, or could not be
-        self._refused: dict[str, tuple[Signature, str]] = {}  # signature of a file that is damaged, and why
+        self._refused: dict[str, tuple[Signature | None, str]] = {}  # signature of a file that is damaged, and why
         self._waiting = threading.local()
 
     @contextmanager
@@ -98,14 +97,18 @@ class OpenFiles:
     async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
         """What `read` returns in one of the threads, or raises; None: in those of the event loop.
 
-        Where another thread is opening the file it wants, it is called again after that. Were it to wait in the
-        threads, none would be left for others: to read another month, or to look for revoked keys.
+        Where another thread is opening the file it wants, it is called again after that, and is raised the error of
+        that one where it could not. Were it to wait in the threads, none would be left for others: to read another
+        month, or to look for revoked keys.
         """
+        failed: dict[str, BaseException] = {}
         while True:
             try:
-                return await asyncio.get_running_loop().run_in_executor(threads, self._without_waiting, read)
+                return await asyncio.get_running_loop().run_in_executor(threads, self._without_waiting, read, failed)
             except BeingOpened as being:
-                await asyncio.wrap_future(being.opened)
+                await asyncio.wait([asyncio.wrap_future(being.opened)])
+                if error := being.opened.exception():
+                    failed[being.path] = error
 
     def open_ahead(self, before: Publication, newest: Publication) -> None:
         """Opens what will be asked for first: what takes the place of files that are open, and the newest month.
@@ -165,7 +168,7 @@ class OpenFiles:
                     self._close(path)
 
     def _opened(self, file: PublishedFile) -> _Opened:
-        """The file, if it is open. Else opens it, or waits for whoever is opening it."""
+        """The file, if it is open. Else opens it, or waits for whoever is opening it, and has the same error then."""
         mine: Future[None] = Future()
         mine.set_running_or_notify_cancel()  # who stops waiting for it must not cancel it
         while True:
@@ -174,20 +177,30 @@ class OpenFiles:
                 if held is not None:
                     self._open.move_to_end(file.path)
                     return held.opened
+                failed: dict[str, BaseException] | None = getattr(self._waiting, "failed", None)
+                if failed and file.path in failed:
+                    raise failed[file.path]
                 opening = self._opening.setdefault(file.path, mine)
             if opening is mine:
                 break
-            if getattr(self._waiting, "refused", False):
-                raise BeingOpened(opening)
+            if failed is not None:
+                raise BeingOpened(file.path, opening)
             opening.result()
+        error: BaseException | None = None
         try:
             opened = self._checked(file)
             with self._looking:
                 self._hold(file.path, _Held(opened))
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             with self._looking:
                 del self._opening[file.path]
-            mine.set_result(None)
+            if error is None:
+                mine.set_result(None)
+            else:
+                mine.set_exception(error)
         return opened
 
     def _hold(self, path: str, held: _Held) -> None:
@@ -200,33 +213,32 @@ class OpenFiles:
         """Lets go of it; it is closed when its last reader does so too."""
         self._row_groups -= _row_groups_of(self._open.pop(path).opened)
 
-    def _without_waiting(self, read: Callable[[], _Read]) -> _Read:
-        self._waiting.refused = True
+    def _without_waiting(self, read: Callable[[], _Read], failed: dict[str, BaseException]) -> _Read:
+        """failed: why files that are wanted could not be opened by those that were waited for, by path."""
+        self._waiting.failed = failed
         try:
             return read()
         finally:
-            self._waiting.refused = False
+            self._waiting.failed = None
 
     def _checked(self, file: PublishedFile) -> _Opened:
         path = self._store.layout.rollups / file.path
-        signature = self._store.signature(path)
-        if signature is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         refused = self._refused.get(file.path)
-        if refused is not None and refused[0] == signature:
+        if refused is not None and refused[0] == self._store.signature(path):
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
+            return self._read(file, anew=False)
+        except ValueError:  # it may be a copy that is damaged
+            signature = self._store.signature(path)  # before it is read: what is restored meanwhile is another
             try:
-                checked = CheckedFile(self._store.fetch(path))
-            except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
-                checked = CheckedFile(self._store.fetch(path, anew=True))
-            opened: _Opened
-            if file.rollup == DAY_LEDGER.name:
-                opened = loaded_days_of(checked)
-            else:
-                opened = SortedFile.of(checked, PUBLISHED[file.rollup])
-        except ValueError as error:
-            self._refused[file.path] = (signature, str(error))
-            raise
-        self._refused.pop(file.path, None)
-        return opened
+                return self._read(file, anew=True)
+            except ValueError as error:
+                self._refused[file.path] = (signature, str(error))
+                raise
+
+    def _read(self, file: PublishedFile, *, anew: bool) -> _Opened:
+        path = self._store.layout.rollups / file.path
+        checked = CheckedFile(self._store.fetch(path, anew=anew), path)
+        if file.rollup == DAY_LEDGER.name:
+            return loaded_days_of(checked)
+        return SortedFile.of(checked, PUBLISHED[file.rollup])

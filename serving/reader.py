@@ -115,7 +115,7 @@ class Reader:
         self._log: Signature | None = None  # which log `_table` reads
         self._entry: Signature | None = None  # signature of the log entry of its version
         self._confirmed: Confirmed | None = None
-        self._note: tuple[Signature, LastRun | None] = ((), None)  # the newest run's, and its file's signature
+        self._note: tuple[Signature | None, LastRun | None] = ((), None)  # the newest run's, and what the log showed
         self._failure: str | None = "it has not been looked at yet"
         self.files = OpenFiles(store)
 
@@ -234,9 +234,12 @@ class Reader:
         return loaded
 
     def _newest_confirmed(self) -> Confirmed:
-        # The note before the table: what it confirms was committed before it was written.
-        last_run = self._newest_run()
-        publication = self._newest()
+        log = self._look_at_log()
+        if log.note != self._note[0]:
+            self._note = (log.note, self._newest_run(log))
+            log = self._look_at_log()  # the note before the table: what it confirms was committed before it was written
+        last_run = self._note[1]
+        publication = self._newest(log)
         before = self._confirmed
         if before is not None and before.publication is publication and before.last_run is last_run:
             return before
@@ -250,23 +253,16 @@ class Reader:
         as_of = max((run.started for run in said), default=None)
         return Confirmed(publication, last_run, as_of, said[-1].findings if said else frozenset())
 
-    def _newest_run(self) -> LastRun | None:
-        path = self._store.layout.last_run
-        try:
-            signature = self._store.signature(path)
-        except OSError:
-            signature = None
-        if signature is None:
-            self._note = ((), None)
-            return None
-        if signature != self._note[0]:
-            self._note = (signature, read_last_run(self._store))
-            if self._note[1] is None:
-                _LOG.error("%s cannot be read; the next run writes it anew", path.name)
-        return self._note[1]
+    def _look_at_log(self) -> LogState:
+        return self._store.look_at_log(self._table.version() if self._table else None)
 
-    def _newest(self) -> Publication:
-        log = self._store.look_at_log(self._table.version() if self._table else None)
+    def _newest_run(self, log: LogState) -> LastRun | None:
+        last_run = read_last_run(self._store)
+        if last_run is None and log.note is not None:
+            _LOG.error("%s cannot be read; the next run writes it anew", self._store.layout.last_run.name)
+        return last_run
+
+    def _newest(self, log: LogState) -> Publication:
         known = self._table is not None and log.place == self._log and not self._is_replaced(self._table, log)
         if known and self._table is not None:
             if log.newest is None or log.newest > self._table.version():

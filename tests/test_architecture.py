@@ -91,6 +91,32 @@ def test_sql_stands_in_sql_files() -> None:
                     assert not re.match(r"\s*(select|insert|copy|create|with)\s", node.value), f"{path}: {node.value}"
 
 
+def test_only_the_store_asks_whether_it_is_a_folder_or_a_bucket() -> None:
+    """Settings say which, `open_store` opens it, and `bucket` speaks to one; nobody else can tell."""
+    telling = re.compile(r"obstore|s3://|S3Store|S3FileSystem|\bBucketStore\b|\bFolderStore\b|\bBucket\b|AWS_[A-Z]")
+    knowing = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(telling.search(ast.unparse(node)) for node in _without_docstrings(path))
+    }
+    assert knowing == {f"pipeline/contract/{name}.py" for name in ("bucket", "settings", "store")}
+    asking = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if re.search(r"isinstance\(([\w.]*(store|settings\.data)|data), ", path.read_text(encoding="utf-8"))
+    }
+    assert asking <= {"pipeline/contract/settings.py", "pipeline/contract/store.py"}
+
+
+def _without_docstrings(path: Path) -> Iterator[ast.stmt]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            if isinstance(statement, ast.stmt) and not is_text and not hasattr(statement, "body"):
+                yield statement
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

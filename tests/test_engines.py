@@ -78,8 +78,10 @@ def test_polars_reads_it_as_delta(place: Place) -> None:
 def test_pyspark_reads_the_files_that_the_log_names(place: Place, tmp_path: Path) -> None:
     """Without the Delta extension, which is a download of its own: the files of the newest version, as Parquet."""
     if shutil.which("java") is None:
-        pytest.skip("PySpark needs Java")
-    sql = pytest.importorskip("pyspark.sql", reason="PySpark is not installed: pip install pyspark")
+        pytest.skip("PySpark needs Java, which is not here; the test is run by hand, see docs/guarantees.md")
+    sql = pytest.importorskip(
+        "pyspark.sql", reason="PySpark is 500 MB and not in the lock: pip install pyspark, see docs/guarantees.md"
+    )
     session = (
         sql.SparkSession.builder.master("local[1]")
         .config("spark.ui.enabled", "false")

@@ -6,6 +6,7 @@ A month is its first day, as a `date`.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -141,8 +142,15 @@ def days_between(first_day: date, last_day: date) -> Iterator[date]:
 
 def checksum_of(path: Path) -> str:
     """The checksum that stands in the names of our files: 32 hex digits of the SHA-256 of their bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    with io.FileIO(path) as file:
+        return checksum_in(file)
+
+
+def checksum_in(file: io.FileIO) -> str:
+    """The same of an open file, which is at its beginning before and after."""
+    checksum = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    file.seek(0)
+    return checksum
 
 
 def stated_checksum(path: Path | str) -> str:

@@ -17,7 +17,8 @@ class SettingsError(ValueError):
     """A setting that cannot be used. `str()` of it names the variable and what it may be, in one line."""
 
     def __init__(self, variable: str, value: str, expected: str) -> None:
-        super().__init__(f"{variable} is {value!r}, but must be {expected}")
+        shown = re.sub("//[^/@]*@", "//…@", value)  # the password of a URL
+        super().__init__(f"{variable} is {shown!r}, but must be {expected}")
         self.variable = variable
         self.value = value
         self.expected = expected
@@ -169,6 +170,14 @@ class Settings:
         )
 
 
+# What the clients of a bucket would read by themselves, beside what says who we are and where it is.
+_ONLY_OURS = """
+AWS_ALLOW_HTTP AWS_ALLOW_INVALID_CERTIFICATES AWS_CHECKSUM_ALGORITHM AWS_CONDITIONAL_PUT AWS_CONNECT_TIMEOUT
+AWS_COPY_IF_NOT_EXISTS AWS_DISABLE_BULK_DELETE AWS_DISABLE_TAGGING AWS_ENDPOINT AWS_ENDPOINT_URL_S3 AWS_PROXY_URL
+AWS_REQUEST_PAYER AWS_S3_ALLOW_UNSAFE_RENAME AWS_S3_EXPRESS AWS_S3_LOCKING_PROVIDER AWS_SERVER_SIDE_ENCRYPTION
+AWS_SKIP_SIGNATURE AWS_SSE_BUCKET_KEY_ENABLED AWS_SSE_CUSTOMER_KEY_BASE64 AWS_SSE_KMS_KEY_ID AWS_TIMEOUT AWS_TOKEN
+AWS_UNSIGNED_PAYLOAD AWS_VIRTUAL_HOSTED_STYLE_REQUEST
+"""
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CRON_FIELDS = (range(60), range(24), range(1, 32), range(1, 13), range(8))
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -196,10 +205,15 @@ def _bucket(value: str, given: Mapping[str, str]) -> Bucket | None:
     if match is None or {".", ".."} & set(match[2].split("/")):
         return None
     endpoint = given.get("AWS_ENDPOINT_URL") or None
-    if endpoint and not re.fullmatch(r"https?://[^/\s]+/?", endpoint):
+    if endpoint and not re.fullmatch(r"https?://[^/@\s]+/?", endpoint):
         raise SettingsError(
-            "AWS_ENDPOINT_URL", endpoint, "the URL of a store that speaks S3, as https://s3.example.com"
+            "AWS_ENDPOINT_URL",
+            endpoint,
+            "the URL of a store that speaks S3, as https://s3.example.com; keys stand in variables of their own",
         )
+    for variable in _ONLY_OURS.split():
+        if given.get(variable):
+            raise SettingsError(variable, given[variable], "left unset: keytally says itself how it speaks to a store")
     key, secret = (given.get(f"AWS_{name}") or None for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
     if bool(key) != bool(secret):
         missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"

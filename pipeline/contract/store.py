@@ -70,12 +70,13 @@ class LogState:
     """What can be seen of the published table's log. place: another one, another log; None where there is none.
 
     newest: its newest version, None where that takes opening the table. entry_of: the signature of a version's entry,
-    None where there is none.
+    None where there is none. note: another one, another note of the newest run.
     """
 
     place: Signature | None
     newest: int | None
     entry_of: Callable[[int], Signature | None]
+    note: Signature | None
 
 
 class Store(ABC):
@@ -84,6 +85,8 @@ class Store(ABC):
     What goes wrong with one file is an OSError, as FileNotFoundError where there is none; a store that does not answer
     at all, or refuses everything, is a StoreError.
     """
+
+    look_seconds = 0.0  # for so long a document that is no number's may be taken for what it was at the last look
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -101,8 +104,8 @@ class Store(ABC):
     # --- our own files -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def fetch(self, path: Path, *, anew: bool = False) -> Path:
-        """A file on this machine with the bytes of `path`. anew: as they are now, not from a copy."""
+    def fetch(self, path: Path, *, anew: bool = False) -> io.FileIO:
+        """The bytes of `path`, in an open file on this machine. anew: as they are now, not from a copy."""
 
     @abstractmethod
     def fetch_all(self, paths: Sequence[Path], held: Path) -> Sequence[Path]:
@@ -116,6 +119,10 @@ class Store(ABC):
     @abstractmethod
     def delete(self, path: Path) -> None:
         """Delete a file; one that is not there is deleted."""
+
+    @abstractmethod
+    def delete_found(self, found: Found) -> None:
+        """Delete a file of which nobody knew any need when it was found, unless it was put there again since."""
 
     @abstractmethod
     def list(self, folder: Path) -> Iterator[Found]:
@@ -166,7 +173,8 @@ class Store(ABC):
         """The log, from the entry of `version` on: one listing at most."""
 
     def check_commits(self) -> None:  # noqa: B027  # where the system sees to it
-        """Raises StoreError where two writers might both be told that they made the same entry of the log."""
+        """To be called just before a commit. Raises StoreError where two writers might both be told that they made the
+        same entry of the log, and where a file that was kept for it is gone."""
 
     def tried(self, what: str, path: Path, call: Callable[[], _T]) -> _T:  # noqa: ARG002
         """What `call` gives, which reaches the store by ways of its own. what, path: what it does, for an error."""
@@ -191,10 +199,10 @@ class Store(ABC):
         """A raw file for Arrow to read here and there: a path, or an open file."""
 
 
-def open_store(settings: Settings, patience: float = 120) -> Store:
+def open_store(settings: Settings, patience: float = 10) -> Store:
     """The store that the data root of `settings` lies in. Nothing is looked at yet.
 
-    patience: seconds that a request which fails may be repeated.
+    patience: seconds for which a request that brings nothing is repeated. Raises StoreError.
     """
     if isinstance(settings.data, Path):
         return FolderStore(settings.data)
@@ -216,8 +224,8 @@ class FolderStore(Store):
     def name_of(self, path: Path) -> str:
         return str(path)
 
-    def fetch(self, path: Path, *, anew: bool = False) -> Path:  # noqa: ARG002
-        return path
+    def fetch(self, path: Path, *, anew: bool = False) -> io.FileIO:  # noqa: ARG002
+        return io.FileIO(path)
 
     def fetch_all(self, paths: Sequence[Path], held: Path) -> Sequence[Path]:  # noqa: ARG002
         return paths
@@ -232,6 +240,11 @@ class FolderStore(Store):
 
     def delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+    def delete_found(self, found: Found) -> None:
+        with suppress(FileNotFoundError):
+            if found.path.stat().st_mtime == found.since:
+                found.path.unlink()
 
     def list(self, folder: Path) -> Iterator[Found]:
         try:
@@ -288,12 +301,15 @@ class FolderStore(Store):
         return str(self.layout.rollups), {}
 
     def look_at_log(self, version: int | None) -> LogState:  # noqa: ARG002
+        note = None
+        with suppress(OSError):
+            note = self.signature(self.layout.last_run)
         try:
             found = self.layout.log.stat()
         except FileNotFoundError:
-            return LogState(None, None, lambda _: None)
+            return LogState(None, None, lambda _: None, note)
         entry_of = lambda version: self.signature(self.layout.log_entry(version))  # noqa: E731
-        return LogState((found.st_dev, found.st_ino), None, entry_of)
+        return LogState((found.st_dev, found.st_ino), None, entry_of, note)
 
     # --- raw logs ----------------------------------------------------------------------------------------------------
 

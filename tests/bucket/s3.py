@@ -114,6 +114,8 @@ Answer = tuple[int, bytes]  # status and body, in the server's stead
 CUT = "cut"  # the request arrives; half of its answer's body comes back, or nothing where it has none
 AWAY = "away"  # the connection is closed, and the server never hears of the request
 SLOW = "slow"  # no answer at all
+TRICKLE = "trickle"  # bodies go either way in pieces, with pauses between them
+PIECE, PAUSE = 2**17, 0.1  # bytes and seconds of these
 
 
 class Line:
@@ -125,6 +127,7 @@ class Line:
     def __init__(self, server: Server, fate: Callable[[Call], Answer | str | None] = lambda _: None) -> None:
         self.calls: list[Call] = []
         self.fate = fate
+        self.change: Callable[[dict[str, str]], dict[str, str]] = lambda headers: headers  # of the server's answers
         self._server = server
         self._lock = threading.Lock()
         self._listener = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -163,12 +166,13 @@ class Line:
         return Handler
 
     def _pass_on(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         with self._lock:
             path = handler.path.removeprefix(f"/{BUCKET}").removeprefix("/")
             call = Call(len(self.calls) + 1, handler.command, path)
             self.calls.append(call)
         fate = self.fate(call)
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = b"".join(handler.rfile.read(min(PIECE, length - at)) for at in self._pieces(length, fate))
         if fate == SLOW:
             time.sleep(5)
         if fate in (SLOW, AWAY):
@@ -192,9 +196,22 @@ class Line:
             handler.close_connection = True
             return
         length = int(headers.pop("Content-Length", len(content)))
-        self._answer(handler, answer.status, headers, content[: len(content) // 2] if fate == CUT else content, length)
+        headers = self.change(headers)
+        self._answer(handler, answer.status, headers, b"", length)
+        if handler.command != "HEAD":
+            content = content[: len(content) // 2] if fate == CUT else content
+            for at in self._pieces(len(content), fate):
+                handler.wfile.write(content[at : at + PIECE])
+                handler.wfile.flush()
         if fate == CUT:
             handler.close_connection = True
+
+    def _pieces(self, length: int, fate: Answer | str | None) -> Iterator[int]:
+        """Where each piece of a body begins, when it is its turn."""
+        for at in range(0, length, PIECE):
+            if at and fate == TRICKLE:
+                time.sleep(PAUSE)
+            yield at
 
     def _answer(
         self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes, length: int
@@ -206,6 +223,17 @@ class Line:
         handler.end_headers()
         if handler.command != "HEAD":
             handler.wfile.write(content)
+
+
+def every(failing: int, cut: int) -> Callable[[Call], Answer | str | None]:
+    """500 to every so manieth call, and every so manieth cut, which goes before."""
+
+    def fate(call: Call) -> Answer | str | None:
+        if call.number % cut == 0:
+            return CUT
+        return error(500, "InternalError") if call.number % failing == 0 else None
+
+    return fate
 
 
 def error(status: int, code: str, more: str = "") -> Answer:

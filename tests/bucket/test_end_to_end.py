@@ -11,7 +11,6 @@ import pytest
 from tests.bucket import s3
 from tests.bucket.conftest import BucketPlace
 from tests.test_end_to_end import (
-    TRACES,
     Record,
     Served,
     assert_every_organization_month_equals_a_recount,
@@ -19,8 +18,6 @@ from tests.test_end_to_end import (
     rolled_up_and_served,
     with_copies,
 )
-
-pytestmark = pytest.mark.skipif(not TRACES.is_dir(), reason="the Azure traces are not here")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,59 @@ def test_what_was_superseded_stays_for_a_week_from_then_and_goes(place: BucketPl
     ledger = place.ledger()
     assert not {key for key in first & place.objects() if key.startswith(("rollups", "daily"))}
     assert {f"rollups/{file.path}" for file in ledger.publication.files.values()} <= place.objects()
-    assert len(place.objects("superseded")) == 2, "of the run before, and of this one"
+    notes = [key for key in place.objects("superseded") if key.endswith(".txt")]
+    assert len(notes) == 2, "of the run before, and of this one"
+
+
+def test_a_note_of_what_was_superseded_is_read_once_a_machine(place: BucketPlace) -> None:
+    """With a run every quarter of an hour there are hundreds of them."""
+    place.now = real_now()
+    for number in range(6):
+        place.write_raw("a.jsonl", *(request(other) for other in range(number + 1)))
+        place.roll_up()
+    place.now += GRACE - timedelta(hours=1)
+    sweeps = []
+    with s3.Line(place.server) as line:
+        other = place.elsewhere("other", AWS_ENDPOINT_URL=line.url)
+        for number in range(2):
+            # Objects are as old as the server says, so what is looked at lies an hour in the future.
+            other.now = place.now + timedelta(hours=2, minutes=number)
+            place.write_raw(f"late{number}.jsonl", request(100 + number, timestamp="2025-09-01T00:00:00Z"))
+            line.calls.clear()
+            other.roll_up()
+            sweeps.append(line.asked("GET", "/superseded/"))
+    assert sweeps[0] >= 5
+    assert sweeps[1] <= 1, "the one that the run before wrote"
+
+
+def test_a_file_that_was_put_again_is_not_swept(place: BucketPlace) -> None:
+    """It is looked at once more just before: the very content may count again by now."""
+    place.now = real_now()
+    orphan = f"daily/day=2025-10-31/{'0' * 32}-{'0' * 32}.parquet"
+    obstore.put(place.client, orphan, b"of a run that was refused")
+    place.now += GRACE + timedelta(days=1)
+    (found,) = place.store.list(place.layout.daily)
+    time.sleep(1.1)  # the server tells whole seconds
+    obstore.put(place.client, orphan, b"of a run that was refused")
+    place.store.delete_found(found)
+    assert orphan in place.objects()
+    (found,) = place.store.list(place.layout.daily)
+    place.store.delete_found(found)
+    assert orphan not in place.objects()
+
+
+def test_a_run_whose_file_was_swept_meanwhile_publishes_nothing(place: BucketPlace) -> None:
+    """Another machine had found it superseded, and deleted it just after this one put it again."""
+    place.write_raw("a.jsonl", request(1))
+
+    def sweep(name: str) -> None:
+        if name == "try whether an object is made once only":
+            obstore.delete(place.client, sorted(place.objects("events")))
+
+    with stepping(sweep), pytest.raises(StoreError, match=r"/events/.*.parquet was deleted meanwhile; nothing was pub"):
+        place.roll_up()
+    assert place.ledger().publication.version == 0
+    assert place.elsewhere("another").roll_up().version == 1
 
 
 def real_now() -> datetime:
@@ -258,7 +311,7 @@ def assert_heals(place: BucketPlace, before: Any, after: Any) -> None:
     healed.roll_up()
     assert shown(healed) == after
     assert list(healed.layout.scratch.iterdir()) == []
-    assert not [key for key in place.objects("rollups/_delta_log") if not key.endswith((".json", ".parquet"))]
+    assert not [key for key in place.objects("rollups/_delta_log") if "#" in key]
 
 
 STEPS = (
@@ -270,6 +323,7 @@ STEPS = (
     "fetch files",
     "verify a file",
     "note what is superseded",
+    "try whether an object is made once only",
     "commit",
     "delete a superseded file",
     "replace a document",
@@ -318,7 +372,7 @@ cli.main(["rollup"])
 """
 
 
-@pytest.mark.parametrize("step", ["put a file", "commit", "replace a document"])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_run_killed_at_a_step_is_made_up_for_by_the_next(
     scene: tuple[BucketPlace, Any, Any, list[str]], step: str
 ) -> None:
@@ -347,15 +401,17 @@ def test_two_machines_that_first_publish_a_month_cannot_both_win(place: BucketPl
             pipeline.contract.seam.at_step = None
             place.write_raw("theirs.jsonl", request(3, timestamp="2025-09-11T00:00:00Z"))
             assert other.roll_up().version == 2
+            place.write_raw("later.jsonl", request(4, timestamp="2025-09-12T00:00:00Z"))
             pipeline.contract.seam.at_step = come_first
 
     with stepping(come_first):
-        assert place.roll_up().version in (2, 3)
-    assert next(commits) >= 1
+        assert place.roll_up().version == 3, "theirs is version 2, and ours was recomputed from it"
+    assert next(commits) == 2
     assert {day: requests for (_, day), (requests, _) in place.usage().items()} == {
         "2025-11-10": 1,
         "2025-09-10": 1,
         "2025-09-11": 1,
+        "2025-09-12": 1,
     }
     months = [month for rollup, month in place.publication().files if rollup == "organization_day"]
     assert sorted(months) == sorted(set(months))
@@ -373,18 +429,39 @@ def test_of_many_commits_at_once_one_wins_each_version(place: BucketPlace) -> No
     ]
     outputs = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0] * 4, outputs
-    assert {requests for requests, _ in place.usage().values()} == {1}
-    assert len(place.usage()) == 4
+    assert {day: requests for (_, day), (requests, _) in place.usage().items()} == {
+        f"2025-0{6 + number}-01": 1 for number in range(4)
+    }
+    reported = sorted(json.loads(output)["version"] for output, _ in outputs)
+    entries = sorted(key for key in place.objects("rollups/_delta_log") if key.endswith(".json"))
+    assert entries == [f"rollups/_delta_log/{version:020d}.json" for version in range(reported[-1] + 1)]
+    commits = [obstore.get(place.client, entry).bytes().to_bytes() for entry in entries[1:]]
+    names = [re.search(rb'"keytally\.commit":"(\w+)"', commit) for commit in commits]
+    assert len({name[1] for name in names if name}) == len(commits) == len({*reported}), "each is somebody's"
 
 
 def test_nothing_is_published_in_a_store_that_knows_no_conditions(place: BucketPlace) -> None:
     """There two machines could both win."""
     place.write_raw("a.jsonl", request(1))
-    with s3.Line(place.server, lambda call: (200, b"") if "/probe-" in call.path else None) as line:
+    with s3.Line(place.server, lambda call: (200, b"") if "/made-once" in call.path else None) as line:
         behind = place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url)
         with pytest.raises(StoreError, match=r"it was made twice, although .* \(If-None-Match\)"):
             behind.roll_up()
-    assert not [key for key in place.objects() if key.startswith(("rollups/_delta_log", "superseded"))]
+        assert not [key for key in place.objects() if key.startswith(("rollups/_delta_log", "superseded"))]
+        assert place.roll_up().version == 1
+        place.write_raw("b.jsonl", request(2))
+        with pytest.raises(StoreError, match="it was made twice"):  # nor where the table was copied to such a store
+            behind.roll_up()
+    assert place.publication().version == 1
+
+
+def test_whether_a_store_knows_conditions_costs_one_request_a_run(place: BucketPlace) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    place.write_raw("b.jsonl", request(2))
+    with s3.Line(place.server) as line:
+        assert place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url).roll_up().version == 2
+    assert line.asked("PUT", "/made-once") == 1
 
 
 def test_a_commit_whose_answer_is_lost_is_known_as_our_own(place: BucketPlace) -> None:
@@ -448,25 +525,20 @@ def test_a_commit_of_another_is_never_taken_for_our_own(place: BucketPlace, monk
     assert place.usage()["org_a", "2025-11-10"][0] == 3, "the other one had seen all three files"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for a second, not for two minutes."""
+    monkeypatch.setattr("pipeline.run.PATIENCE", 1)
+
+
 # --- a bad line ------------------------------------------------------------------------------------------------------
-
-
-def every(failing: int, cut: int) -> Callable[[s3.Call], Any]:
-    """500 to every so manieth call, and every so manieth cut."""
-
-    def fate(call: s3.Call) -> Any:
-        if call.number % cut == 0:
-            return s3.CUT
-        return s3.error(500, "InternalError") if call.number % failing == 0 else None
-
-    return fate
 
 
 def test_over_a_line_that_fails_every_tenth_call_and_cuts_every_twentieth_all_is_well(
     place: BucketPlace, folder: Place
 ) -> None:
     chance = random.Random(1)
-    with s3.Line(place.server, every(10, 20)) as line:
+    with s3.Line(place.server, s3.every(10, 20)) as line:
         behind = place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url)
         for each in (behind, folder):
             write_traffic(each) if each is folder else write_traffic(place)
@@ -482,11 +554,7 @@ def test_over_a_line_that_fails_every_tenth_call_and_cuts_every_twentieth_all_is
         assert len(line.calls) > 200
 
 
-def test_a_store_that_goes_away_in_the_middle_fails_the_run_in_one_line(
-    place: BucketPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
-        monkeypatch.setattr(pipeline.contract.bucket, name, 0.01)
+def test_a_store_that_goes_away_in_the_middle_fails_the_run_in_one_line(place: BucketPlace, impatient: None) -> None:
     place.write_raw("a.jsonl", request(1))
     gone = []
 
@@ -496,7 +564,9 @@ def test_a_store_that_goes_away_in_the_middle_fails_the_run_in_one_line(
 
     with s3.Line(place.server, go_away) as line:
         behind = place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url)
-        with pytest.raises(StoreError, match=r"^PUT s3://.*/daily/day=2025-11-10/.*: 503 SlowDown \(8 tries in \d s\)"):
+        with pytest.raises(
+            StoreError, match=r"^PUT s3://.*/daily/day=2025-11-10/.*: 503 SlowDown \(\d+ tries in \d s\)"
+        ):
             behind.roll_up()
     assert not place.objects("rollups")
     assert read_last_run(place.store) is None
@@ -517,32 +587,81 @@ def command(place: BucketPlace, *arguments: str, **environment: str) -> subproce
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "sentence"),
-    [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "403 SignatureDoesNotMatch; see to AWS_ACCESS_KEY_ID and AWS_SECRET"),
-        ({"KEYTALLY_DATA": "s3://not-ours/x"}, "403 AccessDenied; the key may not do this"),
-    ],
-    ids=["wrong secret", "wrong bucket"],
-)
-def test_what_cannot_work_ends_with_one_line_and_nothing_half_done(
-    place: BucketPlace, environment: dict[str, str], sentence: str
-) -> None:
-    place.write_raw("a.jsonl", request(1))
-    done = command(place, "rollup", **environment)
-    assert (done.returncode, done.stdout) == (1, "")
+WRONG = {
+    "wrong secret": (
+        {"AWS_SECRET_ACCESS_KEY": "wrong"},
+        "403 SignatureDoesNotMatch; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    "another's bucket": (
+        {"KEYTALLY_DATA": "s3://not-ours/x"},
+        "403 AccessDenied; the key may not do this, or the bucket is another's: see to its rights",
+    ),
+    "missing bucket": (
+        {
+            "KEYTALLY_DATA": "s3://not-there/x",
+            "AWS_ACCESS_KEY_ID": s3.MAKER,
+            "AWS_SECRET_ACCESS_KEY": s3.MAKER_SECRET,
+        },
+        "404 NoSuchBucket; there is no bucket not-there at http://127.0.0.1:",
+    ),
+}
+COMMANDS = [["rollup"], ["serve", "--port", "0"], ["status"]]
+
+
+def assert_says_in_a_line(place: BucketPlace, arguments: list[str], sentence: str, **environment: str) -> None:
+    done = command(place, *arguments, **environment)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     (said,) = done.stderr.strip().splitlines()
     assert said.startswith("keytally: LIST s3://")
     assert sentence in said
-    assert place.objects() == {"raw/a.jsonl"}
+    assert place.objects() == {"raw/a.jsonl"}, "nothing half-done"
 
 
-def test_nobody_at_the_address_is_said_in_a_line(place: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
-        monkeypatch.setattr(pipeline.contract.bucket, name, 0.01)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_work_ends_with_one_line_and_nothing_half_done(
+    place: BucketPlace, wrong: str, arguments: list[str]
+) -> None:
+    place.write_raw("a.jsonl", request(1))
+    environment, sentence = WRONG[wrong]
+    assert_says_in_a_line(place, arguments, sentence, **environment)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        s3.error(301, "PermanentRedirect", "<Endpoint>keytally-data.s3.eu-west-1.amazonaws.com</Endpoint>"),
+        s3.error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"),
+    ],
+    ids=["301", "400"],
+)
+def test_a_wrong_region_ends_with_one_line_and_nothing_half_done(
+    place: BucketPlace, answer: s3.Answer, arguments: list[str]
+) -> None:
+    """As AWS answers; the server of these tests takes every region."""
+    place.write_raw("a.jsonl", request(1))
+    with s3.Line(place.server, lambda _: answer) as line:
+        sentence = f"the bucket is not in the region {s3.REGION}: see to AWS_REGION"
+        assert_says_in_a_line(place, arguments, sentence, AWS_ENDPOINT_URL=line.url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("AWS_CONDITIONAL_PUT", "disabled"), ("KEYTALLY_CACHE", "/dev/null/cache"), ("AWS_ENDPOINT_URL", "http://a:b@c")],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_that_names_it(place: BucketPlace, variable: str, value: str) -> None:
+    done = command(place, "rollup", **{variable: value})
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith(f"keytally: {variable} is ")
+    assert "a:b" not in said
+    assert done.returncode == (1 if variable == "KEYTALLY_CACHE" else 2)
+
+
+def test_nobody_at_the_address_is_said_in_a_line(place: BucketPlace, impatient: None) -> None:
     nowhere = place.elsewhere("nowhere", AWS_ENDPOINT_URL=f"http://127.0.0.1:{s3.free_ports(1)[0]}")
     with pytest.raises(
-        StoreError, match=r"^LIST s3://[^ ]+: no answer: error sending request \(8 tries in \d s\); [^\n]*$"
+        StoreError, match=r"^LIST s3://[^ ]+: no answer: error sending request \(\d+ tries in \d s\); [^\n]*$"
     ):
         nowhere.roll_up()
 

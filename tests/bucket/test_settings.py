@@ -52,10 +52,21 @@ def test_a_server_looks_less_often_than_into_a_folder() -> None:
         ("AWS_ACCESS_KEY_ID", {"AWS_SECRET_ACCESS_KEY": "do-not-tell"}),
         ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "127.0.0.1:9000"}),
         ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000/a/b"}),
+        ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "https://me:do-not-tell@s3.example.com"}),
+        ("AWS_CONDITIONAL_PUT", {"AWS_CONDITIONAL_PUT": "disabled"}),
+        ("AWS_SKIP_SIGNATURE", {"AWS_SKIP_SIGNATURE": "true"}),
+        ("AWS_ENDPOINT", {"AWS_ENDPOINT": "http://127.0.0.1:9000"}),
+        ("KEYTALLY_CACHE", {"KEYTALLY_CACHE": "s3://another/bucket"}),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(variable: str, given: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as wrong:
         Settings.from_environment({**IN_BUCKET, **given})
     assert wrong.value.variable == variable
+    assert str(wrong.value).startswith(f"{variable} is ")
     assert "do-not-tell" not in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+def test_a_folder_does_not_mind_what_is_said_of_buckets() -> None:
+    assert Settings.from_environment({"AWS_CONDITIONAL_PUT": "disabled", "AWS_ENDPOINT_URL": "nonsense"})

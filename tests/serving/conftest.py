@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,12 +97,12 @@ class Openings:
         self.begun, self.go = threading.Event(), threading.Event()
         self.held = ""
 
-    def open(self, path: Path) -> CheckedFile:
+    def open(self, file: io.FileIO, path: Path) -> CheckedFile:
         self.opened.append((path, threading.current_thread().name))
         if self.held and self.held in str(path):
             self.begun.set()
             assert self.go.wait(30)
-        return CheckedFile(path)
+        return CheckedFile(file, path)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from datetime import date
 from pathlib import Path
@@ -226,13 +227,13 @@ def test_where_a_file_lies_is_asked_when_it_is_opened_and_holds_up_nobody_else(d
     placed: list[str] = []
 
     class Away(FolderStore):
-        def fetch(self, path: Path, *, anew: bool = False) -> Path:
+        def fetch(self, path: Path, *, anew: bool = False) -> io.FileIO:
             placed.append(str(path.relative_to(data / "rollups")))
             if len(placed) == 1:
                 with files.reading(reader.confirmed.usage_of(october)) as opened:  # type: ignore[arg-type]
                     assert opened.groups
                 raise OSError("it cannot be fetched")
-            return path
+            return super().fetch(path, anew=anew)
 
     files = OpenFiles(Away(data))
     november = reader.confirmed.usage_of(NOVEMBER)

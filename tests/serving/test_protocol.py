@@ -179,15 +179,14 @@ def test_an_answer_that_takes_us_long_is_waited_for(server: LiveServer, data: Pa
     key = server.create_key("org_abc123")
     path = publish_days(data, date(2025, 10, 1), [("org_abc123", date(2025, 10, 1), 5, "1", "1", "1")])
     good = path.rename(data / "good")
-    os.mkfifo(path)  # the server reads until we have written
+    os.mkfifo(path)  # the server reads until we have written, and then what is in its place
     time.sleep(2 * server.settings.refresh_seconds)  # it has seen the publication
 
     def fill() -> None:
-        content = good.read_bytes()
         with path.open("wb") as pipe:
             time.sleep(4)
             good.replace(path)
-            pipe.write(content)
+            pipe.write(b"other bytes")
 
     filling = threading.Thread(target=fill)
     filling.start()
