@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from pipeline.contract.settings import Bucket, Settings
+from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import FanOut, Item, Result, fan_out
@@ -57,7 +58,7 @@ class Order:
 
 def order_of(run: Run) -> Order:
     """What a worker is told of a run; nothing in it is secret."""
-    return Order(run.name, _as_sent(run.settings), run.started, _versions())
+    return Order(run.name, run.settings.for_a_worker(), run.started, _versions())
 
 
 @contextmanager
@@ -186,16 +187,6 @@ def _result(run: Run, item: object, future: Future[Any]) -> Any:
     return result
 
 
-def _as_sent(settings: Settings) -> Settings:
-    """The settings without what is secret: a worker has the keys of a bucket from its own environment."""
-    data = settings.data
-    if isinstance(data, Bucket):
-        data = replace(data, access_key_id=None, secret_access_key=None, session_token=None)
-    else:
-        data = data.absolute()
-    return replace(settings, data=data, rate_limit_store=None, dask=None)
-
-
 # --- on a worker -----------------------------------------------------------------------------------------------------
 
 
@@ -203,16 +194,14 @@ def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> 
     """Do a step on this worker."""
     worker = get_worker()
     _check_versions(order.versions, worker.address, _versions())
-    limit = worker.memory_manager.memory_limit
-    settings = replace(order.settings, threads=1, memory_limit=_engine_memory(order, worker, limit))
-    if isinstance(settings.data, Bucket):
-        settings = replace(settings, data=settings.data.with_own_keys())
-    elif not (settings.data / "scratch" / order.run).is_dir():
-        raise KeytallyError(
-            f"the worker {worker.address} has another {settings.data} than this machine: the data root must be a folder"
-            " that all of them share, or a bucket"
-        )
+    memory = _engine_memory(order, worker, worker.memory_manager.memory_limit)
+    settings = replace(order.settings.with_keys_of(os.environ), threads=1, memory_limit=memory)
     with start_run(settings, lambda: order.started) as run:
+        if not run.store.sees_run(order.run):
+            raise KeytallyError(
+                f"the worker {worker.address} has another {settings.data} than this machine: the data root must be a"
+                " folder that all of them share, or a bucket"
+            )
         return step(run, _received(item, run.store))
 
 

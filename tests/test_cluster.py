@@ -8,14 +8,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from pipeline import errors
+from pipeline.contract.settings import Settings
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import fan_out_of
+from pipeline.intake import take_in
+from pipeline.raw import list_raw
 from pipeline.report import Report
 from pipeline.run import start_run
 from pipeline.update import PLAIN_STEPS, backfill, roll_up
@@ -236,3 +240,36 @@ def test_what_a_step_may_raise_comes_back_as_it_was() -> None:
     ):
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_worker_that_does_not_share_the_data_root_is_refused(place: Place, cluster: Cluster) -> None:
+    cluster.start_worker()
+    place.write_raw("a.jsonl", request())
+    settings = Place(place.layout.root, KEYTALLY_DASK=cluster.address).settings
+    with start_run(settings, lambda: place.now) as run, fan_out_of(settings) as fan_out:
+        elsewhere = replace(run, name="a run of a folder that is not here")
+        with pytest.raises(KeytallyError, match=r"has another .* than this machine: the data root"):
+            list(fan_out(elsewhere, take_in, list_raw(place.store).files))
+
+
+def test_no_secret_is_sent_to_a_worker() -> None:
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "an-id",
+        "AWS_SECRET_ACCESS_KEY": "a-secret",
+        "AWS_SESSION_TOKEN": "a-token",
+        "KEYTALLY_RATE_LIMIT_STORE": "redis://:a-password@localhost",
+    }
+    settings = Settings.from_environment(
+        {
+            "KEYTALLY_DATA": "s3://bucket/prefix",
+            "KEYTALLY_KEYS": "keys.sqlite",
+            "AWS_ENDPOINT_URL": "http://s3",
+            **secrets,
+        }
+    )
+    sent = pickle.dumps(settings.for_a_worker())
+    assert b"prefix" in sent
+    for secret in ("an-id", "a-secret", "a-token", "a-password"):
+        assert secret.encode() not in sent
+    there = settings.for_a_worker().with_keys_of(secrets)
+    assert there.data == settings.data

@@ -56,16 +56,6 @@ class Bucket:
     secret_access_key: str | None = dataclasses.field(repr=False)
     session_token: str | None = dataclasses.field(repr=False)
 
-    def with_own_keys(self) -> Bucket:
-        """The same bucket, with the keys that this machine's environment has for it."""
-        given = os.environ
-        return dataclasses.replace(
-            self,
-            access_key_id=given.get("AWS_ACCESS_KEY_ID") or None,
-            secret_access_key=given.get("AWS_SECRET_ACCESS_KEY") or None,
-            session_token=given.get("AWS_SESSION_TOKEN") or None,
-        )
-
     def __str__(self) -> str:
         return f"s3://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
 
@@ -97,6 +87,28 @@ class Settings:
     threads: int
     dask: str | None
     dask_lost: str
+
+    def for_a_worker(self) -> Settings:
+        """What another machine is told: all but what is secret, and a folder by its whole path."""
+        if isinstance(self.data, Bucket):
+            data: Path | Bucket = dataclasses.replace(
+                self.data, access_key_id=None, secret_access_key=None, session_token=None
+            )
+        else:
+            data = self.data.absolute()
+        return dataclasses.replace(self, data=data, rate_limit_store=None, dask=None)
+
+    def with_keys_of(self, environment: Mapping[str, str]) -> Settings:
+        """The same, with the keys of a bucket that a machine's own environment has."""
+        if not isinstance(self.data, Bucket):
+            return self
+        data = dataclasses.replace(
+            self.data,
+            access_key_id=environment.get("AWS_ACCESS_KEY_ID") or None,
+            secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=environment.get("AWS_SESSION_TOKEN") or None,
+        )
+        return dataclasses.replace(self, data=data)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

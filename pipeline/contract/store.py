@@ -182,6 +182,10 @@ class Store(ABC):
 
     # --- raw logs ----------------------------------------------------------------------------------------------------
 
+    def sees_run(self, name: str) -> bool:  # noqa: ARG002
+        """Whether a run that is under way on another machine has this data root, as far as can be seen."""
+        return True
+
     @abstractmethod
     def has_raw(self) -> bool:
         """Whether there is a place for raw logs, with or without any."""
@@ -253,12 +257,11 @@ class FolderStore(Store):
             return
         with entries:
             for entry in entries:
-                path = folder / entry.name  # half of what it takes to cut up its whole text
                 if entry.is_dir(follow_symlinks=False):
-                    yield from self.list(path)
+                    yield from self.list(Path(entry.path))
                 else:
                     with suppress(FileNotFoundError):
-                        yield Found(path, entry.stat().st_mtime)
+                        yield Found(Path(entry.path), entry.stat().st_mtime)
 
     def start_grace(self, paths: Iterable[Path], now: float) -> None:
         for path in paths:
@@ -312,6 +315,9 @@ class FolderStore(Store):
         return LogState((found.st_dev, found.st_ino), None, entry_of, note)
 
     # --- raw logs ----------------------------------------------------------------------------------------------------
+
+    def sees_run(self, name: str) -> bool:
+        return (self.layout.scratch / name).is_dir()
 
     def has_raw(self) -> bool:
         return self.layout.raw.is_dir()
