@@ -34,6 +34,10 @@ def statement(name: str) -> str:
     return (folder / f"{name}.sql").read_text(encoding="utf-8")
 
 
+# Of the columns that came to a table later.
+_SQL_TYPES = {pa.int64(): "bigint", pa.string(): "varchar"}
+
+
 class _Rows:
     """What a named table holds at the moment. A statement that was planned keeps its plan when other rows come."""
 
@@ -125,7 +129,8 @@ class Engine:
     def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from.
+        with_names: a column `filename` says where each row is from. A file from before its table had a column has
+        nulls there.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         held = self._held / table
@@ -134,8 +139,11 @@ class Engine:
             files = self._store.fetch_all(files, held)
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet(
-                [str(file) for file in files], hive_partitioning=False, filename=with_names
+                [str(file) for file in files], hive_partitioning=False, filename=with_names, union_by_name=True
             )
+            lacking = [field for field in schema.arrow_schema if field.name not in rows.columns]
+            for field in lacking:
+                rows = rows.project(f"*, cast(null as {_SQL_TYPES[field.type]}) as {field.name}")
             rows.create_view(table, replace=True)
         else:
             self._connection.register(table, schema.arrow_schema.empty_table())

@@ -335,6 +335,8 @@ _REQUEST = pa.schema(
         ("status", pa.int16()),
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
+        ("cached_input_tokens", pa.int64()),
+        ("currency", pa.string()),
     ]
 )
 _USAGE = pa.schema([API_KEY_DAY.arrow_schema.field(name) for name in (*API_KEY_DAY.grain, *MEASURES)])
@@ -400,9 +402,9 @@ def _measures(request: Request) -> tuple[int, ...]:
     return (
         1,
         request.status is not None and request.status >= 400,
-        request.cost,
-        request.synapses,
-        request.neurons,
+        request.cost or 0,
+        request.synapses or 0,
+        request.neurons or 0,
         request.input_tokens,
         request.output_tokens,
     )

@@ -58,14 +58,16 @@ class Request(NamedTuple):
     request_id: str
     timestamp: int
     api_key_id: str | None
-    cost: int
-    synapses: int
-    neurons: int
+    cost: int | None
+    synapses: int | None
+    neurons: int | None
     model: str | None
     endpoint: str | None
     status: int | None
     input_tokens: int
     output_tokens: int
+    cached_input_tokens: int | None = None
+    currency: str | None = None
 
 
 def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:

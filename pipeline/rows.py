@@ -18,7 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank, parse, short_amount
+from pipeline.line import (
+    END_INSTANT,
+    FIRST_INSTANT,
+    MAX_LINE_BYTES,
+    NATIVE_FIELDS,
+    Number,
+    Reason,
+    is_blank,
+    parse,
+    short_amount,
+)
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
@@ -290,7 +300,7 @@ class ParquetRows:
         given = self._file.schema_arrow
         self._positions = {name: index for index, name in reversed(list(enumerate(given.names)))}
         self._check(given)
-        columns = [pa.field(column.name, _plain_type(given, self._positions, column.name)) for column in EVENT.columns]
+        columns = [pa.field(name, _plain_type(given, self._positions, name)) for name in NATIVE_FIELDS]
         self.schema = pa.schema([pa.field("line", pa.int64()), pa.field("reason", pa.string()), *columns])
 
     def _check(self, given: pa.Schema) -> None:
@@ -303,7 +313,7 @@ class ParquetRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         number = 0
-        wanted = [self._positions[c.name] for c in EVENT.columns if c.name in self._positions]
+        wanted = [self._positions[name] for name in NATIVE_FIELDS if name in self._positions]
         top_level = [self._file.schema_arrow.names[index] for index in wanted]
         for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level):
             count = batch.num_rows
@@ -342,7 +352,7 @@ def _row_sizes(parquet: pq.ParquetFile) -> tuple[int, list[str]]:
     return int(min(BATCH_ROWS, max(1, BLOCK_BYTES * 4 // largest))), sorted(repeated & set(parquet.schema.names))
 
 
-_NAMES = frozenset(column.name for column in EVENT.columns)
+_NAMES = frozenset(NATIVE_FIELDS)
 
 
 def _plain_type(given: pa.Schema, positions: dict[str, int], name: str) -> pa.DataType:

@@ -47,6 +47,20 @@ def test_a_request_without_a_price_counts_with_a_cost_of_nothing(place: Place) -
     assert (entry.duplicate, entry.conflicting) == (1, 1)
 
 
+def test_events_from_before_a_column_came_count_beside_those_that_have_it(place: Place) -> None:
+    columns = EVENT.arrow_schema.names
+    row: Record = {**dict.fromkeys(columns), **request(1), "timestamp": place.now, "cost": Decimal("0.5")}
+    row.update(input_tokens=3, output_tokens=4, cached_input_tokens=1, currency="USD")
+    events = pa.Table.from_pylist([row], schema=EVENT.arrow_schema)
+    paths = [place.layout.root / f"{name}.parquet" for name in ("before", "after")]
+    pq.write_table(events.select(columns[:-2]), paths[0])
+    pq.write_table(events, paths[1])
+    for files in ([paths[0]], paths, paths[::-1]):
+        with start_run(place.settings, lambda: place.now) as run:
+            entry = roll_up_day(run, DAY, "f" * 32, files, len(files))
+        assert (entry.counted, entry.duplicate, entry.conflicting) == (1, len(files) - 1, len(files) - 1)
+
+
 def test_a_day_of_many_files_is_rolled_up_as_one_of_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         place.write_raw(f"{number}.jsonl", request(number), request(number, organization_id="org_b"), request(7))

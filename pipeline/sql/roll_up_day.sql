@@ -38,8 +38,8 @@ select
     cast(count(*) as bigint) as requests,
     cast(count(*) filter (where status >= 400) as bigint) as failed_requests,
     cast(coalesce(sum(cost), 0) as decimal(38, 12)) as cost,
-    cast(sum(synapses) as decimal(38, 6)) as synapses,
-    cast(sum(neurons) as decimal(38, 6)) as neurons,
+    cast(coalesce(sum(synapses), 0) as decimal(38, 6)) as synapses,
+    cast(coalesce(sum(neurons), 0) as decimal(38, 6)) as neurons,
     cast(sum(cast(input_tokens as hugeint)) as decimal(38, 0)) as input_tokens,
     cast(sum(cast(output_tokens as hugeint)) as decimal(38, 0)) as output_tokens
 from request
