@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -779,12 +779,12 @@ def _show_waiting(found: Status) -> None:
         told = f" (for {duration_text(found.now - since)})" if since else ""
         click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
     _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
-    for file in found.ignored[:SHOWN_FILES]:
-        click.echo(f"Ignored     {_visible(file)} (no file that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
+    for file, why in list(found.ignored.items())[:SHOWN_FILES]:
+        click.echo(f"Ignored     {_visible(file)} ({why})")
     _echo_rest("Ignored    ", found.ignored, SHOWN_FILES, "--json lists all")
 
 
-def _echo_rest(label: str, listed: Sequence[object], shown: int, hint: str) -> None:
+def _echo_rest(label: str, listed: Collection[object], shown: int, hint: str) -> None:
     if len(listed) > shown:
         click.echo(f"{label} and {len(listed) - shown:,} more ({hint})")
 

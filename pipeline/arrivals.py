@@ -104,7 +104,9 @@ class Arrivals:
         if key in self._taken:
             return self._taken[key]
         try:
-            known = same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as))) if same_size else None
+            known = (
+                same_size.get((hash_raw(raw_file), rule_of(raw_file.read_as, raw_file.format))) if same_size else None
+            )
             heals = known and known.heals_at and known.heals_at <= run.started
             self._taken[key] = known if known and not heals else self.take_in(run, raw_file)
         except HeldBack as held_back:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -38,6 +38,15 @@ def statement(name: str) -> str:
 _SQL_TYPES = {pa.int64(): "bigint", pa.string(): "varchar"}
 
 
+class Closable(Protocol):
+    """What is to be closed."""
+
+    def close(self) -> None: ...
+
+
+_Closable = TypeVar("_Closable", bound=Closable)
+
+
 class _Rows:
     """What a named table holds at the moment. A statement that was planned keeps its plan when other rows come."""
 
@@ -56,6 +65,7 @@ class Engine:
         self._named: dict[str, _Rows] = {}  # what name_arrow named
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
+        self._lasting: dict[Hashable, Closable] = {}
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
         self._connection = duckdb.connect(
             config={
@@ -75,8 +85,16 @@ class Engine:
         self._connection.execute(SESSION)
 
     def close(self) -> None:
+        for made in self._lasting.values():
+            made.close()
         self._connection.close()
         del self._connection  # an error's frames may keep the engine; a connection kept to the end is told as leaked
+
+    def lasting(self, key: Hashable, make: Callable[[], _Closable]) -> _Closable:
+        """What `make` makes, once for each key, to be closed with this engine and used by its thread."""
+        if key not in self._lasting:
+            self._lasting[key] = make()
+        return self._lasting[key]  # type: ignore[return-value]  # whoever made it for this key
 
     def run(self, name: str, **parameters: object) -> None:
         """Run a statement for what it makes."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.tables import EVENT
+from pipeline.format import Terms
 
 MAX_LINE_BYTES = 1_048_576
 FUTURE_TOLERANCE = timedelta(minutes=5)
@@ -57,19 +58,6 @@ class Rejected:
 
 
 Request = tuple[Any, ...]  # the values of tables.EVENT, in its order
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a mapped format says of all its records; the native format says nothing.
-
-    book_prices: the cost may be left out, a price book gives it. tokens_as_units: synapses and neurons that are left
-    out are not zero, but what the tokens make. currency: of the cost; None: the deployment's own.
-    """
-
-    book_prices: bool = False
-    tokens_as_units: bool = False
-    currency: str | None = None
 
 
 _Read = Callable[[Mapping[str, Any], datetime, Terms | None], Any]

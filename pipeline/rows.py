@@ -64,7 +64,7 @@ _LOOKED_AT_ONCE = 1_024  # lines
 _JUDGED_AT_ONCE = 16  # lines of which some are not sound
 _WHITE = np.zeros(256, np.bool_)
 _WHITE[list(b" \t\r\n")] = True
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _AnyObject(msgspec.Struct):
@@ -94,7 +94,7 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
             break
         del block[len(rest) + count :]
         if first:
-            block = block.removeprefix(_BYTE_ORDER_MARK)
+            block = block.removeprefix(BYTE_ORDER_MARK)
             first = False
         if overlong:
             end = block.find(b"\n")
@@ -240,7 +240,7 @@ def line_texts(plain: Plain, lines: Iterable[int], characters: int) -> Iterator[
     ):  # of a longer line, its first piece will do
         number += at_start
         if at_start and number == next_wanted:
-            bare = without_line_end(piece.removeprefix(_BYTE_ORDER_MARK) if number == 1 else piece)
+            bare = without_line_end(piece.removeprefix(BYTE_ORDER_MARK) if number == 1 else piece)
             yield number, bare.decode("utf-8", "replace")[:characters]
             next_wanted = next(wanted, None)
         at_start = piece.endswith(b"\n")
@@ -272,6 +272,52 @@ def _as_json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return True if math.isnan(value) else Number("-1e999" if value < 0 else "1e999")
     return Number(repr(value))
+
+
+def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file of any columns, each as a JSON object (schema LINES), numbered from 1.
+
+    Decimals become strings, instants the text of ISO 8601, bytes Base64 unless they are UTF-8.
+    """
+    parquet = pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    number = 0
+    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet)):
+        texts = [msgspec.json.encode(row, enc_hook=str).decode() for row in _as_python(batch)]
+        count = len(texts)
+        columns = [
+            pa.array(np.arange(number + 1, number + count + 1)),
+            pa.array(texts, pa.string()),
+            pa.repeat(pa.scalar(True), count),
+            pa.repeat(pa.scalar(False), count),
+            pa.nulls(count, pa.string()),
+        ]
+        number += count
+        yield pa.RecordBatch.from_arrays(columns, schema=LINES)
+
+
+def _rows_at_once(parquet: pq.ParquetFile) -> int:
+    metadata = parquet.metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(4_096, max(1, BLOCK_BYTES // max(widest, 1))))
+
+
+def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows in Python's types, of which none is finer than a microsecond."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.columns
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    return [{name: _as_text(value) for name, value in row.items()} for row in rows]
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes) and _is_utf8(value):
+        return value.decode()
+    return value
 
 
 class UnusableParquet(Exception):
