@@ -7,12 +7,14 @@ the data root are the deployment's own, and stand in for a shipped one of their 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pipeline.contract.store import Store
+from pipeline.errors import KeytallyError
 
 SHIPPED = Path(__file__).parent / "formats"
 MOST_CHARACTERS = 100_000  # of a format's text
@@ -89,6 +91,23 @@ def _own(store: Store) -> Iterator[Format]:
                 yield Format(found.path.stem, problem=f"formats/{found.path.name} cannot be read: {what}")
             else:
                 yield read_format(found.path.stem, text)
+
+
+def write_format(store: Store, name: str, text: str) -> str:
+    """Write a format of the deployment's own; where it lies now. Raises KeytallyError where one is there already."""
+    if not text:
+        raise KeytallyError("the file is in the native format, which needs no SQL: put it anywhere below raw/")
+    if problem := read_format(name, text).problem:
+        raise KeytallyError(problem)
+    path = store.layout.formats / f"{name}.sql"
+    if store.signature(path):
+        raise KeytallyError(f"{store.name_of(path)} is there already: choose another name, or move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        finished = Path(folder) / path.name
+        finished.write_text(text, encoding="utf-8")
+        store.write(finished, path)
+    return store.name_of(path)
 
 
 # --- the header ------------------------------------------------------------------------------------------------------

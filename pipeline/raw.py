@@ -20,7 +20,7 @@ import pyarrow as pa
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from pipeline import rows, separated
+from pipeline import rows, tabular
 from pipeline.contract.seam import step
 from pipeline.contract.store import Changed, RawFound, RawSource, Store
 from pipeline.errors import HeldBack
@@ -156,9 +156,9 @@ class RawPass:
                 self._drain()
                 source = self.raw_file.parquet_source()
                 is_mapped = self.raw_file.format.is_mapped
-                batches = rows.parquet_records(source) if is_mapped else rows.ParquetRows(source).batches()
+                batches = tabular.parquet_records(source) if is_mapped else rows.ParquetRows(source).batches()
             elif self.raw_file.file.endswith(CSV_ENDINGS):
-                batches = separated.row_batches(self._plain())
+                batches = tabular.csv_records(self._plain())
             else:
                 batches = rows.line_batches(self._plain())
             yield from batches
@@ -253,7 +253,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
     first_line = str(error).split("\n", 1)[0][:200]
     if isinstance(error, Changed):
         return "changing: it was written to while it was read; the next run tries again"
-    if isinstance(error, (rows.UnusableParquet, separated.UnusableCsv)):
+    if isinstance(error, (rows.UnusableParquet, tabular.UnusableCsv)):
         return str(error)
     if isinstance(error, EOFError):
         return "truncated: the compressed data ends early, or has something behind it"

@@ -176,7 +176,7 @@ def _suspects(block: memoryview, bounds: Numbers, start: int, end: int) -> Itera
     if end - start <= _LOOKED_AT_ONCE:
         lines = block[bounds[start] : bounds[end]]
         longest = int(np.diff(bounds[start : end + 1]).max())
-        if longest <= MAX_LINE_BYTES and _is_utf8(lines) and _is_strict_json(lines):
+        if longest <= MAX_LINE_BYTES and is_utf8(lines) and _is_strict_json(lines):
             return
     if end - start <= _JUDGED_AT_ONCE:
         yield from range(start, end)
@@ -195,7 +195,7 @@ def _judge(line: bytes) -> tuple[bool, str | None]:
     bare = without_line_end(line)
     if len(bare) > MAX_LINE_BYTES:
         return False, Reason.LINE_TOO_LONG
-    if not _is_utf8(bare):
+    if not is_utf8(bare):
         return False, Reason.INVALID_UTF8
     if _is_strict_json(bare):
         return True, None
@@ -208,7 +208,7 @@ def without_line_end(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
 
 
-def _is_utf8(block: Block | memoryview) -> bool:
+def is_utf8(block: Block | memoryview) -> bool:
     try:
         str(block, "utf-8")
     except UnicodeDecodeError:
@@ -272,52 +272,6 @@ def _as_json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return True if math.isnan(value) else Number("-1e999" if value < 0 else "1e999")
     return Number(repr(value))
-
-
-def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file of any columns, each as a JSON object (schema LINES), numbered from 1.
-
-    Decimals become strings, instants the text of ISO 8601, bytes Base64 unless they are UTF-8.
-    """
-    parquet = pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
-    number = 0
-    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet)):
-        texts = [msgspec.json.encode(row, enc_hook=str).decode() for row in _as_python(batch)]
-        count = len(texts)
-        columns = [
-            pa.array(np.arange(number + 1, number + count + 1)),
-            pa.array(texts, pa.string()),
-            pa.repeat(pa.scalar(True), count),
-            pa.repeat(pa.scalar(False), count),
-            pa.nulls(count, pa.string()),
-        ]
-        number += count
-        yield pa.RecordBatch.from_arrays(columns, schema=LINES)
-
-
-def _rows_at_once(parquet: pq.ParquetFile) -> int:
-    metadata = parquet.metadata
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
-    return int(min(4_096, max(1, BLOCK_BYTES // max(widest, 1))))
-
-
-def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows in Python's types, of which none is finer than a microsecond."""
-    columns = [
-        column.cast(pa.timestamp("us", column.type.tz), safe=False)
-        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
-        else column
-        for column in batch.columns
-    ]
-    rows = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
-    return [{name: _as_text(value) for name, value in row.items()} for row in rows]
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, bytes) and _is_utf8(value):
-        return value.decode()
-    return value
 
 
 class UnusableParquet(Exception):
@@ -485,7 +439,7 @@ def _text(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
         text.validate(full=True)
     except pa.ArrowInvalid:
         values = raw.to_pylist()
-        broken = [value is not None and not _is_utf8(value) for value in values]
+        broken = [value is not None and not is_utf8(value) for value in values]
         texts = [None if bad or value is None else value.decode() for value, bad in zip(values, broken, strict=True)]
         return pa.array(texts, pa.string()), pa.array(broken)
     return text, None

@@ -1,22 +1,27 @@
-"""CSV as records: each row a JSON object of strings, named by the header, numbered by the line it begins on.
+"""Rows of CSV and of Parquet as the records of a mapped format: a JSON object each.
 
-Quotes are those of RFC 4180: a quoted cell may hold line ends, and a doubled quote is one. What is wrong with a row
-costs that row alone: a quote that is never closed takes its line with it, not the rest of the file.
+A row of CSV holds strings, named by the header, and has the number of the line it begins on. Quotes are those of RFC
+4180: a quoted cell may hold line ends, and a doubled quote is one. What is wrong with a row costs that row alone: a
+quote that is never closed takes its line with it, not the rest of the file.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.line import MAX_LINE_BYTES, Reason
-from pipeline.rows import BYTE_ORDER_MARK, LINES, Plain
+from pipeline.rows import BYTE_ORDER_MARK, LINES, Plain, is_utf8
 
-BATCH_BYTES = 2**20
+BATCH_BYTES = 2**20  # of CSV
 BATCH_ROWS = 8_192
+PARQUET_BYTES = 4 * 2**20
 
 csv.field_size_limit(2 * MAX_LINE_BYTES)  # rows are measured here
 
@@ -25,7 +30,7 @@ class UnusableCsv(Exception):
     """A CSV file without a header. `str()` of it says what is missing."""
 
 
-def row_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
+def csv_records(plain: Plain) -> Iterator[pa.RecordBatch]:
     """The rows below the header, in batches of schema LINES. Blank lines are left out. Raises UnusableCsv."""
     rows = _rows(plain)
     _, header = next(rows, (0, None))
@@ -141,3 +146,52 @@ class _Lines:
         while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
             rest = self._plain.readline(MAX_LINE_BYTES)
         return line
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file of any columns, each as a JSON object (schema LINES), numbered from 1.
+
+    Decimals become strings, instants the text of ISO 8601, bytes Base64 unless they are UTF-8.
+    """
+    parquet = pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    number = 0
+    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet)):
+        texts = [msgspec.json.encode(row, enc_hook=str).decode() for row in _as_python(batch)]
+        count = len(texts)
+        columns = [
+            pa.array(np.arange(number + 1, number + count + 1)),
+            pa.array(texts, pa.string()),
+            pa.repeat(pa.scalar(True), count),
+            pa.repeat(pa.scalar(False), count),
+            pa.nulls(count, pa.string()),
+        ]
+        number += count
+        yield pa.RecordBatch.from_arrays(columns, schema=LINES)
+
+
+def _rows_at_once(parquet: pq.ParquetFile) -> int:
+    metadata = parquet.metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(4_096, max(1, PARQUET_BYTES // max(widest, 1))))
+
+
+def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows in Python's types, of which none is finer than a microsecond."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.columns
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    return [{name: _as_text(value) for name, value in row.items()} for row in rows]
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes) and is_utf8(value):
+        return value.decode()
+    return value
