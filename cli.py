@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -31,6 +31,7 @@ from pipeline.errors import KeytallyError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.first_look import FirstLook
     from pipeline.history import Restatement
     from pipeline.quarantine import LostList, Rejection
     from pipeline.reconcile import Reconciliation
@@ -609,6 +610,67 @@ def _show_lost_lists(lost: Sequence[LostList]) -> None:
         )
 
 
+@command(main, "inspect")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--write", "name", metavar="NAME", help="Write the format into the data folder as formats/NAME.sql.")
+def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
+    """Say which format a log is in, or draft one; and how much of it would count.
+
+    Nothing is written unless asked. Large files are looked at from their beginning.
+    """
+    from pipeline.first_look import look_at
+    from pipeline.format import formats_of, write_format
+
+    if name and len(files) > 1:
+        raise click.UsageError("--write takes one FILE: a format is made from one log")
+    store = open_store(Settings.from_environment())
+    looks = [look_at(file, formats_of(store), utc_now()) for file in files]
+    if as_json:
+        _print_json([look.as_json() for look in looks])
+    else:
+        for look in looks:
+            _show_look(look)
+    if name:
+        written = write_format(store, name, looks[0].text)
+        click.echo(
+            f"Wrote {_visible(written)}: put it right, then such files below raw/{name}/, and run 'keytally rollup'."
+            " When it changes, its files are taken in anew.",
+            err=True,
+        )
+    return 0
+
+
+def _show_look(look: FirstLook) -> None:
+    known = {"native": "the native format", None: "no format knows it; here is a draft of one"}
+    click.echo(f"{_visible(look.file)}: {known.get(look.format, f'the format {look.format}')}\n")
+    if look.format is None:
+        click.echo(look.text)
+    else:
+        table = _table("field", "is", numbers=False)
+        for field, source in look.fields.items():
+            _add(table, field, _visible(source))
+        _print_table(table)
+    share = 100 * look.accepted / max(look.lines, 1)
+    some = "" if look.whole else " (the beginning of the file)"
+    click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
+    for reason, count in look.rejected.items():
+        click.echo(f"  {count:,} {reason}")
+    if look.samples:
+        table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
+        for field in look.samples[0]:
+            _add(table, field, *(_visible("-" if row[field] is None else str(row[field])) for row in look.samples))
+        click.echo("For example, as they would be kept:")
+        _print_table(table)
+    if look.format == "native":
+        click.echo("Next: put such files anywhere below raw/, and run 'keytally rollup'.")
+    elif look.format:
+        click.echo(f"Next: put such files below raw/{look.format}/, and run 'keytally rollup'.")
+    else:
+        click.echo(
+            "Next: run this again with --write NAME, put formats/NAME.sql right, and such files below raw/NAME/."
+        )
+
+
 @command(main, "reconcile")
 @click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
 @click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
@@ -785,12 +847,12 @@ def _show_waiting(found: Status) -> None:
         told = f" (for {duration_text(found.now - since)})" if since else ""
         click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
     _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
-    for file in found.ignored[:SHOWN_FILES]:
-        click.echo(f"Ignored     {_visible(file)} (no file that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet)")
+    for file, why in list(found.ignored.items())[:SHOWN_FILES]:
+        click.echo(f"Ignored     {_visible(file)} ({why})")
     _echo_rest("Ignored    ", found.ignored, SHOWN_FILES, "--json lists all")
 
 
-def _echo_rest(label: str, listed: Sequence[object], shown: int, hint: str) -> None:
+def _echo_rest(label: str, listed: Collection[object], shown: int, hint: str) -> None:
     if len(listed) > shown:
         click.echo(f"{label} and {len(listed) - shown:,} more ({hint})")
 

@@ -104,7 +104,7 @@ class Arrivals:
             again: list[RawFile] = []
             for raw_file in others:
                 content = contents[raw_file]
-                key = (str(content), rule_of(raw_file.read_as))
+                key = (str(content), rule_of(raw_file.read_as, raw_file.format))
                 if isinstance(content, HeldBack):
                     verdicts[raw_file] = content
                 elif key in unknown:

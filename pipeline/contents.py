@@ -32,7 +32,9 @@ def needs_reading(
     if not is_confirmed and entry.signature != raw_file.signature:
         return True
     heals_at = entry.take_in.heals_at
-    return entry.take_in.rule != rule_of(raw_file.read_as) or (heals_at is not None and heals_at <= now)
+    return entry.take_in.rule != rule_of(raw_file.read_as, raw_file.format) or (
+        heals_at is not None and heals_at <= now
+    )
 
 
 def is_still(entry: FileEntry, raw_file: RawFile, confirmed: Mapping[tuple[str, str], str]) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -36,6 +36,19 @@ def statement(name: str) -> str:
     return (folder / f"{name}.sql").read_text(encoding="utf-8")
 
 
+# Of the columns that came to a table later.
+_SQL_TYPES = {pa.int64(): "bigint", pa.string(): "varchar"}
+
+
+class Closable(Protocol):
+    """What is to be closed."""
+
+    def close(self) -> None: ...
+
+
+_Closable = TypeVar("_Closable", bound=Closable)
+
+
 class _Rows:
     """What a named table holds at the moment. A statement that was planned keeps its plan when other rows come."""
 
@@ -56,6 +69,7 @@ class Engine:
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
         self._scratch = scratch
+        self._lasting: dict[Hashable, Closable] = {}
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
 
     @cached_property
@@ -82,9 +96,17 @@ class Engine:
         return connection
 
     def close(self) -> None:
+        for made in self._lasting.values():
+            made.close()
         # An error's frames may keep the engine; a connection kept to the end is told as leaked.
         if opened := self.__dict__.pop("_connection", None):
             opened.close()
+
+    def lasting(self, key: Hashable, make: Callable[[], _Closable]) -> _Closable:
+        """What `make` makes, once for each key, to be closed with this engine and used by its thread."""
+        if key not in self._lasting:
+            self._lasting[key] = make()
+        return self._lasting[key]  # type: ignore[return-value]  # whoever made it for this key
 
     def run(self, name: str, **parameters: object) -> None:
         """Run a statement for what it makes."""
@@ -155,7 +177,8 @@ class Engine:
     def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from.
+        with_names: a column `filename` says where each row is from. A file from before its table had a column has
+        nulls there.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         self._named.pop(table, None)
@@ -165,8 +188,11 @@ class Engine:
             files = self._store.fetch_all(files, held)
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet(
-                [str(file) for file in files], hive_partitioning=False, filename=with_names
+                [str(file) for file in files], hive_partitioning=False, filename=with_names, union_by_name=True
             )
+            lacking = [field for field in schema.arrow_schema if field.name not in rows.columns]
+            for field in lacking:
+                rows = rows.project(f"*, cast(null as {_SQL_TYPES[field.type]}) as {field.name}")
             rows.create_view(table, replace=True)
         else:
             self._connection.register(table, schema.arrow_schema.empty_table())

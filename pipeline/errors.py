@@ -25,6 +25,10 @@ class HeldBack(KeytallyError):
         self.reason = reason
 
 
+class FormatRefused(KeytallyError):
+    """A format that cannot be used. `str()` of it names its file, and the column where it is about one."""
+
+
 class ArtifactDamaged(KeytallyError):
     """A file of ours that is gone, or whose bytes are not those its name was given for."""
 

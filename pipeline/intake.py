@@ -19,6 +19,7 @@ from pipeline.contract.seam import step
 from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed
+from pipeline.format import NATIVE, Format
 from pipeline.judge import judge
 from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
@@ -68,10 +69,12 @@ class TakeIn:
 
 
 @cache
-def rule_of(read_as: str) -> str:
+def rule_of(read_as: str, format: Format = NATIVE) -> str:
     """Names the rules a file is read by (RawFile.read_as): when they change, its files are taken in anew."""
-    name = read_as.partition(".")[0]
-    texts = (statement(f"formats/{name}"), statement(f"formats/{name}_parquet"), statement("accept"))
+    if format.is_mapped:
+        texts = (format.text, statement("mapped"), statement("accept"))
+    else:
+        texts = (statement("formats/native"), statement("formats/native_parquet"), statement("accept"))
     return hashlib.sha256("\0".join((read_as, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
 
 
@@ -88,16 +91,17 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     ):
         days: dict[date, list[int]] = {}
         moments: list[datetime] = []
+        lines = 0
         for judged in judge(run.engine, opened, latest):
+            lines += judged.lines
             for day, batch in judged.events:
                 days.setdefault(day, []).append(events.add(batch))
             for batch in judged.rejected.to_batches():
                 rejected.add(batch)
             moments += [judged.heals_at] if judged.heals_at else []
         content = opened.content()
-        lines = opened.numbered
 
-        rule = rule_of(raw_file.read_as)
+        rule = rule_of(raw_file.read_as, raw_file.format)
         heals_at = min(moments, default=None)
         made_from = (content, rule, str(latest) if heals_at else "")
         name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]

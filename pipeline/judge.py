@@ -6,10 +6,11 @@ The bulk read (bulk.py) takes what is certainly a request; whatever is not gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +21,12 @@ import pyarrow.compute as pc
 from pipeline.bulk import ACCEPTED, accept
 from pipeline.contract.tables import DAY, EVENT, REJECTED
 from pipeline.engine import Engine
+from pipeline.errors import FormatRefused
+from pipeline.format import Terms
 from pipeline.line import Reason, Rejected, Request, read_line, read_record
+from pipeline.mapping import MappedRecords
 from pipeline.raw import RawPass
+from pipeline.records import as_record, held_back, mapped
 from pipeline.rows import as_json_record, without_line_end
 
 FEW_BYTES = 8_192
@@ -35,11 +40,13 @@ Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers
 class Judged:
     """What some lines of a file were judged to be.
 
+    lines: how many there were; of a mapped format every request that a line holds is one.
     events: batches of EVENT, each of one day. What the bulk read took of a block is in order of organization, key and
     line: a roll-up of events in order takes less time, their file less room. The same content gives the same order.
     rejected: rows of REJECTED, in order of line. heals_at: when the first line from the future is none any more.
     """
 
+    lines: int
     events: list[tuple[date, pa.RecordBatch]]
     rejected: pa.Table
     heals_at: datetime | None
@@ -48,30 +55,80 @@ class Judged:
 def judge(engine: Engine, opened: RawPass, latest: datetime) -> Iterator[Judged]:
     """Judge every line of a file, a block of them at a time; requests later than `latest` are from the future.
 
-    No text is kept: lines may be as long as they like.
+    No text is kept: lines may be as long as they like. Raises HeldBack where the format of the file cannot be used.
     """
     # A thread of its own: how deeply a line may be nested must not depend on who called us.
-    with ThreadPoolExecutor(1, thread_name_prefix="second-look") as second_look:
+    with ThreadPoolExecutor(1, thread_name_prefix="second-look") as thread:
+        format = opened.raw_file.format
+        if format.is_mapped:
+            look = _Look(engine, thread, latest, "mapped", partial(_read_mapped, terms=format.terms))
+            for block in _blocks(_mapped(engine, opened)):
+                yield _judged_by_place(look, block)
+        elif opened.is_parquet:
+            look = _Look(engine, thread, latest, "formats/native_parquet", _read_row)
+            for block in _blocks(opened.batches()):
+                yield _judged_in_bulk(look, block)
+        else:
+            look = _Look(engine, thread, latest, "formats/native", _read_text)
+            for block in _blocks(opened.batches()):
+                few = sum(batch.nbytes for batch in block) <= FEW_BYTES
+                yield _judged(block, [], map(look.again, block)) if few else _judged_in_bulk(look, block)
 
-        def look_again(suspects: pa.RecordBatch) -> tuple[pa.Table, list[datetime]]:
-            return second_look.submit(_look_again, suspects, latest, opened.is_parquet).result()
 
-        for block in _blocks(opened.batches()):
-            if not opened.is_parquet and sum(batch.nbytes for batch in block) <= FEW_BYTES:
-                yield _judged([], [look_again(batch) for batch in block])
-            else:
-                lines = pa.Table.from_batches(block)
-                candidates = f"formats/{opened.raw_file.format}{'_parquet' if opened.is_parquet else ''}"
-                accepted = accept(engine, lines, candidates, latest)
-                suspects = _others(lines["line"].to_numpy(), accepted["line"].to_numpy())
-                yield _judged(_by_day(accepted), [look_again(part) for part in _of(block, suspects)])
+@dataclass(frozen=True)
+class _Look:
+    """How lines are looked at. candidates: the statement that finds their fields for the bulk read. read: what the rule
+    book makes of a line."""
+
+    engine: Engine
+    thread: ThreadPoolExecutor
+    latest: datetime
+    candidates: str
+    read: Callable[[Mapping[str, Any], datetime], Request | Rejected]
+
+    def again(self, suspects: pa.RecordBatch) -> tuple[pa.Table, list[datetime]]:
+        return self.thread.submit(_look_again, suspects, self.latest, self.read).result()
 
 
-def _judged(accepted: list[tuple[date, pa.RecordBatch]], looked: list[tuple[pa.Table, list[datetime]]]) -> Judged:
+def _judged_in_bulk(look: _Look, block: list[pa.RecordBatch]) -> Judged:
+    lines = pa.Table.from_batches(block)
+    accepted = accept(look.engine, lines, look.candidates, look.latest)
+    suspects = _others(lines["line"].to_numpy(), accepted["line"].to_numpy())
+    return _judged(block, _by_day(accepted), map(look.again, _of(block, suspects)))
+
+
+def _judged_by_place(look: _Look, block: list[pa.RecordBatch]) -> Judged:
+    """Several requests may stand on one line: they are judged by their place in the block instead."""
+    lines = pa.Table.from_batches(block).combine_chunks()
+    placed = lines.set_column(0, "line", pa.array(np.arange(len(lines)))).to_batches()
+    few = lines.nbytes <= FEW_BYTES
+    judged = _judged(placed, [], map(look.again, placed)) if few else _judged_in_bulk(look, placed)
+    rejected = judged.rejected.set_column(0, "line", lines["line"].take(judged.rejected["line"]))
+    return replace(judged, rejected=rejected)
+
+
+def _mapped(engine: Engine, opened: RawPass) -> Iterator[pa.RecordBatch]:
+    """What the SQL of the file's format makes of its records (schema MAPPED)."""
+    format = opened.raw_file.format
+    try:
+        mapping = engine.lasting(format, partial(MappedRecords, format))
+        for batch in opened.batches():
+            yield from mapped(batch, mapping, format).combine_chunks().to_batches()
+    except FormatRefused as refused:
+        raise held_back(opened.raw_file, refused) from refused
+
+
+def _judged(
+    block: list[pa.RecordBatch],
+    accepted: list[tuple[date, pa.RecordBatch]],
+    looked_again: Iterable[tuple[pa.Table, list[datetime]]],
+) -> Judged:
+    looked = list(looked_again)
     rows = pa.concat_tables([_SECOND_LOOK.empty_table(), *(table for table, _ in looked)])
     is_rejected = pc.is_valid(rows["reason"])
     events = rows.filter(pc.invert(is_rejected))
     return Judged(
+        sum(batch.num_rows for batch in block),
         accepted + _by_day(events.take(pc.sort_indices(events["timestamp"].cast(DAY)))),
         rows.filter(is_rejected).select(REJECTED.arrow_schema.names),
         min((moment for _, moments in looked for moment in moments), default=None),
@@ -122,7 +179,9 @@ def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
 _SECOND_LOOK = pa.schema([("reason", pa.string()), *ACCEPTED])
 
 
-def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) -> tuple[pa.Table, list[datetime]]:
+def _look_again(
+    suspects: pa.RecordBatch, latest: datetime, read: Callable[[Mapping[str, Any], datetime], Request | Rejected]
+) -> tuple[pa.Table, list[datetime]]:
     """What plain Python makes of lines that the bulk read could not take, or was not asked to; and when those from the
     future are none any more."""
     judged: list[tuple[Any, ...]] = []
@@ -130,10 +189,8 @@ def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) ->
     for row in suspects.to_pylist():
         if row["reason"]:
             verdict: Request | Rejected = Rejected(Reason(row["reason"]))
-        elif is_parquet:
-            verdict = read_record(as_json_record(row), latest)
         else:
-            verdict = read_line(without_line_end(row["text"].encode()), latest)
+            verdict = read(row, latest)
         if isinstance(verdict, Rejected):
             judged.append((verdict.reason.value, row["line"], *(None,) * len(EVENT.columns)))
             if verdict.heals_at:
@@ -146,3 +203,15 @@ def _look_again(suspects: pa.RecordBatch, latest: datetime, is_parquet: bool) ->
         schema=_SECOND_LOOK,
     )
     return table, heals_at
+
+
+def _read_text(row: Mapping[str, Any], latest: datetime) -> Request | Rejected:
+    return read_line(without_line_end(row["text"].encode()), latest)
+
+
+def _read_row(row: Mapping[str, Any], latest: datetime) -> Request | Rejected:
+    return read_record(as_json_record(row), latest)
+
+
+def _read_mapped(row: Mapping[str, Any], latest: datetime, terms: Terms) -> Request | Rejected:
+    return read_record(as_record(row), latest, terms)

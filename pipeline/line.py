@@ -16,6 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY
+from pipeline.contract.tables import EVENT
+from pipeline.format import Terms
 
 MAX_LINE_BYTES = 1_048_576
 FUTURE_TOLERANCE = timedelta(minutes=5)
@@ -25,6 +27,8 @@ COST_DIGITS, COST_DECIMALS = 6, 12
 UNITS_DIGITS, UNITS_DECIMALS = 12, 6
 NUMBER_DIGITS = 15  # what every decimal of that length survives in a double
 MAX_TOKENS = 2**63 - 1
+# What a line of the native format may hold; the other columns of an event come from mapped formats alone.
+NATIVE_FIELDS = tuple(EVENT.arrow_schema.names[:-2])
 
 
 class Reason(StrEnum):
@@ -54,6 +58,9 @@ class Rejected:
 
 
 Request = tuple[Any, ...]  # the values of tables.EVENT, in its order
+
+
+_Read = Callable[[Mapping[str, Any], datetime, Terms | None], Any]
 
 
 class Number(str):
@@ -102,10 +109,14 @@ def parse(text: str) -> dict[str, Any] | Reason:
     return record if isinstance(record, dict) else Reason.NOT_AN_OBJECT
 
 
-def read_record(record: Mapping[str, Any], latest: datetime) -> Request | Rejected:
-    """The request in a parsed record (numbers as `Number`), or the first rule it breaks, field by field."""
+def read_record(record: Mapping[str, Any], latest: datetime, terms: Terms | None = None) -> Request | Rejected:
+    """The request in a parsed record (numbers as `Number`), or the first rule it breaks, field by field.
+
+    terms: what its format says of it, if it was mapped.
+    """
     try:
-        return tuple(read(record, latest) for read in _FIELDS)
+        request = tuple(read(record, latest, terms) for read in _FIELDS)
+        return *request, terms.currency if terms and request[_COST] is not None else None
     except _RuleBrokenError as broken:
         return broken.rejected
 
@@ -144,15 +155,15 @@ _API_KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _TEXT = re.compile(r"[^\ud800-\udfff]{0,256}", re.DOTALL)
 
 
-def _request_id(record: Mapping[str, Any], _: datetime) -> str:
+def _request_id(record: Mapping[str, Any], *_: object) -> str:
     return _matching(_required(record, "request_id"), _REQUEST_ID)
 
 
-def _organization_id(record: Mapping[str, Any], _: datetime) -> str:
+def _organization_id(record: Mapping[str, Any], *_: object) -> str:
     return _matching(_required(record, "organization_id"), _ORGANIZATION_ID)
 
 
-def _api_key_id(record: Mapping[str, Any], _: datetime) -> str | None:
+def _api_key_id(record: Mapping[str, Any], *_: object) -> str | None:
     if "api_key_id" not in record:
         raise _RuleBrokenError(Reason.MISSING_FIELD)
     value = record["api_key_id"]
@@ -165,7 +176,7 @@ _TIMESTAMP = re.compile(
 )
 
 
-def _timestamp(record: Mapping[str, Any], latest: datetime) -> datetime:
+def _timestamp(record: Mapping[str, Any], latest: datetime, _: object) -> datetime:
     match = _TIMESTAMP.fullmatch(_string(_required(record, "timestamp")))
     if not match:
         raise _RuleBrokenError(Reason.BAD_TIMESTAMP)
@@ -243,20 +254,24 @@ def short_amount(text: str) -> str:
     return f"{sign}{significant}e{exponent}"
 
 
-def _cost(record: Mapping[str, Any], _: datetime) -> Decimal:
+def _cost(record: Mapping[str, Any], _: object, terms: Terms | None) -> Decimal | None:
+    if terms and terms.book_prices and record.get("cost") is None:
+        return None
     return _amount(_required(record, "cost"), COST_DIGITS, COST_DECIMALS)
 
 
-def _units(name: str) -> Callable[[Mapping[str, Any], datetime], Decimal]:
-    def read(record: Mapping[str, Any], _: datetime) -> Decimal:
+def _units(name: str) -> _Read:
+    def read(record: Mapping[str, Any], _: object, terms: Terms | None) -> Decimal | None:
         value = record.get(name)
-        return Decimal(0) if value is None else _amount(value, UNITS_DIGITS, UNITS_DECIMALS)
+        if value is None:
+            return None if terms and terms.tokens_as_units else Decimal(0)
+        return _amount(value, UNITS_DIGITS, UNITS_DECIMALS)
 
     return read
 
 
-def _text(name: str) -> Callable[[Mapping[str, Any], datetime], str | None]:
-    def read(record: Mapping[str, Any], _: datetime) -> str | None:
+def _text(name: str) -> _Read:
+    def read(record: Mapping[str, Any], *_: object) -> str | None:
         value = record.get(name)
         return None if value is None else _matching(value, _TEXT)
 
@@ -276,20 +291,25 @@ def _integer(value: object, low: int, high: int) -> int:
     return number
 
 
-def _status(record: Mapping[str, Any], _: datetime) -> int | None:
+def _status(record: Mapping[str, Any], *_: object) -> int | None:
     value = record.get("status")
     return None if value is None else _integer(value, 100, 599)
 
 
-def _tokens(name: str) -> Callable[[Mapping[str, Any], datetime], int]:
-    def read(record: Mapping[str, Any], _: datetime) -> int:
+def _tokens(name: str) -> _Read:
+    def read(record: Mapping[str, Any], *_: object) -> int:
         value = record.get(name)
         return 0 if value is None else _integer(value, 0, MAX_TOKENS)
 
     return read
 
 
-_FIELDS: tuple[Callable[[Mapping[str, Any], datetime], Any], ...] = (
+def _cached_input_tokens(record: Mapping[str, Any], _: object, terms: Terms | None) -> int | None:
+    value = record.get("cached_input_tokens") if terms else None  # the native format has no such field
+    return None if value is None else _integer(value, 0, MAX_TOKENS)
+
+
+_FIELDS: tuple[_Read, ...] = (
     _request_id,
     _timestamp,
     _organization_id,
@@ -302,4 +322,6 @@ _FIELDS: tuple[Callable[[Mapping[str, Any], datetime], Any], ...] = (
     _status,
     _tokens("input_tokens"),
     _tokens("output_tokens"),
+    _cached_input_tokens,
 )
+_COST = _FIELDS.index(_cost)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -13,16 +14,21 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import verify
 from pipeline.contract.store import Store
-from pipeline.errors import ArtifactDamaged, HeldBack
+from pipeline.errors import ArtifactDamaged, FormatRefused, HeldBack
 from pipeline.ledger import FileEntry, read_ledger
 from pipeline.raw import RawFile, list_raw, read_texts
+from pipeline.records import read_records
 
 TEXT_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True)
 class QuarantinedLine:
-    """A rejected line. text: cut at TEXT_CHARACTERS; None when its raw file is gone or was changed since."""
+    """A rejected line.
+
+    text: cut at TEXT_CHARACTERS; of a mapped format what its SQL made of the line. None when its raw file is gone or
+    was changed since.
+    """
 
     file: str
     line: int
@@ -113,9 +119,9 @@ class Quarantine:
         texts = _texts(self._raw_file_of(entry), (line for line, _ in self._rejected_lines(rejected)))
         number, text = next(texts, (0, None))
         for line, reason in self._rejected_lines(rejected):
-            yield QuarantinedLine(entry.file, line, reason, text if number == line else None)
-            if number == line:
+            while number and number < line:
                 number, text = next(texts, (0, None))
+            yield QuarantinedLine(entry.file, line, reason, text if number == line else None)
 
     def _rejected_lines(self, rejected: Path) -> Iterator[tuple[int, str]]:
         with self._store.fetch(rejected) as file:
@@ -132,5 +138,6 @@ def _texts(raw_file: RawFile | None, lines: Iterable[int]) -> Iterator[tuple[int
     """Those of a file's lines whose text can be read."""
     if raw_file is None:
         return
-    with suppress(HeldBack):  # it changed at this moment: as good as gone
-        yield from read_texts(raw_file, lines, TEXT_CHARACTERS)
+    read = read_records if raw_file.format.is_mapped else read_texts
+    with suppress(HeldBack, FormatRefused):  # it changed at this moment: as good as gone
+        yield from read(raw_file, (number for number, _ in groupby(lines)), TEXT_CHARACTERS)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,20 +20,19 @@ import pyarrow as pa
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from pipeline import rows
+from pipeline import rows, tabular
 from pipeline.contract.seam import step
-from pipeline.contract.store import Changed, RawSource, Store
+from pipeline.contract.store import Changed, RawFound, RawSource, Store
 from pipeline.errors import HeldBack
+from pipeline.format import NATIVE, Format, folder_of, formats_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_ENDING = ".parquet"
-ENDINGS = (*LINE_ENDINGS, PARQUET_ENDING)
-NATIVE = "native"
+CSV_ENDINGS = (".csv", ".csv.gz")
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -42,7 +41,7 @@ class RawFile:
     """A file below raw/ at the moment it was listed. While its signature stays the same it is not opened again."""
 
     file: str  # path below raw/, with forward slashes
-    format: str
+    format: Format
     size: int  # bytes
     signature: str  # of this state of it: size, times and inode, or size and ETag
     changed_at: float  # when it was last written to, renamed, or put where it lies; seconds since 1970
@@ -51,7 +50,7 @@ class RawFile:
     @property
     def read_as(self) -> str:
         """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
-        return self.format + next(ending for ending in ENDINGS if self.file.endswith(ending))
+        return self.format.name + next(ending for ending in self.format.endings if self.file.endswith(ending))
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to another machine, it is opened by that machine's own store.
@@ -72,10 +71,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class RawListing:
-    """Everything below raw/: what is read, and what no format reads, in order of path."""
+    """Everything below raw/: what is read, and what no format reads with the reason, in order of path."""
 
     files: tuple[RawFile, ...]
-    ignored: tuple[str, ...]
+    ignored: Mapping[str, str]
     held_back: tuple[HeldBack, ...]  # folders that cannot be listed, files that cannot be looked at
 
 
@@ -84,19 +83,38 @@ def list_raw(store: Store) -> RawListing:
 
     Raises StoreError.
     """
+    formats = formats_of(store)
     files: list[RawFile] = []
-    ignored: list[str] = []
+    ignored: dict[str, str] = {}
     held_back: list[HeldBack] = []
     for found in store.list_raw():
         file = found.file
         if found.problem:
             held_back.append(HeldBack(file, found.problem))
-        elif not found.is_file or not file.endswith(ENDINGS) or not _is_text(file):
-            ignored.append(file.encode("utf-8", "replace").decode())
+            continue
+        format = formats.get(folder_of(file) or "", NATIVE)
+        if why := _why_ignored(found, format):
+            ignored[file.encode("utf-8", "replace").decode()] = why
         else:
-            files.append(RawFile(file, NATIVE, found.size, found.signature, found.changed_at, store))
+            files.append(RawFile(file, format, found.size, found.signature, found.changed_at, store))
     files.sort(key=lambda raw_file: raw_file.file)
-    return RawListing(tuple(files), tuple(sorted(ignored)), tuple(held_back))
+    return RawListing(tuple(files), dict(sorted(ignored.items())), tuple(held_back))
+
+
+def _why_ignored(found: RawFound, format: Format) -> str | None:
+    if not found.is_file:
+        return "it is no file"
+    if not _is_text(found.file):
+        return "its name is no UTF-8"
+    if found.file.endswith(format.endings):
+        return None
+    if found.file.endswith(CSV_ENDINGS) and not format.is_mapped:
+        return (
+            "CSV is read below the folder of a format that says '-- reads: csv': raw/csv/ for the columns of requests"
+        )
+    if format.is_mapped:
+        return f"the format {format.name} reads {', '.join(format.endings)}"
+    return f"what is read is {', '.join(format.endings)}"
 
 
 def _is_text(name: str) -> bool:
@@ -117,7 +135,6 @@ class RawPass:
         """on_read: is told of every so many bytes that are read."""
         self.raw_file = raw_file
         self._on_read = on_read
-        self.numbered = 0  # lines handed over so far
         self._hash = hashlib.sha256()
         step("open a raw file")
         with self._errors_as_held_back():
@@ -136,7 +153,8 @@ class RawPass:
         return self.raw_file.size > 0 and self.raw_file.file.endswith(PARQUET_ENDING)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The file's lines (schema rows.LINES), or the rows of a Parquet file (the schema of its rows.ParquetRows).
+        """The file's lines (schema rows.LINES), or the rows of a Parquet file (the schema of its rows.ParquetRows); for
+        a mapped format both are records (schema rows.LINES).
 
         Their numbers go up, from batch to batch too. Blank lines are left out.
         """
@@ -144,12 +162,14 @@ class RawPass:
             if self.is_parquet:
                 # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
                 self._drain()
-                batches = rows.ParquetRows(self.raw_file.parquet_source()).batches()
+                source = self.raw_file.parquet_source()
+                is_mapped = self.raw_file.format.is_mapped
+                batches = tabular.parquet_records(source) if is_mapped else rows.ParquetRows(source).batches()
+            elif self.raw_file.file.endswith(CSV_ENDINGS):
+                batches = tabular.csv_records(self._plain())
             else:
                 batches = rows.line_batches(self._plain())
-            for batch in batches:
-                self.numbered += batch.num_rows
-                yield batch
+            yield from batches
 
     def content(self) -> str:
         """SHA-256 (hex) of the whole file, which is the one that was listed and was at rest while it was read.
@@ -241,7 +261,7 @@ def _reason_to_hold_back(error: Exception) -> str | None:
     first_line = str(error).split("\n", 1)[0][:200]
     if isinstance(error, Changed):
         return "changing: it was written to while it was read; the next run tries again"
-    if isinstance(error, rows.UnusableParquet):
+    if isinstance(error, (rows.UnusableParquet, tabular.UnusableCsv)):
         return str(error)
     if isinstance(error, EOFError):
         return "truncated: the compressed data ends early, or has something behind it"

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,20 @@ from pipeline.contract.layout import days_between, last_day_of, month_name, mont
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, USAGE, Table
 from pipeline.engine import Engine
 from pipeline.errors import KeytallyError
+from pipeline.format import Format
 from pipeline.ledger import FileEntry, Ledger, read_ledger
+from pipeline.mapping import MappedRecords
 from pipeline.raw import RawFile, list_raw
-from pipeline.recount import COST_DECIMALS, UNITS_DECIMALS, Request, requests_in
+from pipeline.recount import (
+    COST_DECIMALS,
+    UNITS_DECIMALS,
+    Mapped,
+    Request,
+    mapped_requests_in,
+    requests_in,
+)
 from pipeline.run import Run
+from pipeline.tabular import csv_records, parquet_records
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
@@ -276,15 +287,18 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, 
     if found is None:
         return lines
     raw_file, size = found
-    form, _, ending = raw_file.read_as.partition(".")
-    if form != "native":
-        raise KeytallyError(f"{raw_file.file} cannot be recounted: reconcile does not know the format {form}")
+    ending = raw_file.read_as.removeprefix(raw_file.format.name)
+    taken_at = entries[0].take_in.taken_at
     first, last = ((day - EPOCH).days for day in (min(days), max(days)))
     accepted: Counter[int] = Counter()
     batch: list[Request] = []
     try:
         with raw_file.open() as opened:
-            for request in requests_in(opened, f".{ending}", entries[0].take_in.taken_at, size):
+            if raw_file.format.is_mapped:
+                requests = mapped_requests_in(opened, ending, taken_at, size, _mapped(engine, raw_file.format, ending))
+            else:
+                requests = requests_in(opened, ending, taken_at, size)
+            for request in requests:
                 if request is None:
                     lines.quarantined += 1
                     continue
@@ -301,6 +315,30 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: _Contents, 
     lines.accepted.update({EPOCH + timedelta(days=day): count for day, count in accepted.items()})
     lines.whole = _is_still_there(found, entries[0])
     return lines
+
+
+def _mapped(engine: Engine, format: Format, ending: str) -> Mapped:
+    """A mapped format as the recount takes it. Raises FormatRefused."""
+    mapping = engine.lasting(format, partial(MappedRecords, format))
+    rows_of = {".csv": csv_records, ".csv.gz": csv_records, ".parquet": parquet_records}.get(ending)
+
+    def requests_of(texts: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        table = mapping.requests_of(range(len(texts)), pa.array(texts, pa.string()))
+        return ((row.pop("line"), row) for row in table.to_pylist())
+
+    def texts_of(opened: Any) -> Iterator[str | None]:
+        for batch in rows_of(opened) if rows_of else ():
+            yield from batch.column("text").to_pylist()
+
+    terms = format.terms
+    return Mapped(
+        requests_of,
+        texts_of if rows_of else None,
+        format.skips,
+        terms.book_prices,
+        terms.tokens_as_units,
+        terms.currency,
+    )
 
 
 def _is_still_there(found: _Found, entry: FileEntry) -> bool:
@@ -335,6 +373,8 @@ _REQUEST = pa.schema(
         ("status", pa.int16()),
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
+        ("cached_input_tokens", pa.int64()),
+        ("currency", pa.string()),
     ]
 )
 _USAGE = pa.schema([API_KEY_DAY.arrow_schema.field(name) for name in (*API_KEY_DAY.grain, *MEASURES)])
@@ -400,9 +440,9 @@ def _measures(request: Request) -> tuple[int, ...]:
     return (
         1,
         request.status is not None and request.status >= 400,
-        request.cost,
-        request.synapses,
-        request.neurons,
+        request.cost or 0,
+        request.synapses or 0,
+        request.neurons or 0,
         request.input_tokens,
         request.output_tokens,
     )

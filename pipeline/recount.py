@@ -4,6 +4,9 @@ It exists to disagree. Nothing here may come from the intake (line.py, rows.py, 
 another goes through the standard library's JSON and Decimal, and comes out as a request or as none. Why it is none
 does not matter here.
 
+A mapped format is defined by its SQL, so that is run here as well, over records read here; what it makes of them goes
+through the rules of this module. How rows of CSV and Parquet become its records is given, too.
+
 Amounts are counts of their smallest unit (10^-12 of the currency, 10^-6 synapses or neurons), so that sums are sums
 of Python's integers. Memory depends on the longest line, not on the file.
 """
@@ -16,7 +19,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import (
     MAX_EMAX,
@@ -58,14 +61,98 @@ class Request(NamedTuple):
     request_id: str
     timestamp: int
     api_key_id: str | None
-    cost: int
-    synapses: int
-    neurons: int
+    cost: int | None
+    synapses: int | None
+    neurons: int | None
     model: str | None
     endpoint: str | None
     status: int | None
     input_tokens: int
     output_tokens: int
+    cached_input_tokens: int | None = None
+    currency: str | None = None
+
+
+class Mapped(NamedTuple):
+    """A mapped format. requests_of: for some records (JSON), by number, what its SQL makes of each: fields as text.
+
+    rows_of: where its records are no lines, what reads them out of an open file: their texts, None for one that is
+    none. skips: a record of which the SQL makes nothing is left out. The others are the terms of its header.
+    """
+
+    requests_of: Callable[[Sequence[str]], Iterable[tuple[int, Record]]]
+    rows_of: Callable[[Any], Iterator[str | None]] | None
+    skips: bool
+    book_prices: bool
+    tokens_as_units: bool
+    currency: str | None
+
+
+def mapped_requests_in(
+    raw: io.RawIOBase, ending: str, taken_at: datetime, size: int, mapped: Mapped
+) -> Iterator[Request | None]:
+    """The same as `requests_in` for a mapped format, of which a record may hold several requests."""
+    latest = _since_1970(taken_at + TOLERANCE)
+    for some in _together(_texts(raw, ending, size, mapped)):
+        texts = [text for text in some if text is not None]
+        yield from (None for _ in range(len(some) - len(texts)))
+        seen: set[int] = set()
+        for number, record in mapped.requests_of(texts):
+            seen.add(number)
+            try:
+                yield _mapped_request(record, latest, mapped)
+            except (_NoRequestError, DecimalException):
+                yield None
+        if not mapped.skips:
+            yield from (None for _ in range(len(texts) - len(seen)))
+
+
+def _texts(raw: io.RawIOBase, ending: str, size: int, mapped: Mapped) -> Iterator[str | None]:
+    """The records, each as JSON without half characters; None for one that is none."""
+    if mapped.rows_of is None:
+        for value in _objects(raw, ending, size):
+            text = None if value is None else json.dumps(value, ensure_ascii=False)
+            yield None if text is None else text.encode("utf-8", "replace").decode()
+    elif ending == ".parquet" and size:
+        yield from mapped.rows_of(raw)
+    else:
+        with _opened(_Beginning(raw, size), ending, size) as opened:
+            yield from mapped.rows_of(opened)
+
+
+def _together(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    some: list[str | None] = []
+    characters = 0
+    for text in texts:
+        some.append(text)
+        characters += len(text or "")
+        if characters > 2**22 or len(some) == 4_096:
+            yield some
+            some, characters = [], 0
+    yield some
+
+
+def _mapped_request(record: Record, latest: int, mapped: Mapped) -> Request:
+    numbers = {name: _number_of(record[name]) for name in ("status", *_TOKENS)}
+    cached = _integer(numbers.pop("cached_input_tokens"), 0, 2**63 - 1, None)
+    priced = record["cost"] is not None or not mapped.book_prices
+    request = _request({**record, **numbers, **({} if priced else {"cost": 0})}, latest)
+    without = mapped.tokens_as_units
+    return request._replace(
+        cost=request.cost if priced else None,
+        synapses=None if without and record["synapses"] is None else request.synapses,
+        neurons=None if without and record["neurons"] is None else request.neurons,
+        cached_input_tokens=cached,
+        currency=mapped.currency if priced else None,
+    )
+
+
+_TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens")
+
+
+def _number_of(text: str | None) -> Any:
+    """The integer that a text is, or the text, which no rule for integers takes."""
+    return int(text[:400]) if text is not None and re.fullmatch("-?[0-9]+", text) else text
 
 
 def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:

@@ -18,7 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
-from pipeline.line import END_INSTANT, FIRST_INSTANT, MAX_LINE_BYTES, Number, Reason, is_blank, parse, short_amount
+from pipeline.line import (
+    END_INSTANT,
+    FIRST_INSTANT,
+    MAX_LINE_BYTES,
+    NATIVE_FIELDS,
+    Number,
+    Reason,
+    is_blank,
+    parse,
+    short_amount,
+)
 
 BLOCK_BYTES = 4 * 2**20  # of plain text a batch; a batch or two a thread are under way at once
 BATCH_ROWS = 16_384  # of Parquet; fewer where rows are wide
@@ -54,7 +64,7 @@ _LOOKED_AT_ONCE = 1_024  # lines
 _JUDGED_AT_ONCE = 16  # lines of which some are not sound
 _WHITE = np.zeros(256, np.bool_)
 _WHITE[list(b" \t\r\n")] = True
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _AnyObject(msgspec.Struct):
@@ -84,7 +94,7 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
             break
         del block[len(rest) + count :]
         if first:
-            block = block.removeprefix(_BYTE_ORDER_MARK)
+            block = block.removeprefix(BYTE_ORDER_MARK)
             first = False
         if overlong:
             end = block.find(b"\n")
@@ -166,7 +176,7 @@ def _suspects(block: memoryview, bounds: Numbers, start: int, end: int) -> Itera
     if end - start <= _LOOKED_AT_ONCE:
         lines = block[bounds[start] : bounds[end]]
         longest = int(np.diff(bounds[start : end + 1]).max())
-        if longest <= MAX_LINE_BYTES and _is_utf8(lines) and _is_strict_json(lines):
+        if longest <= MAX_LINE_BYTES and is_utf8(lines) and _is_strict_json(lines):
             return
     if end - start <= _JUDGED_AT_ONCE:
         yield from range(start, end)
@@ -185,7 +195,7 @@ def _judge(line: bytes) -> tuple[bool, str | None]:
     bare = without_line_end(line)
     if len(bare) > MAX_LINE_BYTES:
         return False, Reason.LINE_TOO_LONG
-    if not _is_utf8(bare):
+    if not is_utf8(bare):
         return False, Reason.INVALID_UTF8
     if _is_strict_json(bare):
         return True, None
@@ -198,7 +208,7 @@ def without_line_end(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
 
 
-def _is_utf8(block: Block | memoryview) -> bool:
+def is_utf8(block: Block | memoryview) -> bool:
     try:
         str(block, "utf-8")
     except UnicodeDecodeError:
@@ -230,7 +240,7 @@ def line_texts(plain: Plain, lines: Iterable[int], characters: int) -> Iterator[
     ):  # of a longer line, its first piece will do
         number += at_start
         if at_start and number == next_wanted:
-            bare = without_line_end(piece.removeprefix(_BYTE_ORDER_MARK) if number == 1 else piece)
+            bare = without_line_end(piece.removeprefix(BYTE_ORDER_MARK) if number == 1 else piece)
             yield number, bare.decode("utf-8", "replace")[:characters]
             next_wanted = next(wanted, None)
         at_start = piece.endswith(b"\n")
@@ -290,7 +300,7 @@ class ParquetRows:
         given = self._file.schema_arrow
         self._positions = {name: index for index, name in reversed(list(enumerate(given.names)))}
         self._check(given)
-        columns = [pa.field(column.name, _plain_type(given, self._positions, column.name)) for column in EVENT.columns]
+        columns = [pa.field(name, _plain_type(given, self._positions, name)) for name in NATIVE_FIELDS]
         self.schema = pa.schema([pa.field("line", pa.int64()), pa.field("reason", pa.string()), *columns])
 
     def _check(self, given: pa.Schema) -> None:
@@ -303,7 +313,7 @@ class ParquetRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         number = 0
-        wanted = [self._positions[c.name] for c in EVENT.columns if c.name in self._positions]
+        wanted = [self._positions[name] for name in NATIVE_FIELDS if name in self._positions]
         top_level = [self._file.schema_arrow.names[index] for index in wanted]
         for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level):
             count = batch.num_rows
@@ -342,7 +352,7 @@ def _row_sizes(parquet: pq.ParquetFile) -> tuple[int, list[str]]:
     return int(min(BATCH_ROWS, max(1, BLOCK_BYTES * 4 // largest))), sorted(repeated & set(parquet.schema.names))
 
 
-_NAMES = frozenset(column.name for column in EVENT.columns)
+_NAMES = frozenset(NATIVE_FIELDS)
 
 
 def _plain_type(given: pa.Schema, positions: dict[str, int], name: str) -> pa.DataType:
@@ -429,7 +439,7 @@ def _text(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
         text.validate(full=True)
     except pa.ArrowInvalid:
         values = raw.to_pylist()
-        broken = [value is not None and not _is_utf8(value) for value in values]
+        broken = [value is not None and not is_utf8(value) for value in values]
         texts = [None if bad or value is None else value.decode() for value, bad in zip(values, broken, strict=True)]
         return pa.array(texts, pa.string()), pa.array(broken)
     return text, None

@@ -105,7 +105,8 @@ class Status:
 
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
-    held_since: since when a held-back file lies there as it is. days, files: all there are, in order.
+    held_since: since when a held-back file lies there as it is. ignored: files that no format reads, with the reason.
+    days, files: all there are, in order.
     lost: a sentence on what that run published or confirmed and is there no more.
     """
 
@@ -115,7 +116,7 @@ class Status:
     waiting: tuple[Waiting, ...]
     held_back: tuple[HeldBack, ...]
     held_since: Mapping[str, datetime]
-    ignored: tuple[str, ...]
+    ignored: Mapping[str, str]
     days: tuple[DayStatus, ...]
     files: tuple[FileStatus, ...]
     lost: str | None
@@ -152,6 +153,7 @@ class Status:
                 for held in self.held_back
             ],
             "ignored": list(self.ignored),
+            "ignored_because": dict(self.ignored),
             "lost": self.lost,
             "findings": [str(day.day) for day in self.days if day.finding],
             "by_day": [day.as_json() for day in self.days],

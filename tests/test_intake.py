@@ -21,10 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.judge
-from pipeline.contract.tables import EVENT
 from pipeline.errors import HeldBack
 from pipeline.intake import TakeIn, take_in
-from pipeline.line import FUTURE_TOLERANCE, Rejected, is_blank, read_line
+from pipeline.line import FUTURE_TOLERANCE, NATIVE_FIELDS, Rejected, is_blank, read_line
 from pipeline.raw import RawPass, list_raw
 from pipeline.run import Run, start_run
 from tests.conftest import Place, lines, request
@@ -37,7 +36,7 @@ except ImportError:
 NOW = datetime(2025, 11, 15, 10, 30, tzinfo=UTC)
 LATEST = NOW + FUTURE_TOLERANCE
 ENOUGH = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-FIELDS = [column.name for column in EVENT.columns]
+FIELDS = list(NATIVE_FIELDS)
 
 # --- an adversarial grammar of lines ---------------------------------------------------------------------------------
 

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.contract.tables import EVENT
-from pipeline.line import MAX_LINE_BYTES, Reason, Rejected, read_line
+from pipeline.line import MAX_LINE_BYTES, NATIVE_FIELDS, Reason, Rejected, read_line
 from tests.conftest import request
 
 LATEST = datetime(2025, 11, 15, 10, 35, tzinfo=UTC)
-FIELDS = tuple(column.name for column in EVENT.columns)
+FIELDS = NATIVE_FIELDS
 # A value that breaks each field's own rule, and the reason; in the order of the table.
 BROKEN: dict[str, tuple[Any, Reason]] = {
     "request_id": ("", Reason.BAD_ID),
@@ -57,12 +56,13 @@ def test_a_whole_request_keeps_every_value() -> None:
     )
     moment = datetime(2025, 11, 10, 12, 0, 0, 123456, tzinfo=UTC)
     amounts = (Decimal("0.25"), Decimal("1.5"), Decimal(2))
-    assert read(record) == ("req_1", moment, "org_a", "key_1", *amounts, "m", "/v1", 200, 3, 4)
+    assert read(record) == ("req_1", moment, "org_a", "key_1", *amounts, "m", "/v1", 200, 3, 4, None, None)
 
 
 def test_what_is_left_out_has_its_default() -> None:
     absent = read(request())
-    assert absent[5:] == (Decimal(0), Decimal(0), None, None, None, 0, 0)
+    assert absent[5:] == (Decimal(0), Decimal(0), None, None, None, 0, 0, None, None)
+    assert read(request(cached_input_tokens="any", currency=7)) == absent, "the native format has no such fields"
     assert read(request(**dict.fromkeys(FIELDS[5:]))) == absent
 
 

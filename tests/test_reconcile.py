@@ -689,11 +689,11 @@ def first_verdict(line: bytes) -> tuple[Any, ...] | None:
     verdict = read_line(line, TAKEN_AT + timedelta(minutes=5))
     if isinstance(verdict, Rejected):
         return None
-    name, moment, organization, key, cost, synapses, neurons, model, endpoint, status, given, answered = verdict
+    name, moment, organization, key, cost, synapses, neurons, *others = verdict
     microseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     amounts = (int(cost.scaleb(12)), int(synapses.scaleb(6)), int(neurons.scaleb(6)))
     day = microseconds // DAY_MICROSECONDS
-    return day, organization, name, microseconds, key, *amounts, model, endpoint, status, given, answered
+    return day, organization, name, microseconds, key, *amounts, *others
 
 
 @pytest.fixture(scope="module")

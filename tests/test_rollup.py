@@ -141,6 +141,22 @@ def test_no_day_is_kept_of_a_group_in_which_one_does_not_add_up(place: Place) ->
     assert not place.layout.daily.exists()
 
 
+def test_events_from_before_a_column_came_count_beside_those_that_have_it(place: Place) -> None:
+    columns = EVENT.arrow_schema.names
+    row: Record = {**dict.fromkeys(columns), **request(1), "timestamp": place.now, "cost": Decimal("0.5")}
+    row.update(input_tokens=3, output_tokens=4, cached_input_tokens=1, currency="USD")
+    events = pa.Table.from_pylist([row], schema=EVENT.arrow_schema)
+    day = place.now.date()
+    before, after = (EventFile(day, 1, f"{name}.parquet") for name in ("before", "after"))
+    before.path_in(place.layout).parent.mkdir(parents=True)
+    pq.write_table(events.select(columns[:-2]), before.path_in(place.layout))
+    pq.write_table(events, after.path_in(place.layout))
+    for files in ([before], [before, after], [after, before]):
+        with start_run(place.settings, lambda: place.now) as run:
+            (entry,) = roll_up_days(run, [DayInputs(day, "f" * 32, files, len(files))])
+        assert (entry.counted, entry.duplicate, entry.conflicting) == (1, len(files) - 1, len(files) - 1)
+
+
 def test_a_day_of_many_files_is_rolled_up_as_one_of_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         place.write_raw(f"{number}.jsonl", request(number), request(number, organization_id="org_b"), request(7))

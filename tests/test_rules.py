@@ -25,7 +25,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "d1fe2c4ad6a502c0"),
+    "TAKE_IN_RULE": (1, "61c507794c856a56"),
     "ROLL_UP_RULE": (1, "25667c3f5581e1c1"),
 }
 

@@ -31,6 +31,11 @@ class Layout:
         return self.root / "raw"
 
     @property
+    def formats(self) -> Path:
+        """The deployment's own formats, one SQL file each. Only ever read."""
+        return self.root / "formats"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"
 

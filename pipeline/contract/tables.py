@@ -72,13 +72,21 @@ EVENT = Table(
         _ORGANIZATION,
         Column("api_key_id", pa.string(), "the gateway key; null for an interactive session", nullable=True),
         Column("cost", COST, "cost of the request; null where a price book is to give it", "currency", nullable=True),
-        Column("synapses", UNITS, "synapses used", "synapses"),
-        Column("neurons", UNITS, "neurons used", "neurons"),
+        Column("synapses", UNITS, "synapses used; null where tokens are to give them", "synapses", nullable=True),
+        Column("neurons", UNITS, "neurons used; null where tokens are to give them", "neurons", nullable=True),
         Column("model", pa.string(), "the model asked for", nullable=True),
         Column("endpoint", pa.string(), "the path called", nullable=True),
         Column("status", pa.int16(), "HTTP status of the answer", nullable=True),
         Column("input_tokens", pa.int64(), "tokens sent to the model", "tokens"),
         Column("output_tokens", pa.int64(), "tokens the model answered with", "tokens"),
+        Column(
+            "cached_input_tokens",
+            pa.int64(),
+            "those of the input tokens that the model had cached; null where the log does not say",
+            "tokens",
+            nullable=True,
+        ),
+        Column("currency", pa.string(), "currency of the cost; null: the deployment's own", nullable=True),
     ),
 )
 

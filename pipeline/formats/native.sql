@@ -40,5 +40,9 @@ select
     cast(field[9] as varchar) as endpoint,
     cast(field[10] as varchar) as status,
     cast(field[11] as varchar) as input_tokens,
-    cast(field[12] as varchar) as output_tokens
+    cast(field[12] as varchar) as output_tokens,
+    cast(null as varchar) as cached_input_tokens,
+    cast(null as varchar) as currency,
+    false as book_prices,
+    false as tokens_as_units
 from parsed

@@ -17,5 +17,9 @@ select
     cast(to_json(endpoint) as varchar) as endpoint,
     cast(to_json(status) as varchar) as status,
     cast(to_json(input_tokens) as varchar) as input_tokens,
-    cast(to_json(output_tokens) as varchar) as output_tokens
+    cast(to_json(output_tokens) as varchar) as output_tokens,
+    cast(null as varchar) as cached_input_tokens,
+    cast(null as varchar) as currency,
+    false as book_prices,
+    false as tokens_as_units
 from lines

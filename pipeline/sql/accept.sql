@@ -1,6 +1,6 @@
 -- The bulk read: types the values of each line, and says which lines are requests as far as these values go. Texts of which the same
 -- ones come again and again (organization, key, model, endpoint) are left as they are, to be judged once each (pipeline/bulk.py).
--- Inputs: candidates (the format's twelve fields as JSON values). Whether an instant is one that a request may have is seen there, too.
+-- Inputs: candidates (the format's fields as JSON values; and what its header says: currency, book_prices, tokens_as_units). Whether an instant is one that a request may have is seen there, too.
 -- Every test is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
 -- '24:00' or a thirteenth decimal. What a test does not take for certain is left to the second look.
 -- An instant of one of the usual lengths has every part in full: none of them may be longer than in its pattern.
@@ -20,7 +20,8 @@ with typed as (
         try_cast(neurons as double) as neurons_number,
         try_cast(status as smallint) as status_number,
         try_cast(input_tokens as bigint) as input_tokens_number,
-        try_cast(output_tokens as bigint) as output_tokens_number
+        try_cast(output_tokens as bigint) as output_tokens_number,
+        try_cast(cached_input_tokens as bigint) as cached_input_tokens_number
     from candidates
 ),
 
@@ -72,20 +73,25 @@ select
     organization_id,
     api_key_id,
     exact_cost as cost,
-    coalesce(exact_synapses, 0) as synapses,
-    coalesce(exact_neurons, 0) as neurons,
+    case when tokens_as_units then exact_synapses else coalesce(exact_synapses, 0) end as synapses,
+    case when tokens_as_units then exact_neurons else coalesce(exact_neurons, 0) end as neurons,
     model,
     endpoint,
     status_number as status,
     coalesce(input_tokens_number, 0) as input_tokens,
     coalesce(output_tokens_number, 0) as output_tokens,
+    cached_input_tokens_number as cached_input_tokens,
+    case when exact_cost is not null then currency end as currency,
     coalesce(
         sound
         and reason is null
         and starts_with(request_id, '"')
         and case when plain then true else regexp_full_match(request_id, '"[ !#-\[\]-~]+"') end
         and strlen(request_id) between 3 and 130
-        and case when cost_number is null then exact_cost is not null else cast(exact_cost as double) = cost_number end
+        and case
+            when cost_number is null then exact_cost is not null or (book_prices and (cost is null or cost = 'null'))
+            else cast(exact_cost as double) = cost_number
+        end
         and case
             when synapses_number is null then synapses is null or synapses = 'null' or exact_synapses is not null
             else cast(exact_synapses as double) = synapses_number
@@ -105,6 +111,10 @@ select
         and case
             when output_tokens_number is null then output_tokens is null or output_tokens = 'null'
             else output_tokens_number >= 0 and cast(output_tokens_number as varchar) = output_tokens
+        end
+        and case
+            when cached_input_tokens_number is null then cached_input_tokens is null or cached_input_tokens = 'null'
+            else cached_input_tokens_number >= 0 and cast(cached_input_tokens_number as varchar) = cached_input_tokens
         end,
         false
     ) as certain

@@ -17,7 +17,9 @@ select
             endpoint,
             status,
             input_tokens,
-            output_tokens
+            output_tokens,
+            cached_input_tokens,
+            currency
         )
     ) as fingerprint
 from named_events

@@ -34,6 +34,8 @@ select
             or status is distinct from first_value(status) over request
             or input_tokens is distinct from first_value(input_tokens) over request
             or output_tokens is distinct from first_value(output_tokens) over request
+            or cached_input_tokens is distinct from first_value(cached_input_tokens) over request
+            or currency is distinct from first_value(currency) over request
         ) as conflicting
 from candidate
 window request as (
@@ -45,11 +47,13 @@ window request as (
         timestamp,
         api_key_id nulls first,
         cost nulls first,
-        synapses,
-        neurons,
+        synapses nulls first,
+        neurons nulls first,
         model nulls first,
         endpoint nulls first,
         status nulls first,
         input_tokens,
-        output_tokens
+        output_tokens,
+        cached_input_tokens nulls first,
+        currency nulls first
 )

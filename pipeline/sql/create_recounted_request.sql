@@ -13,5 +13,7 @@ create or replace table recounted_request (
     endpoint varchar,
     status smallint,
     input_tokens bigint,
-    output_tokens bigint
+    output_tokens bigint,
+    cached_input_tokens bigint,
+    currency varchar
 )

@@ -12,11 +12,13 @@ order by
     request_id,
     timestamp,
     api_key_id nulls first,
-    cost,
-    synapses,
-    neurons,
+    cost nulls first,
+    synapses nulls first,
+    neurons nulls first,
     model nulls first,
     endpoint nulls first,
     status nulls first,
     input_tokens,
-    output_tokens
+    output_tokens,
+    cached_input_tokens nulls first,
+    currency nulls first

@@ -45,8 +45,8 @@ select
     cast(sum(requests) as bigint) as requests,
     cast(coalesce(sum(requests) filter (where status >= 400), 0) as bigint) as failed_requests,
     cast(coalesce(sum(cost), 0) as decimal(38, 12)) as cost,
-    cast(sum(synapses) as decimal(38, 6)) as synapses,
-    cast(sum(neurons) as decimal(38, 6)) as neurons,
+    cast(coalesce(sum(synapses), 0) as decimal(38, 6)) as synapses,
+    cast(coalesce(sum(neurons), 0) as decimal(38, 6)) as neurons,
     cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
     cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
     cast(sum(lines) as bigint) as lines

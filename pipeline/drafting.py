@@ -1,0 +1,192 @@
+"""Drafting a format: which fields of some records are likely to be those of a request, by their names and values.
+
+A draft is to be read and put right: it says what else each field might be, and what it found nothing for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_FIELDS = 2_000
+DEEPEST = 5
+OTHERS = 3  # further candidates that are named
+
+# Names of each field in other logs, the likeliest first, without case and signs.
+NAMES = {
+    "request_id": "requestid reqid callid litellmcallid eventid generationid id uuid traceid spanid xrequestid",
+    "timestamp": "timestamp starttime startedat requeststarttime requesttime eventtime createdat created time ts"
+    " datetime date timeiso8601 msec gmtcreate",
+    "organization_id": "organizationid orgid userapikeyorgid httpxorgid organization org tenantid tenant customerid"
+    " customer accountid account workspaceid workspace companyid company teamid team groupid projectid project",
+    "api_key_id": "apikeyid keyid httpxapikeyid apikeyhash userapikeyhash keyhash virtualkeyid apikeyname keyname"
+    " apikeyalias clientid credentialid apikey accesskey key token",
+    "cost": "cost costusd totalcost responsecost requestcost price amount charge spend usd",
+    "synapses": "synapses",
+    "neurons": "neurons",
+    "model": "model modelname modelgroup requestmodel modelid engine deployment",
+    "endpoint": "endpoint path route requestroute requestpath urlpath uri url operation calltype",
+    "status": "statuscode httpstatus httpstatuscode responsestatus responsecode status code",
+    "input_tokens": "inputtokens prompttokens contexttokens tokensin requesttokens promptlength numinputtokens"
+    " upstreamxprompttokens",
+    "output_tokens": "outputtokens completiontokens generatedtokens tokensout responsetokens numoutputtokens"
+    " upstreamxcompletiontokens",
+    "cached_input_tokens": "cachedinputtokens cachedtokens cachereadinputtokens cachereadtokens promptcachehittokens",
+}
+_SECRETS = {"apikey", "accesskey", "key", "token", "authorization"}
+_ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
+_ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass
+class _Field:
+    """A field of the records: the names that lead to it, in how many it has a value, and some of these."""
+
+    path: tuple[str, ...]
+    count: int = 0
+    values: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^a-z0-9]", "", self.path[-1].lower())
+
+    @property
+    def sql(self) -> str:
+        quoted = [name.replace('"', '\\"').replace("'", "''") for name in self.path]
+        if len(self.path) == 1 and re.fullmatch(r"[^$/.*\"]+", self.path[0]):
+            return f"record->>'{quoted[0]}'"
+        return "record->>'$" + "".join(f'."{name}"' if not name.isidentifier() else f".{name}" for name in quoted) + "'"
+
+
+def draft_of(records: Sequence[str], kind: str, file: str) -> str:
+    """The text of a format for records like these (JSON), read from files of one kind."""
+    fields = list(_fields(records))
+    found = {name: _candidates(fields, name) for name in NAMES}
+    columns = [_column(name, candidates, kind) for name, candidates in found.items() if candidates or name != _OPTIONAL]
+    priced = bool(found["cost"])
+    header = [
+        f"-- A draft, made from the names of the fields of {' '.join(file.split())}: see that each is what it says.",
+        f"-- reads: {kind}",
+        f"-- prices: {'record' if priced else 'book'}",
+        f"-- units: {'record' if found['synapses'] and found['neurons'] else 'tokens'}",
+    ]
+    if priced and (currency := re.search("usd|eur|chf|gbp", found["cost"][0].name)):
+        header.append(f"-- currency: {currency[0].upper()}")
+    elif priced:
+        header.append(
+            "-- Costs are taken to be in the deployment's own currency; else say '-- currency: USD', or which it is."
+        )
+    header.append("-- rounds: cost to 12 decimals, half-even" if priced else "-- rounds: nothing")
+    unused = sorted({".".join(each.path) for each in fields} - {".".join(c[0].path) for c in found.values() if c})
+    if unused:
+        shown = ", ".join(unused[:30]).replace("\n", " ") + (" ..." if len(unused) > 30 else "")
+        header.append(f"-- Not used: {shown}"[:1000])
+    body = ",\n".join(
+        ["    line", *(f"    -- {comment}\n    {sql}" if comment else f"    {sql}" for sql, comment in columns)]
+    )
+    return "\n".join([*header, "select", body, "from records", ""])
+
+
+_OPTIONAL = "cached_input_tokens"
+
+
+def _fields(records: Sequence[str]) -> Iterator[_Field]:
+    """Every field that holds a text or a number in some record, the outer ones first."""
+    found: dict[tuple[str, ...], _Field] = {}
+    for text in records:
+        for path, value in _leaves(json.loads(text), ()):
+            if path not in found and len(found) == MOST_FIELDS:
+                continue
+            each = found.setdefault(path, _Field(path))
+            each.count += 1
+            if len(each.values) < 20:
+                each.values.append(str(value))
+    yield from sorted(found.values(), key=lambda each: (len(each.path), -each.count))
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and len(path) < DEEPEST:
+        for name, part in value.items():
+            yield from _leaves(part, (*path, name))
+    elif path and value not in (None, "") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        yield path, value
+
+
+def _candidates(fields: Sequence[_Field], name: str) -> list[_Field]:
+    """The fields that may be this one, the likeliest first."""
+    names = NAMES[name].split()
+    known = [each for each in fields if each.name in names and _fits(each, name)]
+    most = Counter({each.path: each.count for each in known})
+    return sorted(known, key=lambda each: (names.index(each.name), len(each.path), -most[each.path]))[: 1 + OTHERS]
+
+
+def _fits(each: _Field, name: str) -> bool:
+    """Whether the values may be such a field's."""
+    if name in ("input_tokens", "output_tokens", "cached_input_tokens"):
+        return all(re.fullmatch(r"\d+", value) for value in each.values)
+    if name == "status":
+        return all(re.fullmatch(r"[1-5]\d\d", value) for value in each.values)
+    if name in ("cost", "synapses", "neurons"):
+        return all(_NUMBER.fullmatch(value) for value in each.values)
+    if name == "timestamp":
+        return any(pattern.fullmatch(each.values[0]) for pattern in (_ZONED, _UNZONED, _ZONE_APART)) or _is_epoch(each)
+    return True
+
+
+def _is_epoch(each: _Field) -> bool:
+    return all(_NUMBER.fullmatch(value) and float(value) > 10**9 for value in each.values)
+
+
+def _column(name: str, candidates: Sequence[_Field], kind: str) -> tuple[str, str | None]:
+    """A column of the select, and what is to be said of it."""
+    if not candidates:
+        missing = {
+            "organization_id": "organization_id: no field looks like it, and no line counts without one",
+            "request_id": "request_id: no field looks like it, and no line counts without one",
+            "timestamp": "timestamp: no field looks like it, and no line counts without one",
+            "api_key_id": "api_key_id: no field looks like it; null is an interactive session, which is not counted",
+        }.get(name)
+        return f"null as {name}", missing
+    best = candidates[0]
+    source = f"nullif({best.sql}, '')" if kind == "csv" else best.sql
+    comment = None
+    if name == "timestamp":
+        source, comment = _moment(best, source)
+    elif name == "cost":
+        source = f"coalesce(cast(round_even(try_cast({source} as decimal(38, 30)), 12) as varchar), {source})"
+    elif name == "api_key_id" and best.name in _SECRETS:
+        source, comment = f"'sha256:' || sha256({source})", "api_key_id: hashed, for it may be a key in clear"
+    others = [".".join(each.path) for each in candidates[1:]]
+    if others:
+        comment = f"{comment or name + ':'}{';' if comment else ''} or {', '.join(others)}".replace("\n", " ")
+    return f"{source} as {name}", comment
+
+
+def _moment(best: _Field, source: str) -> tuple[str, str | None]:
+    value = best.values[0]
+    if _ZONED.fullmatch(value):
+        return source, None
+    if _ZONE_APART.fullmatch(value):
+        return f"replace({source}, ' ', 'T')", None
+    if _UNZONED.fullmatch(value):
+        bare = f"rtrim({source}, ' UTC')" if value.endswith("UTC") else source
+        return f"replace({bare}, ' ', 'T') || 'Z'", "timestamp: says no time zone and is taken as UTC"
+    unit, factor = next(
+        (unit, factor)
+        for unit, most, factor in (
+            ("seconds", 10**11, "* 1000000"),
+            ("milliseconds", 10**14, "* 1000"),
+            ("microseconds", 10**17, "* 1"),
+            ("nanoseconds", float("inf"), "/ 1000"),
+        )
+        if float(value) < most
+    )
+    micros = f"cast(round_even(try_cast({source} as decimal(28, 9)) {factor}, 0) as bigint)"
+    moment = f"strftime(make_timestamp({micros}), '%Y-%m-%dT%H:%M:%S.%fZ')"
+    return f"coalesce({moment}, {source})", f"timestamp: {unit} since 1970"

@@ -1,0 +1,246 @@
+"""The first look at a log: which format it is in or, where none knows it, a draft of one; and what would come of it.
+
+A file is looked at from its beginning, as far as a few seconds reach. Nothing is written, and nothing is shown of a
+record but what a format makes of it: a log may name keys in clear that its format hashes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.contract.store import FolderStore
+from pipeline.drafting import draft_of
+from pipeline.errors import FormatRefused, HeldBack, KeytallyError
+from pipeline.format import ENDINGS_OF, NATIVE, Format, read_format
+from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, read_line, read_record
+from pipeline.mapping import FIELDS, MappedRecords
+from pipeline.raw import RawFile, RawPass
+from pipeline.records import as_record, mapped
+from pipeline.rows import as_json_record, without_line_end
+
+MOST_LINES = 5_000
+MOST_BYTES = 64 * 2**20  # read of the file
+FEW_LINES = 200  # to try every format with
+SAMPLES = 3
+
+_ANY = Format("any", "any", tuple(ENDINGS_OF))  # reads records of whatever kind
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What a file looks like. lines: how many were looked at; whole: whether these are all.
+
+    format: the name of the one that fits best; None where it is a draft. text: its SQL, empty for the native one.
+    fields: for each field of a request what gives it. samples: the first accepted requests, as they would be stored.
+    """
+
+    file: str
+    format: str | None
+    text: str
+    fields: Mapping[str, str]
+    lines: int
+    whole: bool
+    accepted: int
+    rejected: Mapping[str, int]
+    samples: Sequence[Mapping[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "format": self.format,
+            "draft": self.text if self.format is None else None,
+            "fields": dict(self.fields),
+            "lines": self.lines,
+            "whole": self.whole,
+            "accepted": self.accepted,
+            "rejected": dict(self.rejected),
+            "samples": list(self.samples),
+        }
+
+
+def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLook:
+    """What a file is, tried with every known format. Raises KeytallyError for one that cannot be read as a log."""
+    endings = [ending for kind in ENDINGS_OF.values() for ending in kind]
+    if not path.name.endswith(tuple(endings)):
+        raise KeytallyError(f"{path} does not end in one of {', '.join(endings)}: name it for what it holds")
+    lines, whole = _sample(path)
+    few = lines.slice(0, FEW_LINES)
+    latest = now + FUTURE_TOLERANCE
+    kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
+    tried = [_Trial(NATIVE, _verdicts(NATIVE, path, few, latest))] if kind != "csv" else []
+    for format in formats.values():
+        if kind in format.reads and not format.problem:
+            try:
+                tried.append(_Trial(format, _verdicts(format, path, few, latest)))
+            except FormatRefused:
+                continue  # it is not for such records
+    best = max(tried, key=lambda trial: trial.fit, default=None)
+    if best and best.is_fit:
+        format, known = best.format, True
+    else:
+        format, known = _drafted(path, few), False
+    verdicts = _verdicts(format, path, lines, latest)
+    accepted = [verdict for verdict in verdicts if not isinstance(verdict, Rejected)]
+    reasons = Counter(verdict.reason.value for verdict in verdicts if isinstance(verdict, Rejected))
+    return FirstLook(
+        file=str(path),
+        format=format.name if known else None,
+        text=format.text,
+        fields=_sources(format),
+        lines=len(verdicts),
+        whole=whole,
+        accepted=len(accepted),
+        rejected=dict(reasons.most_common()),
+        samples=[_shown(request) for request in accepted[:SAMPLES]],
+    )
+
+
+class _EnoughError(Exception):
+    """As much of the file has been read as is to be looked at."""
+
+
+def _sample(path: Path) -> tuple[pa.Table, bool]:
+    """The first lines of a file as records (schema rows.LINES), and whether these are all."""
+    read = 0
+
+    def on_read(count: int) -> None:
+        nonlocal read
+        read += count
+        if read > MOST_BYTES:
+            raise _EnoughError
+
+    batches: list[pa.RecordBatch] = []
+    lines = 0
+    try:
+        with RawPass(_loose(path, _ANY), on_read) as opened:
+            for batch in opened.batches():
+                batches.append(batch)
+                lines += batch.num_rows
+                if lines > MOST_LINES:
+                    raise _EnoughError
+    except _EnoughError:
+        if not batches:
+            raise KeytallyError(f"{path} has no end of a line in its first {MOST_BYTES >> 20} MiB") from None
+        return pa.Table.from_batches(batches).slice(0, MOST_LINES).combine_chunks(), False
+    except HeldBack as held_back:
+        if not batches:
+            raise KeytallyError(str(held_back)) from held_back
+        # A beginning that can be read says what the file is.
+        return pa.Table.from_batches(batches).combine_chunks(), False
+    if not batches:
+        raise KeytallyError(f"{path} holds no line")
+    return pa.Table.from_batches(batches).combine_chunks(), True
+
+
+def _loose(path: Path, format: Format) -> RawFile:
+    """A file that lies anywhere, as one below raw/."""
+    found = path.stat()
+    return RawFile(str(path.absolute()), format, found.st_size, str(found.st_size), found.st_mtime, FolderStore(Path()))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    format: Format
+    verdicts: Sequence[Request | Rejected]
+
+    @property
+    def fit(self) -> tuple[int, bool]:
+        """How well the format fits; of two that fit as well the native one is meant."""
+        return sum(not isinstance(verdict, Rejected) for verdict in self.verdicts), self.format is NATIVE
+
+    @property
+    def is_fit(self) -> bool:
+        return self.fit[0] > 0
+
+
+def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> list[Request | Rejected]:
+    """What becomes of the lines in a format. Raises FormatRefused."""
+    if not format.is_mapped and path.name.endswith(".parquet"):
+        return list(_rows(path, len(lines), latest))
+    if not format.is_mapped:
+        rows = lines.to_pylist()
+        return [
+            Rejected(Reason(row["reason"]))
+            if row["reason"]
+            else read_line(without_line_end(row["text"].encode()), latest)
+            for row in rows
+        ]
+    mapping = MappedRecords(format)
+    try:
+        (batch,) = lines.combine_chunks().to_batches()
+        rows = mapped(batch, mapping, format).to_pylist()
+    finally:
+        mapping.close()
+    return [
+        Rejected(Reason(row["reason"])) if row["reason"] else read_record(as_record(row), latest, format.terms)
+        for row in rows
+    ]
+
+
+def _rows(path: Path, count: int, latest: datetime) -> Iterator[Request | Rejected]:
+    try:
+        with RawPass(_loose(path, NATIVE)) as opened:
+            for batch in opened.batches():
+                for row in batch.slice(0, count).to_pylist():
+                    yield Rejected(Reason(row["reason"])) if row["reason"] else read_record(as_json_record(row), latest)
+                count -= min(count, batch.num_rows)
+                if not count:
+                    return
+    except HeldBack:  # it has not the columns
+        return
+
+
+def _drafted(path: Path, lines: pa.Table) -> Format:
+    texts = [text for text in lines["text"].to_pylist() if text]
+    kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
+    name = re.sub(r"[^a-z0-9_-]+", "-", path.name.partition(".")[0].lower()).strip("-") or "mine"
+    return read_format(name, draft_of(texts, kind, path.name))
+
+
+def _sources(format: Format) -> dict[str, str]:
+    """For each field of a request the expression that gives it, as the last select of a format says."""
+    if not format.is_mapped:
+        return {name: name for name in FIELDS if name != "cached_input_tokens"}
+    last = re.split(r"^select\b", format.text, flags=re.MULTILINE)[-1]
+    last = re.split(r"^from\b", last, flags=re.MULTILINE)[0]
+    code = re.sub(r"--[^\n]*", "", last)
+    found: dict[str, str] = {}
+    for column in _columns(code):
+        source, given, name = column.rpartition(" as ")
+        name = (name if given else column).strip()
+        if name in FIELDS:
+            found[name] = " ".join(source.split()) or name
+    return found
+
+
+def _columns(code: str) -> Iterator[str]:
+    """The columns of a select: what stands between its commas that are in no brackets and no quotes."""
+    column, depth, quoted = "", 0, False
+    for character in code:
+        quoted ^= character == "'"
+        depth += (character in "([") - (character in ")]") if not quoted else 0
+        if character == "," and not depth and not quoted:
+            yield column.strip()
+            column = ""
+        else:
+            column += character
+    yield column.strip()
+
+
+def _shown(request: Request) -> dict[str, Any]:
+    names = (*FIELDS, "currency")
+    return {name: _text(value) for name, value in zip(names, request, strict=True)}
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return value if value is None or isinstance(value, (int, str)) else f"{value:f}"

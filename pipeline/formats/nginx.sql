@@ -1,0 +1,47 @@
+-- The access log of nginx before an API, as JSON: the log_format line is in docs/formats.md.
+-- producer: nginx 1.22.1
+-- reads: jsonl, parquet
+-- prices: book
+-- units: tokens
+-- rounds: nothing; nginx knows milliseconds
+-- nginx writes a line when a request ends: it began request_time before that. A header that was not there is an empty text.
+with field as (
+    select
+        line,
+        json_extract_string(record, [
+            '$.request_id',
+            '$.msec',
+            '$.request_time',
+            '$.http_x_org_id',
+            '$.http_x_api_key_id',
+            '$.http_x_model',
+            '$.uri',
+            '$.status',
+            '$.upstream_x_prompt_tokens',
+            '$.upstream_x_completion_tokens'
+        ]) as value
+    from records
+)
+
+select
+    line,
+    value[1] as request_id,
+    coalesce(
+        strftime(
+            make_timestamp(
+                cast((try_cast(value[2] as decimal(18, 3)) - try_cast(value[3] as decimal(18, 3))) * 1000000 as bigint)
+            ),
+            '%Y-%m-%dT%H:%M:%S.%fZ'
+        ),
+        value[2]
+    ) as timestamp,
+    nullif(value[4], '') as organization_id,
+    nullif(value[5], '') as api_key_id,
+    null as synapses,
+    null as neurons,
+    nullif(value[6], '') as model,
+    value[7] as endpoint,
+    value[8] as status,
+    nullif(value[9], '') as input_tokens,
+    nullif(value[10], '') as output_tokens
+from field

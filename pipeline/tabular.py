@@ -1,0 +1,197 @@
+"""Rows of CSV and of Parquet as the records of a mapped format: a JSON object each.
+
+A row of CSV holds strings, named by the header, and has the number of the line it begins on. Quotes are those of RFC
+4180: a quoted cell may hold line ends, and a doubled quote is one. What is wrong with a row costs that row alone: a
+quote that is never closed takes its line with it, not the rest of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.line import MAX_LINE_BYTES, Reason
+from pipeline.rows import BYTE_ORDER_MARK, LINES, Plain, is_utf8
+
+BATCH_BYTES = 2**20  # of CSV
+BATCH_ROWS = 8_192
+PARQUET_BYTES = 4 * 2**20
+
+csv.field_size_limit(2 * MAX_LINE_BYTES)  # rows are measured here
+
+
+class UnusableCsv(Exception):
+    """A CSV file without a header. `str()` of it says what is missing."""
+
+
+def csv_records(plain: Plain) -> Iterator[pa.RecordBatch]:
+    """The rows below the header, in batches of schema LINES. Blank lines are left out. Raises UnusableCsv."""
+    rows = _rows(plain)
+    _, header = next(rows, (0, None))
+    if header is None:
+        return
+    if isinstance(header, Reason) or not any(header):
+        raise UnusableCsv("unreadable: its first line names no columns")
+    names = [name.decode("utf-8", "replace") for name in header]
+    batch: list[tuple[int, str | None, str | None]] = []
+    size = 0
+    for number, row in rows:
+        text, reason = (None, row) if isinstance(row, Reason) else _as_json(names, row)
+        batch.append((number, text, reason and reason.value))
+        size += len(text or "")
+        if size > BATCH_BYTES or len(batch) == BATCH_ROWS:
+            yield _batch(batch)
+            batch, size = [], 0
+    if batch:
+        yield _batch(batch)
+
+
+def _batch(rows: list[tuple[int, str | None, str | None]]) -> pa.RecordBatch:
+    numbers, texts, reasons = zip(*rows, strict=True)
+    sound = [reason is None for reason in reasons]
+    columns = (numbers, texts, sound, [False] * len(rows), reasons)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, LINES, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=LINES)
+
+
+def _as_json(names: list[str], cells: list[bytes]) -> tuple[str | None, Reason | None]:
+    if len(cells) != len(names):
+        return None, Reason.NOT_AN_OBJECT
+    try:
+        record: dict[str, str] = {}
+        for name, cell in zip(names, cells, strict=True):
+            record.setdefault(name, cell.decode("utf-8"))  # of a repeated name the first counts
+    except UnicodeDecodeError:
+        return None, Reason.INVALID_UTF8
+    return msgspec.json.encode(record).decode(), None
+
+
+def _rows(plain: Plain) -> Iterator[tuple[int, list[bytes] | Reason]]:
+    """Each row that is not blank, the header too: the number of its first line, and its cells or why it has none."""
+    lines = _Lines(plain)
+    while lines.more():
+        number = lines.number + 1
+        first = lines.peek()
+        if not first.strip(b" \t\r\n"):
+            lines.take()
+            continue
+        if b'"' not in first and len(first) <= MAX_LINE_BYTES:  # nearly all rows
+            lines.take()
+            yield number, first.removesuffix(b"\n").removesuffix(b"\r").split(b",")
+            continue
+        row = _quoted_row(lines)
+        yield number, row
+
+
+def _quoted_row(lines: _Lines) -> list[bytes] | Reason:
+    """The next row, however many lines it stands on; if it is none, its first line alone is passed."""
+    taken: list[bytes] = []
+    size = 0
+    is_open = False
+    while lines.more():
+        line = lines.take()
+        taken.append(line)
+        size += len(line)
+        is_open ^= line.count(b'"') % 2 == 1
+        if not is_open or size > MAX_LINE_BYTES:
+            break
+    bare = len(taken[-1].removesuffix(b"\n").removesuffix(b"\r")) - len(taken[-1]) + size
+    if not is_open and bare <= MAX_LINE_BYTES:
+        try:
+            # Latin-1 gives each byte a character and takes it back: the bytes need not be UTF-8 yet.
+            rows = list(csv.reader((line.decode("latin-1") for line in taken), strict=True))
+        except csv.Error:
+            rows = []
+        if len(rows) == 1:
+            return [cell.encode("latin-1") for cell in rows[0]]
+    lines.put_back(taken[1:])
+    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_LINE_BYTES + 2 else Reason.LINE_TOO_LONG
+
+
+class _Lines:
+    """The lines of a text with their ends, without a byte-order mark. Of one too long there is the beginning."""
+
+    def __init__(self, plain: Plain) -> None:
+        self._plain = plain
+        self._ahead: list[bytes] = []  # in reverse
+        self.number = 0  # of lines taken
+        self._mark = BYTE_ORDER_MARK
+
+    def more(self) -> bool:
+        if not self._ahead and (line := self._read()):
+            self._ahead.append(line)
+        return bool(self._ahead)
+
+    def peek(self) -> bytes:
+        return self._ahead[-1]
+
+    def take(self) -> bytes:
+        self.number += 1
+        return self._ahead.pop()
+
+    def put_back(self, lines: list[bytes]) -> None:
+        self._ahead += reversed(lines)
+        self.number -= len(lines)
+
+    def _read(self) -> bytes:
+        line = self._plain.readline(MAX_LINE_BYTES + 8).removeprefix(self._mark)
+        self._mark = b""
+        rest = line
+        while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
+            rest = self._plain.readline(MAX_LINE_BYTES)
+        return line
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file of any columns, each as a JSON object (schema LINES), numbered from 1.
+
+    Decimals become strings, instants the text of ISO 8601, bytes Base64 unless they are UTF-8.
+    """
+    parquet = pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    number = 0
+    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet)):
+        texts = [msgspec.json.encode(row, enc_hook=str).decode() for row in _as_python(batch)]
+        count = len(texts)
+        columns = [
+            pa.array(np.arange(number + 1, number + count + 1)),
+            pa.array(texts, pa.string()),
+            pa.repeat(pa.scalar(True), count),
+            pa.repeat(pa.scalar(False), count),
+            pa.nulls(count, pa.string()),
+        ]
+        number += count
+        yield pa.RecordBatch.from_arrays(columns, schema=LINES)
+
+
+def _rows_at_once(parquet: pq.ParquetFile) -> int:
+    metadata = parquet.metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(4_096, max(1, PARQUET_BYTES // max(widest, 1))))
+
+
+def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows in Python's types, of which none is finer than a microsecond."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.columns
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    return [{name: _as_text(value) for name, value in row.items()} for row in rows]
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes) and is_utf8(value):
+        return value.decode()
+    return value
