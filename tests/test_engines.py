@@ -1,18 +1,24 @@
-"""The published table is everybody's: other engines read it as it lies there, and find the same totals."""
+"""The published table is everybody's: other engines read it as it lies there, and find the same totals.
+
+One of them rolls days up, too, by our own statements.
+"""
 
 from __future__ import annotations
 
-import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from pipeline.contract.tables import API_KEY_DAY
 from tests.conftest import Place, request
+from tests.spark import in_spark, spark
+from tests.test_buckets import traffic
 
 Totals = dict[tuple[str, str], tuple[int, Decimal]]  # requests and cost by rollup and month
 
@@ -77,25 +83,29 @@ def test_polars_reads_it_as_delta(place: Place) -> None:
 
 def test_pyspark_reads_the_files_that_the_log_names(place: Place, tmp_path: Path) -> None:
     """Without the Delta extension, which is a download of its own: the files of the newest version, as Parquet."""
-    if shutil.which("java") is None:
-        pytest.skip("PySpark needs Java, which is not here; the test is run by hand, see docs/guarantees.md")
-    sql = pytest.importorskip(
-        "pyspark.sql", reason="PySpark is 500 MB and not in the lock: pip install pyspark, see docs/guarantees.md"
-    )
-    session = (
-        sql.SparkSession.builder.master("local[1]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.sql.shuffle.partitions", "1")
-        .config("spark.sql.warehouse.dir", str(tmp_path))
-        .getOrCreate()
-    )
-    try:
+    with spark(tmp_path) as session:
         files = DeltaTable(place.layout.rollups).file_uris()
         reader = session.read.option("basePath", str(place.layout.rollups)).option("mergeSchema", "true")
         reader.parquet(*files).createOrReplaceTempView("published")
         rows = [tuple(row) for row in session.sql(SUMS.format("published").replace("::bigint", "")).collect()]
-    finally:
-        session.stop()
     assert as_totals(rows) == expected(place)
+
+
+def test_pyspark_rolls_days_up_from_the_same_events_to_the_same_rows(tmp_path: Path) -> None:
+    """By our own two statements, in Spark's words: nothing else would change if another engine took over."""
+    days = Place(tmp_path / "data")
+    for file in range(4):
+        days.write_raw(f"{file}.jsonl", *traffic(file))
+    report = days.roll_up()
+    assert all(day.duplicate and day.conflicting and day.session for day in report.days)
+    with spark(tmp_path) as session:
+        session.read.parquet(*map(str, days.layout.events.rglob("*.parquet"))).createOrReplaceTempView("events")
+        session.sql(in_spark("copies"))
+        copies = {row.day: (row.duplicate, row.conflicting) for row in session.sql(in_spark("count_copies")).collect()}
+        rows = [row.asDict() for row in session.sql(in_spark("roll_up_days")).collect()]
+    assert copies == {day.day: (day.duplicate, day.conflicting) for day in report.days}
+    assert sum(row["lines"] for row in rows) == sum(day.accepted for day in report.days)
+    usage = [row for row in rows if row["api_key_id"] is not None and row["requests"]]
+    schema, order = API_KEY_DAY.arrow_schema, [(column, "ascending") for column in API_KEY_DAY.grain]
+    published = pa.Table.from_pandas(days.published("api_key_day"), schema, preserve_index=False)
+    assert pa.Table.from_pylist(usage, schema).sort_by(order).equals(published.sort_by(order))

@@ -19,16 +19,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-END_OF_PAGE_PART = "<!-- /rollup -->"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command and the processes it waited for used: CPU and wall seconds, MiB of the largest of them."""
+    """What a command and the processes it waited for used: CPU and wall seconds, MiB of the largest of them.
+
+    written: MiB of blocks given to the file system, those of files that were soon deleted too.
+    """
 
     cpu: float
     wall: float
     peak: float
+    written: float
     exit_code: int
     said: str
 
@@ -44,7 +47,8 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         said.seek(0)
         text = said.read().decode(errors="replace").strip()
     cpu = usage.ru_utime + usage.ru_stime
-    return Cost(cpu, wall, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status), text)
+    written = usage.ru_oublock * 512 / 2**20
+    return Cost(cpu, wall, usage.ru_maxrss / 1024, written, os.waitstatus_to_exitcode(status), text)
 
 
 def must(cost: Cost) -> Cost:
@@ -95,20 +99,23 @@ def versions(python: str, packages: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
-def tell(name: str, text: str, *, write: bool) -> None:
-    """Print a part of the report; with `write`, put it into docs/performance.md, in place of the part of that name."""
+def tell(name: str, text: str, *, write: bool, of: str = "rollup") -> None:
+    """Print a part of the report; with `write`, put it into docs/performance.md, in place of the part of that name.
+
+    of: the part of the page that it belongs to, which ends with `<!-- /of -->`.
+    """
     print(text)
     if not write:
         return
-    begin, end = f"<!-- rollup: {name} -->", f"<!-- /rollup: {name} -->"
+    begin, end, end_of_page_part = f"<!-- {of}: {name} -->", f"<!-- /{of}: {name} -->", f"<!-- /{of} -->"
     page = PAGE.read_text(encoding="utf-8")
     part = f"{begin}\n\n{text}\n\n{end}"
     if begin in page:
         before, _, rest = page.partition(begin)
         page = before + part + rest.partition(end)[2]
     else:
-        before, found, after = page.partition(END_OF_PAGE_PART)
+        before, found, after = page.partition(end_of_page_part)
         if not found:
-            sys.exit(f"{PAGE} has no line {END_OF_PAGE_PART}")
+            sys.exit(f"{PAGE} has no line {end_of_page_part}")
         page = f"{before}{part}\n\n{found}{after}"
     PAGE.write_text(page, encoding="utf-8")
