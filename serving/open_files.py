@@ -11,12 +11,15 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.contract.published import Publication, PublishedFile
 from pipeline.contract.store import Signature, Store
@@ -94,6 +97,11 @@ class OpenFiles:
         opened = self._opened(ledger)
         assert isinstance(opened, frozenset)
         return opened
+
+    def rows(self, file: PublishedFile, columns: Sequence[str]) -> pa.Table:
+        """All rows of a file that is not kept open. Raises as `reading`."""
+        with self._fetched(file) as checked, pq.ParquetFile(checked) as parquet:
+            return parquet.read(columns=list(columns), use_threads=False)
 
     async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
         """What `read` returns in one of the threads, or raises; None: in those of the event loop.
@@ -216,10 +224,7 @@ class OpenFiles:
         if refused is not None and refused[0] == signature:
             raise ValueError(refused[1])  # do not read a damaged file whole for each request; a restored one is another
         try:
-            try:
-                checked = CheckedFile(self._store.fetch(path))
-            except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
-                checked = CheckedFile(self._store.fetch(path, anew=True))
+            checked = self._fetched(file)
             opened: _Opened
             if file.rollup == DAY_LEDGER.name:
                 opened = loaded_days_of(checked)
@@ -230,3 +235,10 @@ class OpenFiles:
             raise
         self._refused.pop(file.path, None)
         return opened
+
+    def _fetched(self, file: PublishedFile) -> CheckedFile:
+        path = self._store.layout.rollups / file.path
+        try:
+            return CheckedFile(self._store.fetch(path))
+        except (OtherBytes, FileNotFoundError):  # it may be a copy that is damaged, or was in the way of others
+            return CheckedFile(self._store.fetch(path, anew=True))

@@ -1,0 +1,81 @@
+"""Numbers and names as a person reads them: every digit there is, thousands apart, units said; nothing rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, datetime
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from typing import NamedTuple
+
+from serving.amounts import amount_text
+
+LONGEST_NAME = 120  # characters of a name that are shown
+_MULTIPLES = ((12, 12, " tn"), (9, 9, " bn"), (6, 6, " M"), (4, 3, " k"))  # from 10 to which, in what, and its sign
+
+
+class Figure(NamedTuple):
+    """A number in two parts: what is read first, and its further digits."""
+
+    main: str
+    rest: str = ""
+
+    def __str__(self) -> str:
+        return self.main + self.rest
+
+
+def figure(number: int | Decimal, decimals: int = 0) -> Figure:
+    """The number, exactly. decimals: how many there are to be at least, for columns in which they stand in line."""
+    if isinstance(number, int):
+        return Figure(f"{number:,}")
+    whole, _, digits = amount_text(number).partition(".")
+    digits = digits.ljust(max(decimals, 2), "0")
+    read = 2
+    if whole == "0" and (zeros := len(digits) - len(digits.lstrip("0"))) < len(digits):
+        read = max(read, zeros + 2)  # of 0.000531 the 53 is what is read first
+    return Figure(f"{int(whole):,}.{digits[:read]}", digits[read:])
+
+
+def decimals_of(amounts: Iterable[Decimal]) -> int:
+    """The most decimals that one of them has."""
+    return max((len(amount_text(amount).partition(".")[2]) for amount in amounts), default=0)
+
+
+def short(number: Decimal) -> str:
+    """A round number for an axis: `2.5 M`, `1,000`, `0.05`."""
+    for least, multiple, sign in _MULTIPLES:
+        if number >= 10**least:
+            return f"{_plain(number.scaleb(-multiple))}{sign}"
+    return _plain(number)
+
+
+def percent(part: Decimal, whole: Decimal) -> str:
+    """`12.3 %`, rounded half-even: the only kind of number that is rounded here. whole: not 0."""
+    with localcontext(prec=100):
+        return f"{(100 * part / whole).quantize(Decimal('0.1'), ROUND_HALF_EVEN):,} %"
+
+
+def visible(text: str, longest: int = LONGEST_NAME) -> str:
+    """A name from a log: what could not be seen, or would turn what stands around it, is spelled out; cut when long."""
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in cut)
+
+
+def day_text(day: date) -> str:
+    """`14 November 2025`."""
+    return f"{day.day} {day:%B %Y}"
+
+
+def month_text(month: date) -> str:
+    """`November 2025`."""
+    return f"{month:%B %Y}"
+
+
+def moment_text(moment: datetime | None) -> str | None:
+    """`15 November 2025, 10:30 UTC`."""
+    return None if moment is None else f"{day_text(moment.date())}, {moment:%H:%M} UTC"
+
+
+def _plain(number: Decimal) -> str:
+    whole, _, digits = f"{number:f}".partition(".")
+    digits = digits.rstrip("0")
+    return f"{int(whole):,}{'.' if digits else ''}{digits}"
