@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import NamedTuple
-
-from serving.amounts import amount_text
 
 LONGEST_NAME = 120  # characters of a name that are shown
 _MULTIPLES = ((12, 12, " tn"), (9, 9, " bn"), (6, 6, " M"), (4, 3, " k"))  # from 10 to which, in what, and its sign
@@ -23,21 +21,28 @@ class Figure(NamedTuple):
         return self.main + self.rest
 
 
-def figure(number: int | Decimal, decimals: int = 0) -> Figure:
-    """The number, exactly. decimals: how many there are to be at least, for columns in which they stand in line."""
+class Places(NamedTuple):
+    """The decimals of the numbers of a column: how many all have, and how many of them are read first."""
+
+    shown: int
+    read: int
+
+
+def places_of(amounts: Collection[Decimal], least: int = 0) -> Places:
+    """As many as the one with most has, but not fewer than `least`; two are read first, of tiny amounts more."""
+    shown = max((len(_decimals(amount)) for amount in amounts), default=0)
+    largest = max(amounts, default=Decimal(0))
+    first = -largest.adjusted() if 0 < largest < 1 else 0  # of 0.000531 the 53 is what is read first
+    return Places(max(shown, least), max(2, first + 1))
+
+
+def figure(number: int | Decimal, places: Places | None = None, least: int = 0) -> Figure:
+    """The number, exactly. places: of its column; None where it stands alone, with at least `least` decimals."""
     if isinstance(number, int):
         return Figure(f"{number:,}")
-    whole, _, digits = amount_text(number).partition(".")
-    digits = digits.ljust(max(decimals, 2), "0")
-    read = 2
-    if whole == "0" and (zeros := len(digits) - len(digits.lstrip("0"))) < len(digits):
-        read = max(read, zeros + 2)  # of 0.000531 the 53 is what is read first
-    return Figure(f"{int(whole):,}.{digits[:read]}", digits[read:])
-
-
-def decimals_of(amounts: Iterable[Decimal]) -> int:
-    """The most decimals that one of them has."""
-    return max((len(amount_text(amount).partition(".")[2]) for amount in amounts), default=0)
+    places = places or places_of([number], least)
+    digits = _decimals(number).ljust(places.shown, "0")
+    return Figure(f"{int(number):,}{'.' if digits else ''}{digits[: places.read]}", digits[places.read :])
 
 
 def short(number: Decimal) -> str:
@@ -76,6 +81,10 @@ def moment_text(moment: datetime | None) -> str | None:
 
 
 def _plain(number: Decimal) -> str:
-    whole, _, digits = f"{number:f}".partition(".")
-    digits = digits.rstrip("0")
-    return f"{int(whole):,}{'.' if digits else ''}{digits}"
+    digits = _decimals(number)
+    return f"{int(number):,}{'.' if digits else ''}{digits}"
+
+
+def _decimals(number: Decimal) -> str:
+    """Its decimals, without trailing zeros."""
+    return f"{number:f}".partition(".")[2].rstrip("0")

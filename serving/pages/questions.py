@@ -21,7 +21,7 @@ from serving.key_usage import Leader, groups_of, leaders_of, month_of_organizati
 from serving.names import Names
 from serving.pages.charts import Axis, axis_to, small, stacked
 from serving.pages.drawn import page
-from serving.pages.figures import decimals_of, percent, visible
+from serving.pages.figures import Places, percent, places_of, visible
 from serving.reader import Confirmed, Reader
 from serving.usage import MEASURES, Measure, Total, Usage, listed, total_of
 
@@ -169,8 +169,8 @@ class MonthPage(NamedTuple):
             chart=_chart(days, leaders[:coloured], number, self.measure),
             rows=self._rows(leaders[:SHOWN], coloured, total, names, organization_id),
             others=number - min(number, SHOWN),
-            decimals=_decimals(days),
-            row_decimals=_decimals(leaders[:SHOWN]),
+            places=_places(days),
+            row_places=_places(leaders[:SHOWN]),
             before=before_month,
             behind=next_month,
             measures=MEASURE_NAMES,
@@ -253,7 +253,7 @@ class YearPage(NamedTuple):
             total=_sum(totals.values()),
             months=months,
             chart=_chart(months, [], 0, self.measure),
-            decimals=_decimals(months),
+            places=_places(months),
             before=self.year.replace(year=self.year.year - 1) if self.year > FIRST_DAY else None,
             behind=following if following and newest and following <= newest else None,
             measures=MEASURE_NAMES,
@@ -314,7 +314,7 @@ class Overview(NamedTuple):
             total=_sum(used.values()),
             organizations=organizations[:OVERVIEW],
             number_of=len(organizations),
-            decimals=decimals_of(total.cost for _, total in organizations[:OVERVIEW]),
+            places=places_of([total.cost for _, total in organizations[:OVERVIEW]], 2),
             changes=[one for one in changes if one[1].cost != one[2].cost] if compared != 0 else [],
             compared=compared,
             days=days,
@@ -409,9 +409,10 @@ def _change(usage: Sequence[Usage], before: Sequence[Usage], over: int, month: d
     return Change(then, now, over)
 
 
-def _decimals(shown: Sequence[Any]) -> dict[str, int]:
-    """How many decimals the column of each amount has."""
-    return {name: decimals_of(getattr(one.total, name) for one in shown) for name in ("cost", "synapses", "neurons")}
+def _places(shown: Sequence[Any]) -> dict[str, Places]:
+    """The decimals of the column of each amount."""
+    of = {name: [getattr(one.total, name) for one in shown] for name in ("cost", "synapses", "neurons")}
+    return {name: places_of(amounts, 2 if name == "cost" else 0) for name, amounts in of.items()}
 
 
 def _sum(totals: Iterable[Total]) -> Total:
