@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.contract.wording import count_of
 from serving.answer import Body
 from serving.pages.charts import HEIGHT, LOW
 from serving.pages.figures import day_text, figure, moment_text, month_text, percent, short, visible
@@ -36,6 +37,7 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.globals.update(style=next(iter(ASSETS)), icon=list(ASSETS)[1], HEIGHT=HEIGHT, LOW=LOW)
 _ENVIRONMENT.filters.update(
+    count=count_of,
     day=day_text, figure=figure, moment=moment_text, month=month_text, percent=percent, short=short, visible=visible
 )
 

@@ -61,8 +61,8 @@ def percent(part: Decimal, whole: Decimal) -> str:
 
 def visible(text: str, longest: int = LONGEST_NAME) -> str:
     """A name from a log: what could not be seen, or would turn what stands around it, is spelled out; cut when long."""
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in cut)
+    seen = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return seen if len(seen) <= longest else f"{seen[: longest - 1]}…"
 
 
 def day_text(day: date) -> str:

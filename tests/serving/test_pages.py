@@ -333,7 +333,7 @@ def test_an_operator_sees_every_organization_and_how_the_data_stands(server: Liv
     assert costs == {name: _cost(server, name) for name in ("org_a", "org_b", "org_h")}
     assert [row[0] for row in by_cost[1:]] == sorted(costs, key=lambda name: -costs[name])
     assert {row[0] for row in changes[1:]} <= set(costs)
-    assert "empty: every line of 1 files counts" in page
+    assert "empty: every line of 1 file counts" in page
     assert visitor.get("/usage/org_b/2025-11").status_code == 200
     assert visitor.get("/usage/org%20b/2025-11").status_code == 400
 
