@@ -32,6 +32,8 @@ from serving.keys import KeyRegistry
 from serving.limiter import Limiter
 from serving.metrics import Metrics, ShowMetrics, State
 from serving.names import NamesFile
+from serving.pages.routes import Pages
+from serving.pages.sessions import Sessions
 from serving.reader import Reader
 from serving.reference import openapi_document
 from serving.routes import Direct, TracedRoute, routes
@@ -59,10 +61,13 @@ def create_app(
     answers = AnswerCache(reader, names, settings.answer_cache, int(settings.refresh_seconds), metrics.looked_up)
     limiter = Limiter(settings.rate_limit, settings.rate_limit_store, workers)
     gate = Gate(registry, limiter, clock)
+    sessions = Sessions(settings.keys)
+    pages = Pages(gate, sessions, answers, reader, clock, settings.currency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
         await asyncio.to_thread(registry.open)
+        await asyncio.to_thread(sessions.open)
         await asyncio.to_thread(reader.refresh)
         await asyncio.to_thread(names.refresh)
         watches = [
@@ -103,6 +108,7 @@ def create_app(
     if settings.metrics is None:
         plain.append(("/metrics", ShowMetrics(metrics.collectors, State(reader, clock))))
     app.router.routes.extend(TracedRoute(path, answer, methods=["GET"]) for path, answer in plain)
+    app.router.routes.extend(pages.routes())
     app.add_middleware(Direct, routes=endpoints)
     app.add_middleware(Tracing, clock=clock, as_of=reader.as_of, metrics=metrics)
     return app

@@ -1,4 +1,4 @@
-"""Text for Arrow to work with.
+"""Text, and days, for Arrow to work with.
 
 Not by pa.array() or pa.scalar(), nor as an argument that Arrow would make one of: they import pandas, half a second and
 35 MB, only to rule out that they were given a data frame.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from datetime import date
 from functools import lru_cache
 
 import pyarrow as pa
@@ -26,3 +27,10 @@ def text_array(texts: Iterable[str]) -> pa.StringArray:
 def text_scalar(text: str) -> pa.StringScalar:
     """The text, as a value."""
     return text_array([text])[0]
+
+
+@lru_cache(maxsize=64)
+def day_scalar(day: date) -> pa.Date32Scalar:
+    """The day, as a value."""
+    days = array("i", [(day - date(1970, 1, 1)).days])
+    return pa.Array.from_buffers(pa.date32(), 1, [None, pa.py_buffer(days)])[0]

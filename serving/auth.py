@@ -33,7 +33,10 @@ class Gate:
 
         headers: as ASGI gives them, names in lower case.
         """
-        sent = sent_key(headers)
+        return await self.admit(sent_key(headers))
+
+    async def admit(self, sent: str) -> ReadingKey:
+        """The key with this text. Raises Unauthenticated."""
         if not sent:
             raise AuthenticationRequired
         # Seldom not remembered; then SQLite is asked in a thread, since a disk may take its time.
@@ -41,6 +44,17 @@ class Gate:
             key = self._registry.remembered(sent) or await asyncio.to_thread(self._registry.find, sent)
         except RegistryUnavailable as error:
             raise KeysUnavailable(str(error)) from error
+        return self._good(key)
+
+    async def readmit(self, id: str) -> ReadingKey:
+        """The key with this id, which was admitted before. Raises Unauthenticated."""
+        try:
+            key = self._registry.remembered_by_id(id) or await asyncio.to_thread(self._registry.find_by_id, id)
+        except RegistryUnavailable as error:
+            raise KeysUnavailable(str(error)) from error
+        return self._good(key)
+
+    def _good(self, key: ReadingKey | None) -> ReadingKey:
         if key is None:
             raise InvalidApiKey
         if key.revoked_at is not None:

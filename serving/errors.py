@@ -94,6 +94,12 @@ class AuthenticationRequired(Unauthenticated):
     system_message = "No API key provided"
 
 
+class SignInRequired(AuthenticationRequired):
+    """A page that is shown to whoever has signed in, and nobody has, or not lately."""
+
+    system_message = "Sign in at / to see this page"
+
+
 class InvalidApiKey(Unauthenticated):
     """A key that is unknown or malformed; one is not told from the other."""
 
@@ -127,6 +133,12 @@ class RateLimitExceeded(Refusal):
         super().__init__(headers={"Retry-After": str(retry_after)})
 
 
+class TooManyTries(RateLimitExceeded):
+    """More wrong keys from one address than it may try."""
+
+    system_message = "Too many keys that are not valid; try again after the seconds in Retry-After"
+
+
 class OrganizationAccessDenied(Refusal):
     """Not the key's organization. Never says whether it exists."""
 
@@ -135,6 +147,26 @@ class OrganizationAccessDenied(Refusal):
     type = "authorization_error"
     message = "Access denied to organization"
     system_message = "API key doesn't belong to organization"
+
+
+class ForeignForm(Refusal):
+    """A form that was not sent from a page of ours by a browser."""
+
+    status = 403
+    code = "FOREIGN_FORM"
+    type = "authorization_error"
+    message = "Forms are taken from this site's own pages only"
+    system_message = "Sign in with a browser at /, or send the key as X-API-Key to the API"
+
+
+class OperatorsOnly(Refusal):
+    """A page about every organization."""
+
+    status = 403
+    code = "OPERATORS_ONLY"
+    type = "authorization_error"
+    message = "This page is for operators"
+    system_message = "API key doesn't belong to an operator"
 
 
 class InvalidRequest(Refusal):

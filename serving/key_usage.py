@@ -5,8 +5,10 @@ Raises UsageUnavailable where two rollups of one publication do not agree, and f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +18,7 @@ from pyarrow._acero import AggregateNodeOptions, Declaration, TableSourceNodeOpt
 
 from pipeline.contract.layout import month_of
 from pipeline.contract.published import PublishedFile
+from serving.arrow_text import day_scalar, text_scalar
 from serving.errors import InvalidRequest
 from serving.groups import GROUP_COLUMN, GroupBy, Groups
 from serving.reader import MonthFiles, Reader
@@ -61,6 +64,47 @@ def groups_of(
         )
         rows = rows.take(order)
     return Groups(by, rows.rename_columns(["day", "group", *MEASURES]).combine_chunks())
+
+
+class Leader(NamedTuple):
+    """A key or a model of which much was used in a month. days: how much of one measure on each day that has some."""
+
+    name: str | None
+    total: Total
+    days: Mapping[date, Decimal]
+
+
+def leaders_of(groups: Groups, measure: str, most: int) -> tuple[Sequence[Leader], int]:
+    """The `most` groups of which most was used in the month, by one of the measures, and how many groups there are.
+
+    Of equal ones the smaller name comes first, and no name before any.
+    """
+    totals = _sum(groups.rows, ["group"])
+    order = [(measure, "descending", "at_end"), ("group", "ascending", "at_start")]
+    leaders = []
+    for name, *used in _tuples(totals.take(pc.sort_indices(totals, sort_keys=order)[:most]), "group", *MEASURES):
+        column = groups.rows["group"]
+        own = groups.rows.filter(pc.is_null(column) if name is None else pc.equal(column, text_scalar(name)))
+        leaders.append(Leader(name, Total(*used), dict(_tuples(own, "day", measure))))
+    return leaders, totals.num_rows
+
+
+def used_by_organization(reader: Reader, file: PublishedFile, through: date | None = None) -> pa.Table:
+    """What each organization used in the month, or through one of its days: `organization_id`, and the measures.
+
+    file: of the organizations' months, or of their days, of which only those through a day can be summed.
+    """
+    with reader.reading(file) as opened:
+        parts = _checked(opened.rows(), file)
+        if through is not None:
+            parts = (rows.filter(pc.less_equal(rows["day"], day_scalar(through))) for rows in parts)
+        return _summed(parts, ["organization_id"])
+
+
+def month_of_organization(reader: Reader, organization_id: str, file: PublishedFile) -> Total:
+    """What the organization used in a month, from the file of the organizations' months."""
+    with reader.reading(file) as opened:
+        return _total(_checked(opened.rows_of(organization_id), file))
 
 
 def keys_by_cost(

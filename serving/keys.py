@@ -132,7 +132,7 @@ class KeyRegistry:
         self._lock = threading.Lock()
         self._reader: sqlite3.Connection | None = None
         self._seen: tuple[int, ...] = ()  # `_look` at the file that `_remembered` was read from
-        self._remembered: dict[bytes, ReadingKey] = {}
+        self._remembered: dict[bytes | str, ReadingKey] = {}  # by hash, and by id
 
     def create(
         self, organization_id: str, name: str | None = None, expires_at: datetime | None = None, *, now: datetime
@@ -218,22 +218,30 @@ class KeyRegistry:
 
         Says nothing of expiry and revocation: both are in the row.
         """
-        if not _KEY.fullmatch(key):
-            return None
-        digest = _hash(key)
+        return self._find("sha256", _hash(key)) if _KEY.fullmatch(key) else None
+
+    def remembered_by_id(self, id: str) -> ReadingKey | None:
+        """What `find_by_id` last said, from memory alone; None when it must be asked."""
+        return self._remembered.get(id)
+
+    def find_by_id(self, id: str) -> ReadingKey | None:
+        """The row of the key with this id, as `find`; None when there is none."""
+        return self._find("id", id)
+
+    def _find(self, column: str, value: bytes | str) -> ReadingKey | None:
         # Under the lock from reading to remembering: else poll() could forget in between, and a revoked row would stay.
         with self._lock, self._told():
             connection = self._connected()
             row = connection.execute(
-                f"select {_columns(connection)} from reading_key where sha256 = ?",  # noqa: S608
-                (digest,),
+                f"select {_columns(connection)} from reading_key where {column} = ?",  # noqa: S608
+                (value,),
             ).fetchone()
             if row is None:
                 return None
             found = _reading_key(row)
             if len(self._remembered) >= self.REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[digest] = found
+            self._remembered[value] = found
             return found
 
     def poll(self) -> None:

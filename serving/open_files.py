@@ -9,12 +9,15 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.contract.published import Publication, PublishedFile
 from pipeline.contract.store import Signature, Store
@@ -93,6 +96,15 @@ class OpenFiles:
         opened = self._opened(ledger)
         assert isinstance(opened, frozenset)
         return opened
+
+    def rows(self, file: PublishedFile, columns: Sequence[str]) -> pa.Table:
+        """All rows of a file that is not kept open. Raises as `reading`."""
+        try:
+            checked = self._fetched(file, anew=False)
+        except OtherBytes:  # it may be a copy that is damaged
+            checked = self._fetched(file, anew=True)
+        with checked, pq.ParquetFile(checked) as parquet:
+            return parquet.read(columns=list(columns), use_threads=False)
 
     async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
         """What `read` returns in one of the threads, or raises; None: in those of the event loop.
@@ -236,9 +248,12 @@ class OpenFiles:
                 self._refused[file.path] = (signature, str(error))
                 raise
 
-    def _read(self, file: PublishedFile, *, anew: bool) -> _Opened:
+    def _fetched(self, file: PublishedFile, *, anew: bool) -> CheckedFile:
         path = self._store.layout.rollups / file.path
-        checked = CheckedFile(self._store.fetch(path, anew=anew), path)
+        return CheckedFile(self._store.fetch(path, anew=anew), path)
+
+    def _read(self, file: PublishedFile, *, anew: bool) -> _Opened:
+        checked = self._fetched(file, anew=anew)
         if file.rollup == DAY_LEDGER.name:
             return loaded_days_of(checked)
         return SortedFile.of(checked, PUBLISHED[file.rollup])

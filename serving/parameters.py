@@ -13,6 +13,7 @@ from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from serving.errors import InvalidRequest
 from serving.groups import GroupBy
 from serving.questions import Daily, KeyMonth, Sums, Top
+from serving.usage import MEASURES, Measure
 
 YEARS = range(FIRST_DAY.year, LAST_DAY.year + 1)
 LIMITS = range(1, 101)
@@ -51,6 +52,7 @@ _INCLUDE = _Parameter("include", "coverage", None, "coverage")
 _FILL = _Parameter("fill", "zero", None, "zero")
 _GROUP_BY = _Parameter("group_by", "api_key|model", None, "api_key or model")
 _API_KEY_ID = _Parameter("api_key_id", API_KEY_ID, None, "1 to 128 letters, digits, '_', '.', ':' or '-'")
+_MEASURE = _Parameter("measure", "|".join(MEASURES), None, ", ".join(MEASURES[:-1]) + f" or {MEASURES[-1]}")
 _LIMIT = _Parameter("limit", "[0-9]{1,3}", LIMITS, f"one to three digits from {LIMITS[0]} to {LIMITS[-1]}")
 _PERIOD = _Parameter("period", "monthly", None, "monthly")
 _ORGANIZATION = _Parameter("org_id", ORGANIZATION_ID, None, "1 to 128 letters, digits, '_' or '-'")
@@ -92,6 +94,13 @@ def top_asked(month: str, year: str, query: bytes) -> Top:
     given = _given(query)
     _PERIOD.of(given)
     return Top(first_day, int(_LIMIT.of(given) or 10))
+
+
+@_remembered
+def page_asked(query: bytes) -> tuple[GroupBy | None, Measure]:
+    """By what a page is to tell usage apart, and what of it its bars are to show. Raises InvalidRequest."""
+    given = _given(query)
+    return cast(GroupBy | None, _GROUP_BY.of(given)), cast(Measure, _MEASURE.of(given) or "cost")
 
 
 def check_organization(organization_id: str) -> None:

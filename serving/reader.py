@@ -210,6 +210,13 @@ class Reader:
         except (OSError, ValueError, StoreError, pa.ArrowException) as error:
             raise UsageUnavailable(f"{file.path}: {error}; run {backfill_of(file.path)}") from error
 
+    def rows(self, file: PublishedFile, columns: Sequence[str]) -> pa.Table:
+        """All rows of a published file, which is not kept open. Raises UsageUnavailable."""
+        try:
+            return self.files.rows(file, columns)
+        except (OSError, ValueError, StoreError, pa.ArrowException) as error:
+            raise UsageUnavailable(f"{file.path}: {error}; 'keytally status' says what to do") from error
+
     def check(self, file: PublishedFile) -> None:
         """Opens the file, and reads a block of it again. Raises UsageUnavailable."""
         with self.reading(file) as opened:

@@ -87,12 +87,20 @@ class SortedFile:
         start = bisect_left(self.groups, organization_id, key=lambda group: group.last)
         end = bisect_right(self.groups, organization_id, key=lambda group: group.first)
         numbers = [group.number for group in self.groups[start:end] if group.may_hold(api_key_id)]
+        for rows in self._parts(numbers):
+            wanted = pc.equal(rows["organization_id"], text_scalar(organization_id))
+            if api_key_id is not None:
+                wanted = pc.and_(wanted, pc.equal(rows["api_key_id"], text_scalar(api_key_id)))
+            yield rows.filter(wanted).drop_columns(["organization_id"])
+
+    def rows(self) -> Iterator[pa.Table]:
+        """The rows of all organizations, as they stand: some row groups of them at a time."""
+        return self._parts([group.number for group in self.groups])
+
+    def _parts(self, numbers: Sequence[int]) -> Iterator[pa.Table]:
         for position in range(0, len(numbers) or 1, GROUPS_AT_ONCE):  # without any an empty part, to tell the columns
             with self.lock:  # a ParquetFile is not made for several threads at once
                 rows = self.parquet.read_row_groups(
                     numbers[position : position + GROUPS_AT_ONCE], columns=list(self.columns), use_threads=False
                 )
-            wanted = pc.equal(rows["organization_id"], text_scalar(organization_id))
-            if api_key_id is not None:
-                wanted = pc.and_(wanted, pc.equal(rows["api_key_id"], text_scalar(api_key_id)))
-            yield rows.filter(wanted).drop_columns(["organization_id"])
+            yield rows

@@ -69,7 +69,8 @@ class Tracing:
                 if refusal is not error:
                     reason = type(error).__name__
                     _LOG.error("request %s failed", trace_id, exc_info=error)
-                headers, body = error_answer(refusal, trace_id, self.clock())
+                answer_of = scope.get("keytally.error_answer", error_answer)  # a page's, where a browser asks for one
+                headers, body = answer_of(refusal, trace_id, self.clock())
                 await send_traced({"type": "http.response.start", "status": refusal.status, "headers": headers})
                 await send_traced({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         finally:

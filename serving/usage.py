@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipeline.contract.layout import days_between, last_day_of
 
-MEASURES = ("requests", "cost", "synapses", "neurons")
+Measure = Literal["requests", "cost", "synapses", "neurons"]
+MEASURES: tuple[Measure, ...] = ("requests", "cost", "synapses", "neurons")
 
 
 class Usage(NamedTuple):
