@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.contract.store import FolderStore
+from pipeline.contract.store import this_machine
 from pipeline.drafting import draft_of
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
 from pipeline.format import ENDINGS_OF, NATIVE, Format, read_format
@@ -143,7 +143,7 @@ def _sample(path: Path) -> tuple[pa.Table, bool]:
 def _loose(path: Path, format: Format) -> RawFile:
     """A file that lies anywhere, as one below raw/."""
     found = path.stat()
-    return RawFile(str(path.absolute()), format, found.st_size, str(found.st_size), found.st_mtime, FolderStore(Path()))
+    return RawFile(str(path.absolute()), format, found.st_size, str(found.st_size), found.st_mtime, this_machine())
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,11 @@ def open_store(settings: Settings, patience: float = 10) -> Store:
     return BucketStore(settings.data, settings.cache, settings.cache_size, patience)
 
 
+def this_machine() -> Store:
+    """The files of this machine, for a log that is looked at where it lies."""
+    return FolderStore(Path())
+
+
 class FolderStore(Store):
     """A data root that is a folder."""
 
