@@ -52,7 +52,7 @@ def test_other_endings_are_listed_as_ignored(place: Place) -> None:
 def test_a_name_that_is_no_text_is_ignored_and_shown(place: Place) -> None:
     Path(os.fsdecode(os.fsencode(place.layout.raw) + b"/\xff.jsonl")).write_bytes(b"")
     listing = list_raw(place.store)
-    assert (listing.files, listing.ignored) == ((), ("?.jsonl",))
+    assert (listing.files, listing.ignored) == ((), {"?.jsonl": "its name is no UTF-8"})
 
 
 def test_without_a_raw_folder_there_is_nothing(tmp_path: Path) -> None:

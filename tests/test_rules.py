@@ -21,6 +21,11 @@ TAKEN_IN_BY = (
     "bulk.py",
     "spool.py",
     "intake.py",
+    "format.py",
+    "mapping.py",
+    "records.py",
+    "tabular.py",
+    "sql/pure_functions.sql",
 )
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
