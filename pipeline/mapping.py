@@ -65,7 +65,10 @@ class MappedRecords:
             self._connection.register("records", self._given)
             self._check_syntax(format.text)
             self._connection.execute("set lock_configuration = true")
-            self._requests = self._as_text(self._connection.sql(format.text.rstrip().rstrip(";")), format)
+            requests = self._as_text(self._connection.sql(format.text.rstrip().rstrip(";")), format)
+            requests.create_view("requests")
+            # To plan it takes as long as to run it over some megabytes.
+            self._connection.execute("prepare requests_of_records as from requests")
         except duckdb.Error as error:
             self.close()
             raise self._refused(f"is no SQL that works: {_first_line(error)}") from error
@@ -75,8 +78,7 @@ class MappedRecords:
 
     def close(self) -> None:
         self._connection.close()
-        self.__dict__.pop("_requests", None)
-        del self._connection
+        del self._connection  # an error's frames may keep us; a connection kept to the end is told as leaked
 
     def _refused(self, why: str) -> FormatRefused:
         return FormatRefused(f"formats/{self._name}.sql {why}")
@@ -166,7 +168,8 @@ class MappedRecords:
         numbers = requests["line"].to_numpy()
         if not np.isin(numbers, lines.to_numpy()).all():
             raise self._refused("gives other numbers as column line than its records have: pass it through")
-        return requests.take(pa.array(np.argsort(numbers, kind="stable")))
+        in_order = bool((np.diff(numbers) >= 0).all())
+        return requests if in_order else requests.take(pa.array(np.argsort(numbers, kind="stable")))
 
     def _run(self, lines: pa.Array, records: pa.Array) -> pa.Table:
         self._given.rows = _as_records(lines, records)
@@ -174,7 +177,7 @@ class MappedRecords:
         interrupt.start()
         try:
             batches, rows = [], 0
-            for batch in self._requests.to_arrow_reader(10_000):
+            for batch in self._connection.sql("execute requests_of_records").to_arrow_reader(10_000):
                 batches.append(batch)
                 rows += batch.num_rows
                 if rows > len(lines) + MORE_REQUESTS:

@@ -9,8 +9,10 @@ A case reads without Python:
   `findings` (default false: exit 0), `held_back` (file = first word of the reason), `days` (the days it rolled up),
   `publishes` (default true).
 - raw files, in which `<hex c3 28>` stands for these bytes and `<pad to 1048576>` for x until the line is that long.
-- `expected_rows.csv`, `expected_quarantine.csv`, `expected_days.csv`, and where they say more, `expected_keys.csv`
-  and `expected_files.csv`: what the newest version holds after the last run.
+- `formats` in a run: SQL files of the case that are put into formats/ of the data root.
+- `expected_rows.csv`, `expected_quarantine.csv`, `expected_days.csv`, and where they say more, `expected_keys.csv`,
+  `expected_files.csv` and `expected_events.csv` (the accepted requests): what the newest version holds after the last
+  run.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ except ImportError:
     from backports import zstd
 
 CASES = sorted(path.parent for path in (Path(__file__).parent / "cases").glob("*/case.toml"))
+OPTIONAL = ("expected_keys.csv", "expected_files.csv", "expected_events.csv")
 UTC_TIMESTAMP = re.compile(r"timestamp (ms|us|ns)( UTC)?")
 DECIMAL = re.compile(r"decimal\((\d+), (\d+)\)")
 SIMPLE_TYPES = {
@@ -87,6 +90,8 @@ def test_case(folder: Path, place: Place) -> None:
     ]
     _assert_rows(folder / "expected_quarantine.csv", quarantined)
     _assert_rows(folder / "expected_files.csv", place.published("file").to_dict("records") if version else [])
+    events = [row for file in files if files[file].same_as is None for row in place.events(file)]
+    _assert_rows(folder / "expected_events.csv", events)
 
     again = place.roll_up()
     assert (again.version, again.ingested, again.days) == (version, [], []), "a rerun changed something"
@@ -98,6 +103,9 @@ def _change_raw(folder: Path, place: Place, step: dict[str, Any]) -> None:
         (place.layout.raw / old).rename(place.layout.raw / new)
     for file in step.get("delete", ()):
         (place.layout.raw / file).unlink()
+    for name in step.get("formats", ()):
+        place.layout.formats.mkdir(exist_ok=True)
+        (place.layout.formats / name).write_bytes((folder / name).read_bytes())
     for put in step.get("put", ()):
         source = folder / put.get("from", put["file"])
         place.write_raw(put["file"], _made_from(b"" if put.get("empty") else source.read_bytes(), put))
@@ -160,7 +168,7 @@ def _column(values: list[Any], kind: str) -> pa.Array:
 def _assert_rows(expected: Path, got: list[dict[str, Any]]) -> None:
     """Each row of the expected file, and no other; columns it does not name are not compared."""
     if not expected.exists():
-        assert not (got and expected.name != "expected_keys.csv" and expected.name != "expected_files.csv"), got
+        assert not (got and expected.name not in OPTIONAL), got
         return
     with expected.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)

@@ -35,7 +35,7 @@ def test_files_are_listed_at_any_depth_in_order_of_path(place: Place) -> None:
 def test_names_that_begin_with_a_dot_or_an_underscore_are_not_there(place: Place) -> None:
     for file in (".a.jsonl", "_a.jsonl", ".tmp/a.jsonl", "x/_upload/a.jsonl", "x/.hidden", "_"):
         place.write_raw(file, b"")
-    assert list_raw(place.store) == RawListing((), (), ())
+    assert list_raw(place.store) == RawListing((), {}, ())
 
 
 def test_other_endings_are_listed_as_ignored(place: Place) -> None:
@@ -52,11 +52,11 @@ def test_other_endings_are_listed_as_ignored(place: Place) -> None:
 def test_a_name_that_is_no_text_is_ignored_and_shown(place: Place) -> None:
     Path(os.fsdecode(os.fsencode(place.layout.raw) + b"/\xff.jsonl")).write_bytes(b"")
     listing = list_raw(place.store)
-    assert (listing.files, listing.ignored) == ((), ("?.jsonl",))
+    assert (listing.files, listing.ignored) == ((), {"?.jsonl": "its name is no UTF-8"})
 
 
 def test_without_a_raw_folder_there_is_nothing(tmp_path: Path) -> None:
-    assert list_raw(FolderStore(tmp_path)) == RawListing((), (), ())
+    assert list_raw(FolderStore(tmp_path)) == RawListing((), {}, ())
 
 
 def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(place: Place, tmp_path: Path) -> None:

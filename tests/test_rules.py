@@ -21,11 +21,16 @@ TAKEN_IN_BY = (
     "bulk.py",
     "spool.py",
     "intake.py",
+    "format.py",
+    "mapping.py",
+    "records.py",
+    "tabular.py",
+    "sql/pure_functions.sql",
 )
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "61c507794c856a56"),
+    "TAKE_IN_RULE": (1, "2c7f1552624079de"),
     "ROLL_UP_RULE": (1, "25667c3f5581e1c1"),
 }
 
