@@ -30,9 +30,11 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-emit-index-url --no-annotate --no-header --extra dev --extra redis pyproject.toml -o requirements.lock
 
-# Writes what is generated in the pages: the README's column tables, docs/openapi.json, and the image's part of the lock.
+# Writes what is generated in the pages: the README's column tables, docs/openapi.json, what
+# the page on notebooks prints, and the image's part of the lock.
 docs: $(READY)
 	KEYTALLY_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py \
+		tests/test_usage.py::test_the_page_on_notebooks_shows_what_its_code_prints \
 		tests/test_deploy.py::test_the_image_gets_what_it_needs_to_run_and_no_more
 
 clean:

@@ -72,20 +72,25 @@ class Ledger:
     days: Mapping[date, DayEntry]
 
 
-def read_ledger(store: Store) -> Ledger:
-    """The ledger of the newest version; an empty one where nothing was published.
-
-    Raises KeytallyError when there is a published version that cannot be read, StoreError.
-    """
+def newest_publication(store: Store) -> Publication:
+    """What the newest version publishes; version 0 where nothing was published. Raises as `read_ledger`."""
     step("open the table")
     try:
         table = open_published(store)
-        publication = publication_of(table) if table else NOTHING_PUBLISHED
+        return publication_of(table) if table else NOTHING_PUBLISHED
     except (DeltaError, ValueError, OSError) as error:
         raise KeytallyError(
             f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a"
             f" copy, or the rights to it, or {PUBLISH_ANEW}"
         ) from error
+
+
+def read_ledger(store: Store) -> Ledger:
+    """The ledger of the newest version; an empty one where nothing was published.
+
+    Raises KeytallyError when there is a published version that cannot be read, StoreError.
+    """
+    publication = newest_publication(store)
     files = [_file_entry(row) for row in _rows(store, publication, FILE_LEDGER)]
     days = [DayEntry(**row) for row in _rows(store, publication, DAY_LEDGER)]
     return Ledger(publication, {entry.file: entry for entry in files}, {entry.day: entry for entry in days})

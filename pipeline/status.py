@@ -171,7 +171,7 @@ def status_of(store: Store, now: datetime) -> Status:
     version = ledger.publication.version
     listing = list_raw(store)
     note = read_last_run(store)
-    newest = _newest_run(store, note, version)
+    newest = newest_run(store, note, version)
     confirmed_at = newest.started if newest else None
     refused = note.held_back if note else {}
     confirmed = note.confirmed if note else {}
@@ -203,7 +203,7 @@ def lost_versions(newest: int, last_run: LastRun) -> str:
     return f"version {last_run.version} was published, but {there}"
 
 
-def _newest_run(store: Store, note: LastRun | None, version: int) -> LastRun | None:
+def newest_run(store: Store, note: LastRun | None, version: int) -> LastRun | None:
     """The newest run that is known of, as a server knows of it: from its note, or from the commit of `version`."""
     if note is not None and note.version == version:
         return note

@@ -48,7 +48,10 @@ _ENVIRONMENT.filters.update(
 )
 
 
+_TEMPLATES = {path.name: _ENVIRONMENT.get_template(path.name) for path in _FOLDER.glob("*.html")}
+
+
 def page(template: str, *, lasting: bool = False, **shown: Any) -> Body:
     """The page that a template makes of what is to be shown. lasting: until the next publication."""
-    html = _ENVIRONMENT.get_template(template).render(shown)
+    html = _TEMPLATES[template].render(shown)
     return Body(html.encode("utf-8", "replace"), lasting=lasting, content_type=HTML)

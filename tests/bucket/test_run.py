@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.contract.bucket
+from pipeline import read_usage
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import stated_checksum
 from pipeline.contract.store import StoreError
@@ -673,3 +675,16 @@ def test_the_registry_must_be_named_when_the_data_root_is_in_a_bucket(place: Buc
         "keytally: KEYTALLY_KEYS is '', but must be the path of a file on this machine, also where the data root is in"
         " a bucket"
     )
+
+
+def test_a_notebook_reads_what_is_published_in_a_bucket(place: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write_raw("a.jsonl", request(1, cost="0.000000000001"), request(2, organization_id="org_b"))
+    place.roll_up()
+    for name, value in place.elsewhere("a laptop").environment.items():
+        if name != "KEYTALLY_DATA":
+            monkeypatch.setenv(name, value)
+    usage = read_usage(place.environment["KEYTALLY_DATA"], by="key")
+    assert usage[["organization_id", "api_key_id", "cost"]].values.tolist() == [
+        ["org_a", "key_1", Decimal("0.000000000001")],
+        ["org_b", "key_1", Decimal("0.25")],
+    ]
