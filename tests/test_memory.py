@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.scale.generate import Traffic, write
 from tests.conftest import Place, lines, request
 
 MB = 10**6
@@ -32,24 +33,30 @@ try:
 finally:
     print(kilobytes(), file=sys.stderr)
 """
+FEW_FILES = """
+import resource
+from pipeline import buckets, update
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+buckets.LINES_A_BUCKET, update.LINES_IN_ONE_STEP = {lines_a_bucket}, {lines_a_bucket}
+"""
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak of a process")
 
 
-def rolled_up(place: Place) -> dict[str, Any]:
-    """What `keytally rollup` reported, having stayed within its memory."""
+def rolled_up(place: Place, limit_mb: int = LIMIT_MB, first: str = "") -> dict[str, Any]:
+    """What `keytally rollup` reported, having stayed within its memory. first: what its process does before."""
     environment = {
         **os.environ,
         "KEYTALLY_DATA": str(place.layout.root),
-        "KEYTALLY_MEMORY_LIMIT": f"{LIMIT_MB}MB",
+        "KEYTALLY_MEMORY_LIMIT": f"{limit_mb}MB",
         "KEYTALLY_THREADS": "2",
     }
-    command = [sys.executable, "-c", SCRIPT]
+    command = [sys.executable, "-c", first + SCRIPT]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["held_back"] == []
-    assert int(done.stderr.splitlines()[-1]) * 1024 <= (LIMIT_MB + 400) * MB
+    assert int(done.stderr.splitlines()[-1]) * 1024 <= (limit_mb + 400) * MB
     return report
 
 
@@ -139,3 +146,26 @@ def test_many_tiny_files_are_taken_in_within_the_limit(place: Place, files: int)
     for number in range(files):
         place.write_raw(f"{number // 1000}/{number}.jsonl", request(number))
     assert counts(rolled_up(place)) == (files, files, 0)
+
+
+@pytest.mark.parametrize("requests", [2_100_000, pytest.param(20_000_000, marks=pytest.mark.slow)])
+def test_a_raw_file_larger_than_memory_with_a_day_larger_than_a_step_stays_within_the_limit(
+    place: Place, requests: int
+) -> None:
+    """One file of one day: 600 MB of lines, or 5.9 GB, with 512 MB for DuckDB, and less than 1 GiB for everything."""
+    made = Traffic(requests, days=1, organizations=100_000)
+    truth = write(place.layout.raw, made, lines_a_file=requests)
+    report = rolled_up(place, 512)
+    assert counts(report)[0] == requests
+    assert sum(day["counted"] for day in report["days"]) == truth.requests
+    assert place.published("organization_month").cost.sum() * 10**9 == truth.cost
+
+
+@pytest.mark.parametrize("lines_a_bucket", [1_000_000, 2])
+def test_many_files_and_buckets_are_not_open_at_once(place: Place, lines_a_bucket: int) -> None:
+    """Of 200 event files, or as many buckets, where the process may have 160 files open."""
+    files = 200
+    for number in range(files):
+        place.write_raw(f"{number}.jsonl", request(2 * number), request(2 * number + 1))
+    report = rolled_up(place, first=FEW_FILES.format(lines_a_bucket=lines_a_bucket))
+    assert report["days"][0]["counted"] == 2 * files

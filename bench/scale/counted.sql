@@ -4,7 +4,7 @@
 with original as (
     select
         range as number,
-        hash(range, $day, 4) as amount
+        hash(xor(hash(range, $day), 4)) as amount
     from range($on_day)
     where range % 33 <> 32
 )

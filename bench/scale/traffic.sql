@@ -13,15 +13,23 @@ with line as (
     from range($first, $end)
 ),
 
+mixed as (
+    select
+        original,
+        hash(original, $day) as mixed
+    from line
+),
+
+-- A hash of the same with another number beside it is no other chance: the numbers are mixed in before.
 chance as (
     select
         original,
-        cast(hash(original, $day, 1) >> 32 as double) / 4294967296 as of_organization,
-        cast(hash(original, $day, 2) >> 32 as double) / 4294967296 as of_key,
-        cast(hash(original, $day, 3) >> 32 as double) / 4294967296 as of_model,
-        hash(original, $day, 4) as amount,
-        hash(original, $day, 5) as id
-    from line
+        cast(hash(xor(mixed, 1)) >> 32 as double) / 4294967296 as of_organization,
+        cast(hash(xor(mixed, 2)) >> 32 as double) / 4294967296 as of_key,
+        cast(hash(xor(mixed, 3)) >> 32 as double) / 4294967296 as of_model,
+        hash(xor(mixed, 4)) as amount,
+        hash(xor(mixed, 5)) as id
+    from mixed
 ),
 
 request as (
