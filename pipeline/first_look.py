@@ -206,18 +206,27 @@ def _drafted(path: Path, lines: pa.Table) -> Format:
 
 
 def _sources(format: Format) -> dict[str, str]:
-    """For each field of a request the expression that gives it, as the last select of a format says."""
+    """For each field of a request what gives it, as the last select of a format says.
+
+    A name that an earlier select gave in one line is told as what that line says, a value by its path.
+    """
     if not format.is_mapped:
         return {name: name for name in FIELDS if name != "cached_input_tokens"}
-    last = re.split(r"^select\b", format.text, flags=re.MULTILINE)[-1]
-    last = re.split(r"^from\b", last, flags=re.MULTILINE)[0]
-    code = re.sub(r"--[^\n]*", "", last)
+    *before, last = re.split(r"\bselect$", re.sub(r"--[^\n]*", "", format.text), flags=re.MULTILINE)
+    code = re.split(r"^from\b", last, flags=re.MULTILINE)[0]
+    paths = re.findall(r"'\$\.([\w.]+)'", "".join(before))
+    given = {name: source for source, name in re.findall(r"^ +(.+) as (\w+),?$", "".join(before), re.MULTILINE)}
+
+    def told(source: str) -> str:
+        source = " ".join(re.sub(r"[a-z_]+", lambda name: given.get(name[0], name[0]), source).split())
+        return re.sub(r"value\[(\d+)\]", lambda value: paths[int(value[1]) - 1], source)
+
     found: dict[str, str] = {}
     for column in _columns(code):
-        source, given, name = column.rpartition(" as ")
-        name = (name if given else column).strip()
+        source, given_name, name = column.rpartition(" as ")
+        name = name.strip()
         if name in FIELDS:
-            found[name] = " ".join(source.split()) or name
+            found[name] = told(source if given_name else name)
     return found
 
 

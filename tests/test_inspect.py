@@ -1,0 +1,169 @@
+"""The first five minutes: which format a log is in, what would come of it, and a draft where no format knows it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+
+from pipeline import first_look
+from pipeline.errors import KeytallyError
+from pipeline.first_look import FirstLook, look_at
+from pipeline.format import formats_of
+from tests.conftest import Place, lines, request
+from tests.test_cli import data, keytally  # noqa: F401  # fixtures
+
+CASES = Path(__file__).parent / "cases"
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+Keytally = Callable[..., Result]
+
+
+@pytest.fixture
+def look(place: Place) -> Callable[[Path], FirstLook]:
+    return lambda path: look_at(path, formats_of(place.store), NOW)
+
+
+Look = Callable[[Path], FirstLook]
+
+
+@pytest.mark.parametrize(
+    ("case", "format", "accepted", "count"),
+    [
+        ("litellm/log.jsonl", "litellm", 12, 14),
+        ("nginx/access.jsonl", "nginx", 8, 10),
+        ("otel_genai/gateway.jsonl", "otel-genai", 7, 8),
+        ("month_end/a.jsonl", "native", None, None),
+        ("csv/crlf.csv", "csv", 2, 2),
+    ],
+)
+def test_a_format_is_recognized_by_what_it_accepts(
+    look: Look, case: str, format: str, accepted: int | None, count: int | None
+) -> None:
+    found = look(CASES / case)
+    assert (found.format, found.whole) == (format, True)
+    if accepted:
+        assert (found.accepted, found.lines) == (accepted, count)
+    assert found.accepted + sum(found.rejected.values()) == found.lines
+    assert len(found.samples) == min(3, found.accepted)
+
+
+def test_the_mapping_tells_where_each_field_is_from(look: Look) -> None:
+    fields = look(CASES / "litellm/log.jsonl").fields
+    assert fields["organization_id"] == "metadata.user_api_key_org_id"
+    assert "response_cost" in fields["cost"]
+    assert "sha256(metadata.user_api_key_hash)" in fields["api_key_id"]
+    assert "gen_ai.request.model" in look(CASES / "otel_genai/gateway.jsonl").fields["model"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
+def test_a_log_that_no_format_knows_gets_a_draft_that_works(look: Look, tmp_path: Path, kind: str) -> None:
+    records = [
+        {
+            "eventId": f"e{number}",
+            "createdAt": 1_762_776_000_123 + number,
+            "tenant": "acme",
+            "apiKey": "sk-in-clear",
+            "modelName": "mini",
+            "statusCode": 200,
+            "promptTokens": 3,
+            "completionTokens": 4,
+            "costUsd": 2.1000000000000002e-05,
+        }
+        for number in range(5)
+    ]
+    path = tmp_path / f"calls.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        rows = [",".join(records[0]), *(",".join(map(str, record.values())) for record in records)]
+        content = lines(*records) if "jsonl" in kind else ("\n".join(rows) + "\n").encode()
+        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    found = look(path)
+    assert (found.format, found.accepted, found.lines) == (None, 5, 5)
+    assert f"-- reads: {kind.removesuffix('.gz')}\n" in found.text
+    assert "-- currency: USD" in found.text
+    sample = found.samples[0]
+    assert (sample["timestamp"], sample["cost"], sample["status"]) == ("2025-11-10T12:00:00.123000Z", "0.000021", 200)
+    assert sample["api_key_id"].startswith("sha256:"), "what may be a key in clear is hashed"
+    assert "sk-in-clear" not in json.dumps(found.as_json())
+
+
+def test_a_draft_names_the_candidates_in_order_and_what_it_has_not_found(look: Look, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines({"id": "1", "call_id": "2", "date": "2025-11-10 12:00:00", "meta": {"user": {"org": "o"}}}))
+    text = look(path).text
+    assert "-- request_id: or id\n    record->>'call_id' as request_id" in text
+    assert "record->>'$.meta.user.org' as organization_id" in text
+    assert "-- timestamp: says no time zone and is taken as UTC" in text
+    assert "-- api_key_id: no field looks like it; null is an interactive session" in text
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "quoted" name', "a.b", "$", "naïve", "line\nend", "--", "select", " "])
+def test_a_draft_is_sound_whatever_the_fields_are_called(look: Look, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines({name: {"request_id": "1", "model": "m", name: 1}, "prompt_tokens": 3}))
+    found = look(path)
+    assert found.format is None
+    assert found.rejected == {"missing_field": 1}
+    assert f"{name}" in found.text or name in ("it's", 'a "quoted" name', "line\nend")
+
+
+def test_a_large_file_is_looked_at_from_its_beginning(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(*(request(number) for number in range(6_000))))
+    found = look(path)
+    assert (found.lines, found.whole, found.accepted) == (5_000, False, 5_000)
+    monkeypatch.setattr(first_look, "MOST_BYTES", 2**20)
+    path.write_bytes(b"x" * 2**24)
+    with pytest.raises(KeytallyError, match="no end of a line in its first 1 MiB"):
+        look(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("log.txt", b"x", r"does not end in one of \.jsonl"),
+        ("log.jsonl", b"", "holds no line"),
+        ("log.jsonl.gz", b"x", "not gzip"),
+        ("log.parquet", b"x", "is held back: unreadable"),
+        ("log.csv", b",,\n1,2,3\n", "names no columns"),
+    ],
+)
+def test_what_is_no_log_is_told_in_a_sentence(look: Look, tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KeytallyError, match=says):
+        look(tmp_path / name)
+
+
+def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
+    data: Path,  # noqa: F811
+    keytally: Keytally,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "calls.jsonl"
+    log.write_bytes(lines({"id": "1", "ts": "2025-11-10T12:00:00Z", "org": "acme", "key_id": "k", "model": "m"}))
+    before = sorted(data.rglob("*"))
+    shown = keytally("inspect", str(log))
+    assert shown.exit_code == 0
+    assert "1 of 1 line would be accepted, 100.0 %." in shown.output
+    assert sorted(data.rglob("*")) == before
+    written = keytally("inspect", str(log), "--write", "calls", "--json")
+    assert json.loads(written.stdout)[0]["draft"] == (data / "formats/calls.sql").read_text()
+    assert keytally("inspect", str(log), "--write", "calls").exit_code == 1
+    assert keytally("inspect", str(log), "--write", "no/such").exit_code == 1
+    assert sorted((data / "formats").iterdir()) == [data / "formats/calls.sql"]
+    (data / "raw/calls").mkdir()
+    log.rename(data / "raw/calls/a.jsonl")
+    report: dict[str, Any] = json.loads(keytally("rollup", "--json").stdout)
+    assert report["ingested"] == [{"file": "calls/a.jsonl", "lines": 1, "accepted": 1, "quarantined": 0}]
