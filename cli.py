@@ -647,8 +647,9 @@ def _show_look(look: FirstLook) -> None:
     share = 100 * look.accepted / max(look.lines, 1)
     some = "" if look.whole else " (the beginning of the file)"
     click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
-    for reason, count in look.rejected.items():
-        click.echo(f"  {count:,} {reason}")
+    for rejects in look.rejected:
+        made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
+        click.echo(f"  {rejects.lines:,} {rejects.reason}, the first at line {rejects.first_line}{_visible(made)}")
     if look.samples:
         table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
         for field in look.samples[0]:

@@ -98,6 +98,17 @@ def test_every_shipped_format_says_what_it_reads_and_what_it_rounds(place: Place
         MappedRecords(format).close()
 
 
+def test_the_format_on_the_page_works() -> None:
+    page = (Path(__file__).parent.parent / "docs/formats.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition("```sql\n")
+    text, _, _ = rest.partition("```")
+    ready = MappedRecords(read_format("house", text))
+    record = {"id": "1", "started": "2025-11-10T12:00:00Z", "caller": {"tenant": "org"}, "cents": 12.5, "tokens_in": 3}
+    (made,) = ready.requests_of([1], pa.array([json.dumps(record)])).to_pylist()
+    assert (made["organization_id"], made["cost"], made["input_tokens"]) == ("org", "0.125", "3")
+    ready.close()
+
+
 # --- what its SQL may be ---------------------------------------------------------------------------------------------
 
 
