@@ -37,19 +37,17 @@ NAMES = {
     " upstreamxcompletiontokens",
     "cached_input_tokens": "cachedinputtokens cachedtokens cachereadinputtokens cachereadtokens promptcachehittokens",
 }
-_NO_SECRETS = set(
-    [
-        "apikeyid",
-        "keyid",
-        "httpxapikeyid",
-        "virtualkeyid",
-        "apikeyname",
-        "keyname",
-        "apikeyalias",
-        "clientid",
-        "credentialid",
-    ]
-)
+_NO_SECRETS = {
+    "apikeyid",
+    "keyid",
+    "httpxapikeyid",
+    "virtualkeyid",
+    "apikeyname",
+    "keyname",
+    "apikeyalias",
+    "clientid",
+    "credentialid",
+}
 _ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
 _ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
