@@ -30,7 +30,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_day.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "948c62596a58de9a"),
+    "TAKE_IN_RULE": (1, "c255585735518dfc"),
     "ROLL_UP_RULE": (1, "b41a19eed4792d92"),
 }
 
