@@ -301,8 +301,14 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
 
 def _show_findings(report: Report) -> None:
     damaged = [held for held in report.held_back if held.reason.startswith("damaged:")]
+    of_a_format = Counter(held.reason for held in report.held_back if held.reason.startswith("format:"))
     for held in report.held_back:
-        click.echo(f"HELD BACK {_visible(held.file)}: {_visible(held.reason)}", err=True)
+        more = of_a_format.get(held.reason, 1) - 1  # what is wrong with a format is told once, of its first file
+        if more >= 0:
+            and_more = f" and {more:,} more" if more else ""
+            click.echo(f"HELD BACK {_visible(held.file)}{and_more}: {_visible(held.reason)}", err=True)
+        if held.reason in of_a_format:
+            of_a_format[held.reason] = 0
     if report.held_back and report.version:
         click.echo("Everything else is published, and what these files held before still counts.", err=True)
     if len(damaged) < len(report.held_back):
@@ -653,8 +659,9 @@ def _show_look(look: FirstLook) -> None:
     share = 100 * look.accepted / max(look.lines, 1)
     some = "" if look.whole else " (the beginning of the file)"
     click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
-    for reason, count in look.rejected.items():
-        click.echo(f"  {count:,} {reason}")
+    for rejects in look.rejected:
+        made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
+        click.echo(f"  {rejects.lines:,} {rejects.reason}, the first at line {rejects.first_line}{_visible(made)}")
     if look.samples:
         table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
         for field in look.samples[0]:

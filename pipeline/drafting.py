@@ -37,7 +37,17 @@ NAMES = {
     " upstreamxcompletiontokens",
     "cached_input_tokens": "cachedinputtokens cachedtokens cachereadinputtokens cachereadtokens promptcachehittokens",
 }
-_SECRETS = {"apikey", "accesskey", "key", "token", "authorization"}
+_NO_SECRETS = {
+    "apikeyid",
+    "keyid",
+    "httpxapikeyid",
+    "virtualkeyid",
+    "apikeyname",
+    "keyname",
+    "apikeyalias",
+    "clientid",
+    "credentialid",
+}
 _ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
 _ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
@@ -160,8 +170,11 @@ def _column(name: str, candidates: Sequence[_Field], kind: str) -> tuple[str, st
         source, comment = _moment(best, source)
     elif name == "cost":
         source = f"coalesce(cast(round_even(try_cast({source} as decimal(38, 30)), 12) as varchar), {source})"
-    elif name == "api_key_id" and best.name in _SECRETS:
-        source, comment = f"'sha256:' || sha256({source})", "api_key_id: hashed, for it may be a key in clear"
+    elif name == "api_key_id" and best.name not in _NO_SECRETS:
+        comment = "api_key_id: hashed, for it may be a key in clear"
+        hashed = f"'sha256:' || sha256({source})"
+        is_hash = f"case when regexp_full_match({source}, '[0-9a-fA-F]{{64}}') then {source} else {hashed} end"
+        source = is_hash if best.name.endswith("hash") else hashed
     others = [".".join(each.path) for each in candidates[1:]]
     if others:
         comment = f"{comment or name + ':'}{';' if comment else ''} or {', '.join(others)}".replace("\n", " ")

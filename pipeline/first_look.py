@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -30,8 +30,20 @@ MOST_LINES = 5_000
 MOST_BYTES = 64 * 2**20  # read of the file
 FEW_LINES = 200  # to try every format with
 SAMPLES = 3
+ENOUGH_FIELDS = 6  # of a request: a format that finds them is meant, even where no line is accepted
 
 _ANY = Format("any", "any", tuple(ENDINGS_OF))  # reads records of whatever kind
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """The lines that would be rejected for one reason. first_line: the first of them; made: what its format made of it,
+    where that made anything."""
+
+    reason: str
+    lines: int
+    first_line: int
+    made: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class FirstLook:
     """What a file looks like. lines: how many were looked at; whole: whether these are all.
 
     format: the name of the one that fits best; None where it is a draft. text: its SQL, empty for the native one.
-    fields: for each field of a request what gives it. samples: the first accepted requests, as they would be stored.
+    fields: for each field of a request what gives it. rejected: by reason, the most frequent first. samples: the first
+    accepted requests, as they would be stored.
     """
 
     file: str
@@ -49,7 +62,7 @@ class FirstLook:
     lines: int
     whole: bool
     accepted: int
-    rejected: Mapping[str, int]
+    rejected: Sequence[Rejects]
     samples: Sequence[Mapping[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
@@ -61,7 +74,7 @@ class FirstLook:
             "lines": self.lines,
             "whole": self.whole,
             "accepted": self.accepted,
-            "rejected": dict(self.rejected),
+            "rejected": [vars(rejects) for rejects in self.rejected],
             "samples": list(self.samples),
         }
 
@@ -88,8 +101,7 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
     else:
         format, known = _drafted(path, few), False
     verdicts = _verdicts(format, path, lines, latest)
-    accepted = [verdict for verdict in verdicts if not isinstance(verdict, Rejected)]
-    reasons = Counter(verdict.reason.value for verdict in verdicts if isinstance(verdict, Rejected))
+    accepted = [judged.verdict for judged in verdicts if not isinstance(judged.verdict, Rejected)]
     return FirstLook(
         file=str(path),
         format=format.name if known else None,
@@ -98,9 +110,27 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
         lines=len(verdicts),
         whole=whole,
         accepted=len(accepted),
-        rejected=dict(reasons.most_common()),
+        rejected=_rejects(verdicts),
         samples=[_shown(request) for request in accepted[:SAMPLES]],
     )
+
+
+class _Judged(NamedTuple):
+    """A line, what it was judged to be, and what its format made of it."""
+
+    line: int
+    verdict: Request | Rejected
+    made: Mapping[str, Any] | None = None
+
+
+def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
+    counts: Counter[str] = Counter()
+    first: dict[str, _Judged] = {}
+    for each in judged:
+        if isinstance(each.verdict, Rejected):
+            counts[each.verdict.reason.value] += 1
+            first.setdefault(each.verdict.reason.value, each)
+    return [Rejects(reason, count, first[reason].line, first[reason].made) for reason, count in counts.most_common()]
 
 
 class _EnoughError(Exception):
@@ -149,30 +179,25 @@ def _loose(path: Path, format: Format) -> RawFile:
 @dataclass(frozen=True)
 class _Trial:
     format: Format
-    verdicts: Sequence[Request | Rejected]
+    judged: Sequence[_Judged]
 
     @property
-    def fit(self) -> tuple[int, bool]:
-        """How well the format fits; of two that fit as well the native one is meant."""
-        return sum(not isinstance(verdict, Rejected) for verdict in self.verdicts), self.format is NATIVE
+    def fit(self) -> tuple[int, int, bool]:
+        """How well the format fits: what it accepts, then what it finds; of two that fit as well the native one."""
+        accepted = sum(not isinstance(each.verdict, Rejected) for each in self.judged)
+        return accepted, max((len(each.made or ()) for each in self.judged), default=0), self.format is NATIVE
 
     @property
     def is_fit(self) -> bool:
-        return self.fit[0] > 0
+        return self.fit[0] > 0 or self.fit[1] >= ENOUGH_FIELDS
 
 
-def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> list[Request | Rejected]:
+def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> list[_Judged]:
     """What becomes of the lines in a format. Raises FormatRefused."""
     if not format.is_mapped and path.name.endswith(".parquet"):
         return list(_rows(path, len(lines), latest))
     if not format.is_mapped:
-        rows = lines.to_pylist()
-        return [
-            Rejected(Reason(row["reason"]))
-            if row["reason"]
-            else read_line(without_line_end(row["text"].encode()), latest)
-            for row in rows
-        ]
+        return [_Judged(row["line"], _verdict(row, lambda row: _read_text(row, latest))) for row in lines.to_pylist()]
     mapping = MappedRecords(format)
     try:
         (batch,) = lines.combine_chunks().to_batches()
@@ -180,17 +205,29 @@ def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> 
     finally:
         mapping.close()
     return [
-        Rejected(Reason(row["reason"])) if row["reason"] else read_record(as_record(row), latest, format.terms)
+        _Judged(
+            row["line"],
+            _verdict(row, lambda row: read_record(as_record(row), latest, format.terms)),
+            {name: row[name] for name in FIELDS if row[name] is not None} or None,
+        )
         for row in rows
     ]
 
 
-def _rows(path: Path, count: int, latest: datetime) -> Iterator[Request | Rejected]:
+def _verdict(row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Request | Rejected]) -> Request | Rejected:
+    return Rejected(Reason(row["reason"])) if row["reason"] else read(row)
+
+
+def _read_text(row: Mapping[str, Any], latest: datetime) -> Request | Rejected:
+    return read_line(without_line_end(row["text"].encode()), latest)
+
+
+def _rows(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:
     try:
         with RawPass(_loose(path, NATIVE)) as opened:
             for batch in opened.batches():
                 for row in batch.slice(0, count).to_pylist():
-                    yield Rejected(Reason(row["reason"])) if row["reason"] else read_record(as_json_record(row), latest)
+                    yield _Judged(row["line"], _verdict(row, lambda row: read_record(as_json_record(row), latest)))
                 count -= min(count, batch.num_rows)
                 if not count:
                     return

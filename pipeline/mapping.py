@@ -24,7 +24,8 @@ from pipeline.format import Format
 
 MEMORY_BYTES = 128 * 2**20
 SECONDS = 60.0  # for some megabytes of records
-MORE_REQUESTS = 100_000  # than lines, that the SQL may make of some megabytes of them
+MOST_RECORDS = 100_000  # that the SQL sees at once
+MOST_REQUESTS = 500_000  # that it may make of them
 
 FIELDS = tuple(name for name in EVENT.arrow_schema.names if name != "currency")
 REQUESTS = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in FIELDS)])
@@ -68,7 +69,7 @@ class MappedRecords:
             requests = self._as_text(self._connection.sql(format.text.rstrip().rstrip(";")), format)
             requests.create_view("requests")
             # To plan it takes as long as to run it over some megabytes.
-            self._connection.execute("prepare requests_of_records as from requests")
+            self._connection.execute(f"prepare requests_of_records as from requests limit {MOST_REQUESTS + 1}")
         except duckdb.Error as error:
             self.close()
             raise self._refused(f"is no SQL that works: {_first_line(error)}") from error
@@ -155,13 +156,18 @@ class MappedRecords:
 
         A record may become one request, several or none. Raises FormatRefused when it fails.
         """
-        lines = pa.array(lines, pa.int64())
+        lines = lines if isinstance(lines, pa.Array) else pa.array(lines, pa.int64())
+        if len(lines) > MOST_RECORDS:
+            return self._in_halves(lines, records)
         try:
             requests = self._run(lines, records)
         except duckdb.InterruptException as error:
             raise self._refused(f"takes longer than {SECONDS:.0f} s for {len(lines):,} records") from error
         except duckdb.OutOfMemoryException as error:
-            raise self._refused(f"takes more than {MEMORY_BYTES >> 20} MiB of memory") from error
+            if len(lines) == 1:
+                line = lines[0].as_py()
+                raise self._refused(f"takes more than {MEMORY_BYTES >> 20} MiB of memory for line {line}") from error
+            return self._in_halves(lines, records)
         except duckdb.Error as error:
             line = self._failing(lines, records)
             raise self._refused(f"fails at line {line}: {_without_values(error)}; try_cast gives null there") from error
@@ -171,20 +177,23 @@ class MappedRecords:
         in_order = bool((np.diff(numbers) >= 0).all())
         return requests if in_order else requests.take(pa.array(np.argsort(numbers, kind="stable")))
 
+    def _in_halves(self, lines: pa.Array, records: pa.Array) -> pa.Table:
+        half = len(lines) // 2
+        return pa.concat_tables(
+            [self.requests_of(lines[:half], records[:half]), self.requests_of(lines[half:], records[half:])]
+        )
+
     def _run(self, lines: pa.Array, records: pa.Array) -> pa.Table:
         self._given.rows = _as_records(lines, records)
         interrupt = threading.Timer(SECONDS, self._connection.interrupt)
         interrupt.start()
         try:
-            batches, rows = [], 0
-            for batch in self._connection.sql("execute requests_of_records").to_arrow_reader(10_000):
-                batches.append(batch)
-                rows += batch.num_rows
-                if rows > len(lines) + MORE_REQUESTS:
-                    raise self._refused(f"makes more than {rows:,} requests of {len(lines):,} records")
+            requests = self._connection.sql("execute requests_of_records").to_arrow_table()
         finally:
             interrupt.cancel()
-        return pa.Table.from_batches(batches, REQUESTS)
+        if len(requests) > MOST_REQUESTS:
+            raise self._refused(f"makes more than {MOST_REQUESTS:,} requests of {len(lines):,} records")
+        return requests.cast(REQUESTS)
 
     def _failing(self, lines: pa.Array, records: pa.Array) -> int:
         """The number of the first line that the SQL fails at, which it does."""

@@ -52,8 +52,18 @@ def test_a_format_is_recognized_by_what_it_accepts(
     assert (found.format, found.whole) == (format, True)
     if accepted:
         assert (found.accepted, found.lines) == (accepted, count)
-    assert found.accepted + sum(found.rejected.values()) == found.lines
+    assert found.accepted + sum(rejects.lines for rejects in found.rejected) == found.lines
     assert len(found.samples) == min(3, found.accepted)
+
+
+def test_the_first_of_the_rejected_is_told_with_what_was_made_of_it(look: Look) -> None:
+    (rejects,) = look(CASES / "litellm/log.jsonl").rejected
+    assert (rejects.reason, rejects.lines, rejects.first_line) == ("missing_field", 2, 11)
+    assert rejects.made
+    assert rejects.made["status"] == "401"
+    assert "organization_id" not in rejects.made
+    (refused,) = look(CASES / "litellm_rejected_key/log.jsonl").rejected
+    assert "bad-key" not in json.dumps(vars(refused))
 
 
 def test_the_mapping_tells_where_each_field_is_from(look: Look) -> None:
@@ -107,13 +117,25 @@ def test_a_draft_names_the_candidates_in_order_and_what_it_has_not_found(look: L
     assert "-- api_key_id: no field looks like it; null is an interactive session" in text
 
 
+@pytest.mark.parametrize("name", ["api_key", "user_api_key_hash", "key_hash", "token", "accessKey"])
+def test_a_draft_hashes_what_may_be_a_key_in_clear(look: Look, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines({"id": "1", "ts": "2025-11-10T12:00:00Z", "org": "acme", name: "in-clear"}))
+    found = look(path)
+    assert (found.format, found.accepted) == (None, 1)
+    assert found.samples[0]["api_key_id"].startswith("sha256:")
+    assert "in-clear" not in json.dumps(found.as_json())
+
+
 @pytest.mark.parametrize("name", ["it's", 'a "quoted" name', "a.b", "$", "naïve", "line\nend", "--", "select", " "])
 def test_a_draft_is_sound_whatever_the_fields_are_called(look: Look, tmp_path: Path, name: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(lines({name: {"request_id": "1", "model": "m", name: 1}, "prompt_tokens": 3}))
     found = look(path)
     assert found.format is None
-    assert found.rejected == {"missing_field": 1}
+    assert [(rejects.reason, rejects.lines, rejects.first_line) for rejects in found.rejected] == [
+        ("missing_field", 1, 1)
+    ]
     assert f"{name}" in found.text or name in ("it's", 'a "quoted" name', "line\nend")
 
 

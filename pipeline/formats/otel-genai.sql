@@ -7,13 +7,24 @@
 -- skips: spans that call no model, as those of HTTP, tools and agents: an agent's repeat the tokens of the calls below it
 -- Organization and key are attributes of your own: of the span or, where it has none, of its resource. Called otherwise?
 -- Copy this file to formats/ of the data folder, and change the two names in the first block.
-with resource as (
+with exported as (
     select
         line,
         'keytally.organization_id' as organization_name,
         'keytally.api_key_id' as api_key_name,
-        unnest(json_extract(record, '$.resourceSpans[*]')) as spans
+        unnest(json_extract(record, '$.resourceSpans[*]')) as exported
     from records
+),
+
+-- Materialized: else every span would carry all others of its export along.
+resource as materialized (
+    select
+        line,
+        organization_name,
+        api_key_name,
+        exported->'$.resource' as resource,
+        json_extract(exported, '$.scopeSpans[*].spans[*]') as spans
+    from exported
 ),
 
 span as (
@@ -21,15 +32,16 @@ span as (
         line,
         organization_name,
         api_key_name,
-        json_extract_string(spans, '$.resource.attributes[*].key') as resource_names,
-        json_extract(spans, '$.resource.attributes[*]') as resource_attributes,
-        unnest(json_extract(spans, '$.scopeSpans[*].spans[*]')) as span
+        resource,
+        unnest(spans) as span
     from resource
 ),
 
 named as (
     select
         *,
+        json_extract_string(resource, '$.attributes[*].key') as resource_names,
+        json_extract(resource, '$.attributes[*]') as resource_attributes,
         json_extract_string(span, '$.attributes[*].key') as names,
         json_extract(span, '$.attributes[*]') as attributes
     from span
