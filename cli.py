@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, month_name, month_of
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError, open_store
 from pipeline.contract.wording import count_of, duration_text, instant_text
@@ -47,7 +47,27 @@ _T = TypeVar("_T")
 FAILED, WRONG_USAGE, FINDINGS = 1, 2, 3
 SHOWN_LINES, SHOWN_FILES = 50, 10
 EXAMPLES = 3  # of each reason
+BAR = 24  # characters of the longest
 SHOWN_CHARACTERS = 100
+
+
+_EXAMPLES = {
+    "rollup": "keytally rollup",
+    "backfill": "keytally backfill --from 2025-11-01 --to 2025-11-30",
+    "serve": "keytally serve --host 127.0.0.1 --port 8000 --workers 2",
+    "demo": "keytally demo --port 8000",
+    "quarantine": "keytally quarantine",
+    "reconcile": "keytally reconcile --from 2025-11-01 --to 2025-11-30",
+    "history": "keytally history --org org_abc123 --from 2025-11-01 --to 2025-11-30",
+    "usage": "keytally usage --org org_abc123 --month 2025-11 --by key",
+    "status": "keytally status --days",
+    "completion": 'eval "$(keytally completion bash)"',
+}
+_KEY_EXAMPLES = {
+    "create": "keytally keys create --org org_abc123 --name dashboard --expires 2026-12-31T23:59:59Z",
+    "list": "keytally keys list --org org_abc123",
+    "revoke": "keytally keys revoke key_0123456789abcdef",
+}
 
 
 def utc_now() -> datetime:
@@ -70,6 +90,23 @@ class Day(click.ParamType[date]):
         return day
 
 
+class Month(click.ParamType[date]):
+    """A month that a log may hold, as 2025-11: its first day."""
+
+    name = "month"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        if isinstance(value, date):
+            return value
+        try:
+            month = datetime.strptime(value, "%Y-%m").replace(tzinfo=UTC).date()
+        except ValueError:
+            self.fail(f"{value!r} is not a month; write it as 2025-11", param, ctx)
+        if not FIRST_DAY <= month <= LAST_DAY:
+            self.fail(f"{value} is outside of {FIRST_DAY:%Y-%m} to {LAST_DAY:%Y-%m}", param, ctx)
+        return month
+
+
 class Instant(click.ParamType[datetime]):
     """A moment as RFC 3339 writes it."""
 
@@ -87,7 +124,8 @@ class Instant(click.ParamType[datetime]):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="keytally")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error comes from, not only what it is.")
+def main(debug: bool) -> None:  # noqa: ARG001  # each command looks for it
     """Exact daily and monthly usage of every API key, rolled up from raw request logs.
 
     Put request logs below data/raw/ (KEYTALLY_DATA says where data/ is), run `keytally rollup`, then `keytally serve`.
@@ -114,14 +152,18 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
                 code = _fail(str(error), as_json, FAILED)
             except BrokenPipeError:
                 code = _nobody_listens()
-            except OSError as error:
-                code = _fail(_os_sentence(error), as_json, FAILED)
+            except (click.ClickException, click.Abort, click.exceptions.Exit):
+                raise
             except Exception as error:
-                code = _fail(_engine_sentence(error), as_json, FAILED)
+                if click.get_current_context().find_root().params.get("debug"):
+                    raise
+                sentence = _os_sentence(error) if isinstance(error, OSError) else _engine_sentence(error)
+                code = _fail(sentence, as_json, FAILED)
             sys.exit(code or 0)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-        return group.command(name)(with_json(run))
+        example = _EXAMPLES.get(name) if group is main else _KEY_EXAMPLES.get(name)
+        return group.command(name, epilog=f"\b\nExample:\n  {example}" if example else None)(with_json(run))
 
     return decorate
 
@@ -147,12 +189,13 @@ def _os_sentence(error: OSError) -> str:
 
 
 def _engine_sentence(error: Exception) -> str:
-    """What went wrong below us, in a line. Raises what is no engine's error: that is a bug, and shows where it is."""
+    """What went wrong below us, in a line; what is no engine's error is a bug."""
     import duckdb
     from deltalake.exceptions import DeltaError
 
     if not isinstance(error, (duckdb.Error, DeltaError)):
-        raise error
+        what = f"{type(error).__name__}: {_in_a_line(str(error))}"
+        return f"a fault in keytally ({what}); report what 'keytally --debug ...' says of the same command"
     first_line = str(error).strip().split("\n", 1)[0]
     return f"{first_line}; {_after(str(error))}"
 
@@ -784,6 +827,97 @@ def _change(row: Restatement) -> str:
     return measures + keys
 
 
+@command(main, "usage")
+@click.option("--org", "organization_id", metavar="ORG", required=True, help="The organization.")
+@click.option("--month", type=Month(), help="As 2025-11; left out: the current one, UTC.")
+@click.option(
+    "--by", type=click.Choice(["day", "key", "model"]), default="day", show_default=True, help="A row for each."
+)
+def usage(organization_id: str, month: date | None, by: Literal["day", "key", "model"], as_json: bool) -> int:
+    """Show what an organization used in a month, by day, key or model, with bars of the cost.
+
+    The numbers that the server gives. Keys and models are listed by cost, the largest first; --json has all.
+    """
+    from pipeline.usage import published_usage
+
+    settings = Settings.from_environment()
+    month = month or month_of(utc_now().date())
+    store = open_store(settings)
+    published = published_usage(store, organization_id, month, last_day_of(month), by)
+    sums: dict[Any, list[Any]] = {}
+    name_of_row = {"day": "day", "key": "api_key_id", "model": "model"}[by]
+    measures = ("requests", "failed_requests", "cost", "synapses", "neurons")
+    with localcontext(prec=100):
+        for name, *used in zip(
+            *(published.rows[column].to_pylist() for column in (name_of_row, *measures)), strict=True
+        ):
+            sums[name] = [before + more for before, more in zip(sums.get(name, (0,) * len(used)), used, strict=True)]
+        total = [sum(column) for column in zip(*sums.values(), strict=True)] or [0] * len(measures)
+    rows = list(sums.items()) if by == "day" else sorted(sums.items(), key=lambda row: (-row[1][2], row[0] or ""))
+    if as_json:
+        texts = [
+            {name_of_row: name if name is None else str(name), **_used_as_json(measures, used)} for name, used in rows
+        ]
+        _print_json(
+            {
+                "organization_id": organization_id,
+                "month": month_name(month),
+                "version": published.version,
+                "as_of": instant_text(published.as_of),
+                "rows": texts,
+                "total": _used_as_json(measures, total),
+            }
+        )
+        return 0
+    if not rows:
+        click.echo(f"{organization_id} made no request with an API key in {month_name(month)}, or none is loaded.")
+    else:
+        _show_usage(by, rows, total, settings.currency)
+    click.echo(
+        f"Version {published.version}, through {instant_text(published.as_of) or 'a moment nobody knows'}."
+        f" {'Which days are loaded: keytally status --days.' if by == 'day' or not rows else ''}".rstrip()
+    )
+    return 0
+
+
+def _used_as_json(measures: Sequence[str], used: Sequence[Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int) and name.endswith("requests") else _amount(Decimal(value))
+        for name, value in zip(measures, used, strict=True)
+    }
+
+
+def _show_usage(by: str, rows: Sequence[tuple[Any, list[Any]]], total: Sequence[Any], currency: str) -> None:
+    table = _table(by, "requests", "failed", f"cost, {currency}", "synapses", "neurons", "cost")
+    table.columns[-1].justify = "left"
+    most = max(used[2] for _, used in rows)
+    shown = rows if by == "day" else rows[:SHOWN_LINES]
+    places = [max(_decimals(used[position]) for _, used in (*shown, ("", total))) for position in (2, 3, 4)]
+
+    def add(label: str, used: Sequence[Any], bar: str) -> None:
+        amounts = (f"{Decimal(used[at]):,.{digits}f}" for at, digits in zip((2, 3, 4), places, strict=True))
+        _add(table, label, used[0], used[1], *amounts, bar)
+
+    for name, used in shown:
+        label = "(no model named)" if name is None else _visible(str(name))[:SHOWN_CHARACTERS]
+        add(label, used, _bar(used[2], most))
+    table.add_section()
+    add("sum", total, "")
+    _print_table(table)
+    if len(rows) > len(shown):
+        click.echo(f"and {len(rows) - len(shown):,} more (--json lists all)")
+
+
+def _decimals(amount: Decimal) -> int:
+    return len(f"{Decimal(amount):f}".partition(".")[2].rstrip("0"))
+
+
+def _bar(value: Decimal, most: Decimal) -> str:
+    """So long a bar, in eighths of a character."""
+    eighths = int(value * BAR * 8 / most) if most else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 @command(main, "status")
 @click.option("--days", "all_days", is_flag=True, help="List every day.")
 @click.option("--files", "all_files", is_flag=True, help="List every file.")
@@ -811,7 +945,22 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     _show_waiting(found)
     _show_days(found, all_days)
     _show_files(found, all_files)
+    click.echo(f"Next        {_next_step(found)}")
     return 0
+
+
+def _next_step(found: Status) -> str:
+    """What an operator should do, the most urgent first."""
+    counting = [file.entry.take_in for file in found.files if file.entry and not file.entry.same_as]
+    steps = (
+        (found.lost, "keytally rollup, once rollups/ is back or given up"),
+        (found.held_back, "put right what the files held back need, or deliver them again; then keytally rollup"),
+        (any(day.finding for day in found.days), "what the findings say"),
+        (found.waiting, "keytally rollup"),
+        (not found.ledger.publication.files, "put request logs below raw/, then keytally rollup"),
+        (any(taken.quarantined for taken in counting), "keytally quarantine shows the lines that did not count"),
+    )
+    return next((step for applies, step in steps if applies), "nothing to do")
 
 
 def _show_published(found: Status) -> None:
@@ -914,6 +1063,17 @@ def _show_files(found: Status, all_files: bool) -> None:
         click.echo(f"and {count_of(len(counting) - len(shown), 'file')} taken in before (--files lists all)")
 
 
+@main.command("completion", epilog=f"\b\nExample:\n  {_EXAMPLES['completion']}")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options. Bash needs 4.4 or newer."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(main, {}, "keytally", "_KEYTALLY_COMPLETE").source())
+
+
 # --- for the eye -----------------------------------------------------------------------------------------------------
 
 
@@ -942,7 +1102,8 @@ def _print_table(table: Table) -> None:
 
 
 def _amount(amount: Decimal) -> str:
-    return f"{amount.normalize():f}"
+    digits = _decimals(amount)
+    return f"{amount:.{digits}f}"
 
 
 def _visible(text: str) -> str:

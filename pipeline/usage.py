@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import verified
@@ -33,6 +34,14 @@ _READ: Mapping[By, tuple[Table, Sequence[str]]] = {
     "model": (API_KEY_DAY, ("organization_id", "day", "model")),
 }
 _MEASURES = tuple(column.name for column in ORGANIZATION_DAY.columns if column.merge)
+
+
+class PublishedUsage(NamedTuple):
+    """Rows of one version, in order. as_of: the moment through which its logs were looked at, None: nobody knows."""
+
+    rows: pa.Table
+    version: int
+    as_of: datetime | None
 
 
 class NothingPublished(KeytallyError):
@@ -68,24 +77,29 @@ def read_usage(
         raise ValueError(f"last_day {last} is before first_day {first}")
     if by == "month" and (first != month_of(first) or last != last_day_of(month_of(last))):
         raise ValueError("by='month' counts whole months: from the first day of one to the last day of one")
-    store = _store(data)
+    usage = published_usage(_store(data), org, first, last, by)
+    # Not Arrow's own decimals: of 38 digits they can be added up, but not be subtracted, multiplied or divided.
+    frame: pd.DataFrame = usage.rows.to_pandas(date_as_object=False)
+    frame.attrs = {"version": usage.version, "as_of": usage.as_of}
+    return frame
+
+
+def published_usage(store: Store, org: str | None, first_day: date, last_day: date, by: By) -> PublishedUsage:
+    """The same as an Arrow table. Raises KeytallyError, StoreError."""
     store.check()
     publication = newest_publication(store)
     note = read_last_run(store)
     if note is not None and note.version > publication.version:
         raise KeytallyError(f"{lost_versions(publication.version, note)}; 'keytally status' says what to do")
     if not publication.files:
-        raise NothingPublished(str(data))
+        raise NothingPublished(store.name_of(store.layout.root))
     table, grain = _READ[by]
     usage = pa.concat_tables(
-        rows.select([*grain, *_MEASURES]) for rows in _parts(store, publication, table, grain, org, first, last)
+        rows.select([*grain, *_MEASURES]) for rows in _parts(store, publication, table, grain, org, first_day, last_day)
     )
-    # Not Arrow's own decimals: of 38 digits they can be added up, but not be subtracted, multiplied or divided.
-    in_order = usage.sort_by([(name, "ascending") for name in grain])
-    frame: pd.DataFrame = in_order.to_pandas(date_as_object=False)
     run = newest_run(store, note, publication.version)
-    frame.attrs = {"version": publication.version, "as_of": run.started if run else None}
-    return frame
+    in_order = usage.take(pc.sort_indices(usage, sort_keys=[(name, "ascending") for name in grain]))
+    return PublishedUsage(in_order, publication.version, run.started if run else None)
 
 
 def _parts(

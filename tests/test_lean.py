@@ -28,6 +28,7 @@ import pandas  # whoever asks for it has it
     [
         ("rollup",),
         ("status",),
+        ("usage", "--org", "org_a", "--month", "2025-11", "--by", "model"),
         ("quarantine",),
         ("history", "--from", "2025-11-01", "--to", "2025-11-30"),
         ("reconcile", "--from", "2025-11-01", "--to", "2025-11-30"),

@@ -1,0 +1,154 @@
+"""What every command owes whoever types it: an example, a sentence when it fails, completion; and `keytally usage`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import cli
+from tests.conftest import Place, request
+from tests.serving.traffic import publish, sums, traffic
+
+ROOT = Path(__file__).parent.parent
+MEASURES = ("requests", "cost", "synapses", "neurons")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("terminal") / "data")
+    publish(place, traffic())
+    return place
+
+
+@pytest.fixture(autouse=True)
+def in_place(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+
+
+def commands(group: click.Group = cli.main) -> Iterator[click.Command]:
+    """Every command, those of groups too."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from commands(command)
+        else:
+            yield command
+
+
+@pytest.mark.parametrize("by", ["day", "key", "model"])
+def test_usage_has_the_sums_of_the_requests(by: str) -> None:
+    field = {"day": "timestamp", "key": "api_key_id", "model": "model"}[by]
+    expected = sums(traffic(), lambda record: record[field][:10] if by == "day" else record.get(field))
+    done = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11", "--by", by, "--json"])
+    shown = json.loads(done.stdout)
+    name = {"day": "day", "key": "api_key_id", "model": "model"}[by]
+    found = {row[name]: tuple(Decimal(row[measure]) for measure in MEASURES) for row in shown["rows"]}
+    assert found == expected
+    assert shown["total"]["cost"] == f"{sum(used[1] for used in expected.values()):f}".rstrip("0")
+    assert (shown["version"], shown["as_of"]) == (1, "2025-11-15T10:30:00Z")
+    text = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11", "--by", by]).stdout
+    assert "█" * cli.BAR in text
+    assert re.search(r"^ ?sum +171 ", text, re.MULTILINE)
+    assert "Version 1, through 2025-11-15T10:30:00Z." in text
+
+
+def test_usage_of_nobody_is_told_from_a_data_root_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(cli.main, ["usage", "--org", "org_nobody", "--month", "2025-11"])
+    assert done.exit_code == 0
+    assert "made no request with an API key in 2025-11, or none is loaded" in done.stdout
+    monkeypatch.setenv("KEYTALLY_DATA", str(tmp_path))
+    done = CliRunner().invoke(cli.main, ["usage", "--org", "org_nobody"])
+    assert (done.exit_code, "nothing is published yet" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("month", ["2025-13", "2019-12", "November", "2025-11-01", ""])
+def test_a_month_that_is_none_is_wrong_usage(month: str) -> None:
+    done = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", month])
+    assert (done.exit_code, "--month" in done.stderr) == (2, True)
+
+
+def test_a_model_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path / "data")
+    place.write_raw("a.jsonl", request(1, model="\x1b[31mred\u202e\n"), request(2, model="sum"))
+    place.roll_up()
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+    done = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11", "--by", "model"])
+    assert "\\x1b[31mred\\u202e\\n" in done.stdout
+    assert "\x1b[31m" not in done.stdout
+
+
+def test_every_command_shows_an_example_that_it_takes_and_the_readme_names_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in commands():
+        (example,) = re.findall(r"Example:\n +(.*)", command.epilog or "") or [""]
+        assert example, command.name
+        words = shlex.split(example)
+        if words[0] == "eval":
+            words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
+        assert words.pop(0) == "keytally"
+        group: click.Command = cli.main
+        while isinstance(group, click.Group):
+            group = group.commands[words.pop(0)]
+        assert group is command
+        command.make_context(command.name, words)
+        parent = "keys create\\|list\\|revoke" if command in cli.keys.commands.values() else command.name
+        assert f"| `keytally {parent}" in readme, command.name
+        assert f"  {example}" in CliRunner().invoke(command, ["--help"]).stdout
+
+
+def test_a_fault_is_one_sentence_and_a_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault\nof ours")
+
+    monkeypatch.setattr("pipeline.status.status_of", fail)
+    done = CliRunner().invoke(cli.main, ["status"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == (
+        "keytally: a fault in keytally (ZeroDivisionError: a fault of ours); report what 'keytally --debug ...' says of"
+        " the same command\n"
+    )
+    done = CliRunner().invoke(cli.main, ["status", "--json"])
+    assert "a fault in keytally" in json.loads(done.stdout)["error"]
+    assert isinstance(CliRunner().invoke(cli.main, ["--debug", "status"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell: str) -> None:
+    assert "_KEYTALLY_COMPLETE" in CliRunner().invoke(cli.main, ["completion", shell]).stdout
+    environment = {**os.environ, "_KEYTALLY_COMPLETE": "bash_complete", "COMP_WORDS": "keytally us", "COMP_CWORD": "1"}
+    code = "import cli; cli.main(prog_name='keytally')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "plain,usage\n"
+
+
+def test_status_ends_in_what_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path / "data")
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+
+    def next_step() -> str:
+        last = CliRunner().invoke(cli.main, ["status"]).stdout.splitlines()[-1]
+        return last.removeprefix("Next").strip()
+
+    assert next_step() == "put request logs below raw/, then keytally rollup"
+    place.write_raw("a.jsonl", request(1))
+    assert next_step() == "keytally rollup"
+    place.roll_up()
+    assert next_step() == "nothing to do"
+    place.write_raw("b.jsonl", request(2), "nonsense")
+    place.roll_up()
+    assert next_step() == "keytally quarantine shows the lines that did not count"
+    place.write_raw("c.jsonl.gz", b"no gzip")
+    place.roll_up()
+    assert next_step().startswith("put right what the files held back need")
