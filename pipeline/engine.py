@@ -140,10 +140,12 @@ class Engine:
             self._views[table] = name
             self._planned.clear()
 
-    def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
+    def name_files(
+        self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False, with_rows: bool = False
+    ) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from.
+        with_names: a column `filename` says where each row is from. with_rows: `file_row_number`, its number there.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         self._named.pop(table, None)
@@ -153,7 +155,10 @@ class Engine:
             files = self._store.fetch_all(files, held)
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet(
-                [str(file) for file in files], hive_partitioning=False, filename=with_names
+                [str(file) for file in files],
+                hive_partitioning=False,
+                filename=with_names,
+                file_row_number=with_rows,
             )
             rows.create_view(table, replace=True)
         else:
