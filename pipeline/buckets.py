@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import artifacts
 from pipeline.contract.tables import API_KEY_DAY, EVENT
@@ -26,6 +27,14 @@ LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly
 LINES_IN_ONE_STEP = 2 * LINES_A_BUCKET
 
 Split = dict[int, list[str]]  # by bucket, the files that hold some events' share of it
+
+
+class Part(NamedTuple):
+    """Some of a day's events: of each of these files the rows from `first` up to, but not including, `end`."""
+
+    events: Sequence[EventFile]
+    first: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,31 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
     return entry
 
 
-def _parts(day: DayInputs) -> list[list[EventFile]]:
-    """The day's event files, some of them at a time: not many lines nor files, but for one large file alone."""
-    parts: list[list[EventFile]] = []
+def _parts(day: DayInputs) -> list[Part]:
+    """The day's events, some of them at a time: neither many lines nor many files. A large file is cut."""
+    parts: list[Part] = []
+    some: list[EventFile] = []
     lines = 0
     for event in day.events:
+        if event.accepted > LINES_A_BUCKET:
+            cuts = range(0, event.accepted, LINES_A_BUCKET)
+            parts += [Part([event], first, first + LINES_A_BUCKET) for first in cuts]
+            continue
+        if some and (lines + event.accepted > LINES_A_BUCKET or len(some) == FILES_AT_ONCE):
+            parts.append(Part(some, 0, LINES_A_BUCKET))
+            some, lines = [], 0
+        some.append(event)
         lines += event.accepted
-        if not parts or lines > LINES_A_BUCKET or len(parts[-1]) == FILES_AT_ONCE:
-            parts.append([])
-            lines = event.accepted
-        parts[-1].append(event)
-    return parts
+    return [*parts, Part(some, 0, LINES_A_BUCKET)] if some else parts
 
 
-def _split(name: str, buckets: int, run: Run, events: Sequence[EventFile]) -> Split:
+def _split(name: str, buckets: int, run: Run, part: Part) -> Split:
     """Split some events by the hash of what identifies a request."""
-    run.engine.name_files("some_event_files", [event.path_in(run.layout) for event in events], EVENT)
-    split = run.engine.copy_by("bucket", "split_events", run.scratch / "split", buckets=buckets)
+    files = [event.path_in(run.layout) for event in part.events]
+    run.engine.name_files("some_event_files", files, EVENT, with_rows=True)
+    split = run.engine.copy_by(
+        "bucket", "split_events", run.scratch / "split", buckets=buckets, first=part.first, end=part.end
+    )
     return {bucket: [_keep(run, path, f"{name}-{bucket}-of-{buckets}") for path in split[bucket]] for bucket in split}
 
 

@@ -174,11 +174,13 @@ class Engine:
             self._views[table] = name
             self._planned.clear()
 
-    def name_files(self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False) -> None:
+    def name_files(
+        self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False, with_rows: bool = False
+    ) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from. A file from before its table had a column has
-        nulls there.
+        with_names: a column `filename` says where each row is from. with_rows: `file_row_number`, its number there. A
+        file from before its table had a column has nulls there.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         self._named.pop(table, None)
@@ -188,7 +190,11 @@ class Engine:
             files = self._store.fetch_all(files, held)
             # The folders are named day=…: without the switch their names would stand in for the column.
             rows = self._connection.read_parquet(
-                [str(file) for file in files], hive_partitioning=False, filename=with_names, union_by_name=True
+                [str(file) for file in files],
+                hive_partitioning=False,
+                filename=with_names,
+                file_row_number=with_rows,
+                union_by_name=True,
             )
             lacking = [field for field in schema.arrow_schema if field.name not in rows.columns]
             for field in lacking:

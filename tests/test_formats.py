@@ -192,7 +192,7 @@ def test_python_s_own_tables_are_no_tables_of_a_format() -> None:
     ("text", "says"),
     [
         (sql("records, range(10000000)"), "makes more than"),
-        (sql("records, (select count(*) from range(1000000000000))"), "takes longer than 5 s"),
+        (sql("records, (select count(*) from range(1000000000000))"), "takes longer than 1 s"),
         (sql(model="(select string_agg(x::varchar, ',') from range(100000000) t(x))"), "takes "),
         (sql(line="line + 7"), "gives other numbers as column line"),
         (sql(status="cast(record->>'status' as integer)"), "fails at line 3: Conversion Error"),

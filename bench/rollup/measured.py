@@ -99,8 +99,8 @@ def versions(python: str, packages: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
-def tell(name: str, text: str, *, write: bool, of: str = "rollup") -> None:
-    """Print a part of the report; with `write`, put it into docs/performance.md, in place of the part of that name.
+def tell(name: str, text: str, *, write: bool, of: str = "rollup", page: Path = PAGE) -> None:
+    """Print a part of the report; with `write`, put it into the page, in place of the part of that name.
 
     of: the part of the page that it belongs to, which ends with `<!-- /of -->`.
     """
@@ -108,14 +108,14 @@ def tell(name: str, text: str, *, write: bool, of: str = "rollup") -> None:
     if not write:
         return
     begin, end, end_of_page_part = f"<!-- {of}: {name} -->", f"<!-- /{of}: {name} -->", f"<!-- /{of} -->"
-    page = PAGE.read_text(encoding="utf-8")
+    whole = page.read_text(encoding="utf-8")
     part = f"{begin}\n\n{text}\n\n{end}"
-    if begin in page:
-        before, _, rest = page.partition(begin)
-        page = before + part + rest.partition(end)[2]
+    if begin in whole:
+        before, _, rest = whole.partition(begin)
+        whole = before + part + rest.partition(end)[2]
     else:
-        before, found, after = page.partition(end_of_page_part)
+        before, found, after = whole.partition(end_of_page_part)
         if not found:
-            sys.exit(f"{PAGE} has no line {end_of_page_part}")
-        page = f"{before}{part}\n\n{found}{after}"
-    PAGE.write_text(page, encoding="utf-8")
+            sys.exit(f"{page} has no line {end_of_page_part}")
+        whole = f"{before}{part}\n\n{found}{after}"
+    page.write_text(whole, encoding="utf-8")

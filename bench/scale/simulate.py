@@ -1,0 +1,269 @@
+"""What a day takes at every power of ten of its requests, reckoned from what was measured at the small end.
+
+    .venv/bin/python -m bench.scale.simulate [--core-hour 0.04] [--write]
+
+Reads measured.json (bench.py), measures what the ledger takes (ledger.py), and reckons on in straight lines; --write
+puts both tables into docs/scaling.md. Prices are given, not known: put your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.rollup.measured import ROOT, must, run, tell
+from bench.scale.bench import noted
+from pipeline.buckets import LINES_A_BUCKET, LINES_IN_ONE_STEP
+from pipeline.contract.tables import USAGE
+
+PAGE = ROOT / "docs" / "scaling.md"
+MIB, DAYS_A_MONTH, DAYS_KEPT, RAW_DAYS = 2**20, 30, 365, 35
+SHARD_REQUESTS, SHARD_ORGANIZATIONS = 10**8, 200_000  # the latter is what a published file may well have
+POWERS = range(6, 12)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a cloud is paid. writes, reads: for 1,000 PUTs or listings, and 1,000 GETs. stored: a GB for a month."""
+
+    core_hour: float
+    writes: float
+    reads: float
+    stored: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What traffic is supposed to be. usage: rows of key and model of an organization on a day."""
+
+    requests_an_organization: int
+    most_organizations: int
+    usage: int
+    lines_a_file: int
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """As measured. CPU seconds of a request and of a row that comes out; bytes of a request raw and as an event, of a
+    row published in all rollups; of a raw file ever taken in: bytes, CPU seconds and memory of each run."""
+
+    request: float
+    row: float
+    misses: float  # by how much a cell differs from what these two make of it, at most
+    raw: float
+    event: float
+    published: float
+    file_stored: float
+    file_cpu: float
+    file_memory: float
+
+
+def coefficients() -> Coefficients:
+    """From the cells that were measured without Dask."""
+    cells = [one for one in noted().values() if not one.cell.workers]
+    requests, rows, cpu = (
+        np.array(values, dtype=float)
+        for values in (
+            [one.cell.requests for one in cells],
+            [one.published["rows"] for one in cells],
+            [one.cpu for one in cells],
+        )
+    )
+    # Each cell counts alike, the small ones too. A command that does nothing takes a second, which is left out.
+    per = np.stack([requests / cpu, rows / cpu], axis=1)
+    request, row = np.linalg.lstsq(per, np.ones(len(cells)), rcond=None)[0]
+    misses = float(np.abs(per @ [request, row] - 1).max())
+    ledger = json.loads(must(run([sys.executable, "-m", "bench.scale.ledger"], {"PYTHONPATH": str(ROOT)})).said)
+    largest = max(cells, key=lambda one: one.published["rows"])
+    return Coefficients(
+        request=float(request),
+        row=float(row),
+        misses=misses,
+        raw=largest.published["raw"] * MIB / largest.cell.requests,
+        event=largest.published["events"] * MIB / largest.cell.requests,
+        published=largest.published["rollups"] * MIB / largest.published["rows"],
+        file_stored=ledger["stored"],
+        file_cpu=ledger["cpu"],
+        file_memory=ledger["memory"],
+    )
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of so many requests."""
+
+    requests: int
+    shape: Shape
+    costs: Coefficients
+
+    @property
+    def organizations(self) -> int:
+        return min(self.shape.most_organizations, max(1, self.requests // self.shape.requests_an_organization))
+
+    @property
+    def rows(self) -> int:
+        """Of organization, key and model."""
+        return min(self.requests, self.organizations * self.shape.usage)
+
+    @property
+    def rows_of_month(self) -> float:
+        """Rows that a night writes anew: those of all days of the month so far, in the mean."""
+        return self.rows * (DAYS_A_MONTH + 1) / 2
+
+    @property
+    def files(self) -> int:
+        return math.ceil(self.requests / self.shape.lines_a_file)
+
+    @property
+    def buckets(self) -> int:
+        return math.ceil(self.requests / LINES_A_BUCKET) if self.requests > LINES_IN_ONE_STEP else 0
+
+    @property
+    def between(self) -> int:
+        """Files between the steps: of each part of the day one for each bucket, and each bucket's sums."""
+        return max(self.files, self.buckets) * self.buckets + self.buckets
+
+    @property
+    def core_hours(self) -> float:
+        """At most: what was measured of a row is charged for each time that it is written anew."""
+        return (self.requests * self.costs.request + self.rows_of_month * self.costs.row) / 3600
+
+    @property
+    def known_files(self) -> int:
+        """Raw files that the ledger has after a year."""
+        return self.files * DAYS_KEPT
+
+    # --- split by organization, each part a day of its own ---
+
+    @property
+    def shards(self) -> int:
+        return max(math.ceil(self.requests / SHARD_REQUESTS), math.ceil(self.organizations / SHARD_ORGANIZATIONS))
+
+    @property
+    def shard(self) -> Day:
+        """One of them."""
+        shape = replace(self.shape, most_organizations=math.ceil(self.organizations / self.shards))
+        return replace(self, requests=math.ceil(self.requests / self.shards), shape=shape)
+
+    @property
+    def between_in_shards(self) -> int:
+        return self.shards * self.shard.between
+
+    @property
+    def live_files(self) -> int:
+        """Files that the newest version names after three years."""
+        return 36 * (len(USAGE) * self.shards + 2)
+
+    def billion(self, prices: Prices, between: int) -> dict[str, float]:
+        """What a billion requests cost in a bucket, when there has been such traffic for a year: events stay."""
+        share = 10**9 / self.requests
+        stored = self.requests * (self.costs.raw * RAW_DAYS + self.costs.event * DAYS_KEPT)
+        stored += self.rows * self.costs.published * DAYS_KEPT
+        return {
+            "CPU": self.core_hours * prices.core_hour * share,
+            "requests to the store": between * (prices.writes + prices.reads) / 1000 * share,
+            "keeping": stored / 1e9 * prices.stored / DAYS_A_MONTH * share,
+        }
+
+
+def built(days: list[Day]) -> str:
+    """What today's steps come to."""
+    return _table(
+        days,
+        {
+            "requests a day": lambda day: f"10^{round(math.log10(day.requests))}",
+            "raw, GB": lambda day: _short(day.requests * day.costs.raw / 1e9),
+            "events, GB": lambda day: _short(day.requests * day.costs.event / 1e9),
+            "organizations": lambda day: f"{day.organizations:,}",
+            "rows a day": lambda day: f"{day.rows:,}",
+            "core hours": lambda day: _short(day.core_hours),
+            "cores for 1 hour": lambda day: f"{math.ceil(day.core_hours):,}",
+            "buckets": lambda day: f"{day.buckets:,}" if day.buckets else "none",
+            "files between steps": lambda day: f"{day.between:,}",
+            "raw files a year": lambda day: f"{day.known_files:,}",
+            "the ledger's memory, GB": lambda day: _short(day.known_files * day.costs.file_memory / 1e9),
+            "its CPU, s a run": lambda day: _short(day.known_files * day.costs.file_cpu),
+        },
+    )
+
+
+def sharded(days: list[Day], prices: Prices) -> str:
+    """What they come to where a day is split by organization first."""
+
+    def priced(what: str, between: str) -> Callable[[Day], str]:
+        return lambda day: _short(day.billion(prices, getattr(day, between))[what])
+
+    return _table(
+        days,
+        {
+            "requests a day": lambda day: f"10^{round(math.log10(day.requests))}",
+            "shards": lambda day: f"{day.shards:,}",
+            "buckets of each": lambda day: f"{day.shard.buckets:,}" if day.shard.buckets else "none",
+            "files between steps": lambda day: f"{day.between_in_shards:,}",
+            "a month's files, MB each": lambda day: _short(
+                day.rows * DAYS_A_MONTH * day.costs.published / day.shards / 2 / 1e6
+            ),
+            "live files after 3 years": lambda day: f"{day.live_files:,}",
+            "log actions a night": lambda day: f"{2 * len(USAGE) * day.shards:,}",
+            "listings a run": lambda day: f"{math.ceil(day.files * RAW_DAYS / 1000):,}",
+            "CPU of 10^9": priced("CPU", "between"),
+            "the store's requests, as built": priced("requests to the store", "between"),
+            "in shards": priced("requests to the store", "between_in_shards"),
+            "keeping a year of it": priced("keeping", "between"),
+        },
+    )
+
+
+def _table(days: list[Day], columns: dict[str, Callable[[Day], str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "--:|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(text(day) for text in columns.values()) + " |" for day in days])
+
+
+def _short(value: float) -> str:
+    """Two digits that count, and no more than a reckoning is worth."""
+    return f"{float(f'{value:.2g}'):,.15g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--core-hour", type=float, default=0.04)
+    parser.add_argument("--writes", type=float, default=0.005, help="price of 1,000 PUTs or LISTs")
+    parser.add_argument("--reads", type=float, default=0.0004, help="price of 1,000 GETs")
+    parser.add_argument("--stored", type=float, default=0.023, help="price of a GB for a month")
+    parser.add_argument("--requests-an-organization", type=int, default=100)
+    parser.add_argument("--most-organizations", type=int, default=10_000_000)
+    parser.add_argument("--usage", type=int, default=5, help="rows of key and model of an organization on a day")
+    parser.add_argument("--lines-a-file", type=int, default=1_000_000)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    prices = Prices(given.core_hour, given.writes, given.reads, given.stored)
+    shape = Shape(given.requests_an_organization, given.most_organizations, given.usage, given.lines_a_file)
+    costs = coefficients()
+    days = [Day(10**power, shape, costs) for power in POWERS]
+    told = (
+        f"Measured: {costs.request * 1e6:.1f} µs of CPU a request and {costs.row * 1e6:.1f} µs a row that comes out (no"
+        f" cell is more than {costs.misses:.0%} off this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an"
+        f" event, {costs.published:.0f} a row in all rollups; of each raw file that was ever taken in,"
+        f" {costs.file_cpu * 1e6:.0f} µs of CPU and {costs.file_memory / 1000:.1f} KB of memory in every run, and"
+        f" {costs.file_stored:.0f} bytes in every version.\n\n"
+        f"Supposed: {shape.requests_an_organization} requests a day of an organization, at most"
+        f" {shape.most_organizations:,} organizations, {shape.usage} rows of each on a day; raw files of"
+        f" {shape.lines_a_file:,} requests, kept for {RAW_DAYS} days; one run a night."
+    )
+    tell("built", f"{told}\n\n{built(days)}", write=given.write, of="scaling", page=PAGE)
+    paid = (
+        f"Prices put in: {prices.core_hour} for a core hour, {prices.writes} for 1,000 writes or listings,"
+        f" {prices.reads} for 1,000 reads, {prices.stored} for a GB a month. A shard has at most {SHARD_REQUESTS:,}"
+        f" requests a day and {SHARD_ORGANIZATIONS:,} organizations."
+    )
+    tell("sharded", f"{paid}\n\n{sharded(days, prices)}", write=given.write, of="scaling", page=PAGE)
+
+
+if __name__ == "__main__":
+    main()
