@@ -50,11 +50,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """As measured. CPU seconds of a request and of a row that comes out; bytes of a request raw and as an event, of a
-    row published in all rollups; of a raw file ever taken in: bytes, CPU seconds and memory of each run."""
+    """As measured. CPU seconds of a request, of a row that comes out and of a raw file; bytes of a request raw and as an
+    event, of a row published in all rollups; of a raw file ever taken in: bytes, CPU seconds and memory of each run."""
 
     request: float
     row: float
+    file: float
     misses: float  # by how much a cell differs from what these two make of it, at most
     raw: float
     event: float
@@ -67,23 +68,20 @@ class Coefficients:
 def coefficients() -> Coefficients:
     """From the cells that were measured without Dask."""
     cells = [one for one in noted().values() if not one.cell.workers]
-    requests, rows, cpu = (
-        np.array(values, dtype=float)
-        for values in (
-            [one.cell.requests for one in cells],
-            [one.published["rows"] for one in cells],
-            [one.cpu for one in cells],
-        )
-    )
-    # Each cell counts alike, the small ones too. A command that does nothing takes a second, which is left out.
-    per = np.stack([requests / cpu, rows / cpu], axis=1)
-    request, row = np.linalg.lstsq(per, np.ones(len(cells)), rcond=None)[0]
-    misses = float(np.abs(per @ [request, row] - 1).max())
+    taken = [
+        (one.cell.requests, one.published["rows"], one.cell.days * math.ceil(one.cell.requests / one.cell.days / 10**6))
+        for one in cells
+    ]
+    # Each cell counts alike, the small ones too. That a command which finds nothing takes a second is left out.
+    per = np.array(taken, dtype=float) / np.array([[one.cpu] for one in cells])
+    request, row, file = np.linalg.lstsq(per, np.ones(len(cells)), rcond=None)[0]
+    misses = float(np.abs(per @ [request, row, file] - 1).max())
     ledger = json.loads(must(run([sys.executable, "-m", "bench.scale.ledger"], {"PYTHONPATH": str(ROOT)})).said)
     largest = max(cells, key=lambda one: one.published["rows"])
     return Coefficients(
         request=float(request),
         row=float(row),
+        file=float(file),
         misses=misses,
         raw=largest.published["raw"] * MIB / largest.cell.requests,
         event=largest.published["events"] * MIB / largest.cell.requests,
@@ -132,7 +130,8 @@ class Day:
     @property
     def core_hours(self) -> float:
         """At most: what was measured of a row is charged for each time that it is written anew."""
-        return (self.requests * self.costs.request + self.rows_of_month * self.costs.row) / 3600
+        seconds = self.requests * self.costs.request + self.rows_of_month * self.costs.row
+        return (seconds + self.files * self.costs.file) / 3600
 
     @property
     def known_files(self) -> int:
@@ -247,9 +246,9 @@ def main() -> None:
     costs = coefficients()
     days = [Day(10**power, shape, costs) for power in POWERS]
     told = (
-        f"Measured: {costs.request * 1e6:.1f} µs of CPU a request and {costs.row * 1e6:.1f} µs a row that comes out (no"
-        f" cell is more than {costs.misses:.0%} off this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an"
-        f" event, {costs.published:.0f} a row in all rollups; of each raw file that was ever taken in,"
+        f"Measured: {costs.request * 1e6:.1f} µs of CPU a request and {costs.row * 1e6:.1f} µs a row that comes out,"
+        f" {costs.file * 1000:.0f} ms a raw file (no cell is more than {costs.misses:.0%} off"
+        f" this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an event, {costs.published:.0f} a row in all rollups; of each raw file that was ever taken in,"
         f" {costs.file_cpu * 1e6:.0f} µs of CPU and {costs.file_memory / 1000:.1f} KB of memory in every run, and"
         f" {costs.file_stored:.0f} bytes in every version.\n\n"
         f"Supposed: {shape.requests_an_organization} requests a day of an organization, at most"
