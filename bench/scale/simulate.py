@@ -51,7 +51,8 @@ class Shape:
 @dataclass(frozen=True)
 class Coefficients:
     """As measured. CPU seconds of a request, of a row that comes out and of a raw file; bytes of a request raw and as
-    an event, of a row published in all rollups; of a raw file ever taken in: bytes, CPU seconds and memory of each run."""
+    an event, of a row published in all rollups; of a raw file ever taken in: bytes, and CPU seconds and memory of each
+    run."""
 
     request: float
     row: float
@@ -248,8 +249,8 @@ def main() -> None:
     told = (
         f"Measured: {costs.request * 1e6:.1f} µs of CPU a request and {costs.row * 1e6:.1f} µs a row that comes out,"
         f" {costs.file * 1000:.0f} ms a raw file (no cell is more than {costs.misses:.0%} off"
-        f" this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an event, {costs.published:.0f} a row in all"
-        " rollups; of each raw file that was ever taken in,"
+        f" this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an event, {costs.published:.0f} a row in"
+        " all rollups; of each raw file that was ever taken in,"
         f" {costs.file_cpu * 1e6:.0f} µs of CPU and {costs.file_memory / 1000:.1f} KB of memory in every run, and"
         f" {costs.file_stored:.0f} bytes in every version.\n\n"
         f"Supposed: {shape.requests_an_organization} requests a day of an organization, at most"
