@@ -57,6 +57,7 @@ _EXAMPLES = {
     "serve": "keytally serve --host 127.0.0.1 --port 8000 --workers 2",
     "demo": "keytally demo --port 8000",
     "quarantine": "keytally quarantine",
+    "inspect": "keytally inspect some-log.jsonl.gz",
     "reconcile": "keytally reconcile --from 2025-11-01 --to 2025-11-30",
     "history": "keytally history --org org_abc123 --from 2025-11-01 --to 2025-11-30",
     "usage": "keytally usage --org org_abc123 --month 2025-11 --by key",

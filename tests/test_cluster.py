@@ -222,7 +222,8 @@ def test_a_worker_with_another_duckdb_is_refused(place: Place, cluster: Cluster,
 
 
 def test_a_worker_that_has_no_keytally_is_refused(place: Place, cluster: Cluster, tmp_path: Path) -> None:
-    # Its preload could not be loaded either.
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise ImportError('it is not installed')")
     cluster._start("worker", cluster.address, "--nthreads", "1", "--no-dashboard", code=tmp_path)
     write_traffic(place, 1)
     with pytest.raises(KeytallyError, match=r"cannot load keytally .*install the same keytally there"):

@@ -199,8 +199,8 @@ def test_a_head_longer_than_its_limit_is_refused_however_it_comes(server: LiveSe
     for size, status in ((15_000, 404), (17_000, 400), (60_000, 400)):
         for head in (
             b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"a" * size + b"\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"X: a\r\n" * (size // 6) + b"\r\n",
+            b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"a" * size + b"\r\n\r\n",
+            b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"X: a\r\n" * (size // 6) + b"\r\n",
         ):
             with connect(server) as connection:
                 connection.sendall(head)
