@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import verified
+from pipeline.artifacts import verified_for_arrow
 from pipeline.contract.layout import month_of
 from pipeline.contract.store import Store
 from pipeline.contract.tables import ORGANIZATION_DAY, RESTATEMENT
@@ -75,7 +75,7 @@ def restatements(store: Store, first_day: date, last_day: date, organization_id:
     for (rollup, month), file in read_ledger(store).publication.files.items():
         if rollup != RESTATEMENT.name or month is None or not month_of(first_day) <= month <= last_day:
             continue
-        with verified(store, store.layout.rollups / file.path) as opened:
+        with verified_for_arrow(store, store.layout.rollups / file.path) as opened:
             rows = pq.read_table(opened, schema=RESTATEMENT.arrow_schema, partitioning=None)
         if organization_id is not None:
             rows = rows.filter(pc.equal(rows["organization_id"], organization_id))

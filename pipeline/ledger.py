@@ -100,7 +100,7 @@ def _rows(store: Store, publication: Publication, table: Table) -> Iterable[dict
     for (rollup, _), published in sorted(publication.files.items(), key=lambda item: item[1].path):
         if rollup == table.name:
             try:
-                opened = artifacts.verified(store, store.layout.rollups / published.path)
+                opened = artifacts.verified_for_arrow(store, store.layout.rollups / published.path)
             except ArtifactDamaged as damage:
                 raise KeytallyError(
                     f"the ledger cannot be read: {damage.artifact} {damage.what}; restore that file from a copy, or"

@@ -98,7 +98,7 @@ class Quarantine:
             counts: Counter[str] = Counter()
             first: dict[str, list[int]] = {}
             with self._store.fetch(rejected) as file:
-                for batch in pq.ParquetFile(file).iter_batches():
+                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(use_threads=False):
                     for reason in pc.unique(batch["reason"]).to_pylist():
                         numbers = batch["line"].filter(pc.equal(batch["reason"], reason))
                         wanted = examples - shown[reason] - len(first.setdefault(reason, []))
@@ -125,7 +125,7 @@ class Quarantine:
 
     def _rejected_lines(self, rejected: Path) -> Iterator[tuple[int, str]]:
         with self._store.fetch(rejected) as file:
-            for batch in pq.ParquetFile(file).iter_batches():
+            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(use_threads=False):
                 yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
 
     def _raw_file_of(self, entry: FileEntry) -> RawFile | None:

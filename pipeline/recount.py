@@ -376,7 +376,7 @@ def _rows(raw: io.RawIOBase) -> Iterator[Record | None]:
     with pq.ParquetFile(raw, buffer_size=2**20, pre_buffer=False) as parquet:
         names = parquet.schema_arrow.names
         present = [name for name in FIELDS if name in names]
-        for batch in parquet.iter_batches(batch_size=4096, columns=present):
+        for batch in parquet.iter_batches(batch_size=4096, columns=present, use_threads=False):
             columns = [_values(batch.column(batch.schema.names.index(name))) for name in present]
             for row in zip(*columns, strict=True):
                 yield None if _BROKEN in row else dict(zip(present, row, strict=True))

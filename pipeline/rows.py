@@ -315,7 +315,7 @@ class ParquetRows:
         number = 0
         wanted = [self._positions[name] for name in NATIVE_FIELDS if name in self._positions]
         top_level = [self._file.schema_arrow.names[index] for index in wanted]
-        for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level):
+        for batch in self._file.iter_batches(batch_size=self._batch_rows, columns=top_level, use_threads=False):
             count = batch.num_rows
             columns = []
             undecodable = pa.repeat(pa.scalar(False), count)

@@ -158,7 +158,7 @@ def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
     """
     parquet = pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
     number = 0
-    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet)):
+    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet), use_threads=False):
         texts = [msgspec.json.encode(row, enc_hook=str).decode() for row in _as_python(batch)]
         count = len(texts)
         columns = [

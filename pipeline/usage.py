@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import verified
+from pipeline.artifacts import verified_for_arrow
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, last_day_of, month_of
 from pipeline.contract.published import Publication
@@ -120,7 +120,7 @@ def _parts(
         wanted: list[tuple[str, str, str | date]] = [("organization_id", "==", org)] if org is not None else []
         if "month" not in grain:
             wanted += [("day", ">=", first), ("day", "<=", last)]
-        with verified(store, store.layout.rollups / published.path) as file:
+        with verified_for_arrow(store, store.layout.rollups / published.path) as file:
             rows = pq.read_table(file, schema=table.arrow_schema, partitioning=None, filters=wanted or None)
         if "month" in grain:
             yield _with_month(rows, month)

@@ -54,7 +54,7 @@ def cover(basis: Basis, loaded: Collection[date], usage: Sequence[Usage]) -> Ite
 
 def loaded_days_of(file: CheckedFile) -> frozenset[date]:
     """The days of a month's ledger that have accepted records. Raises ValueError when it is no ledger of days."""
-    with file, pq.ParquetFile(file) as parquet:
+    with file, pq.ParquetFile(file, pre_buffer=False) as parquet:
         if parquet.metadata.num_rows > 31:
             raise ValueError("it has more than 31 days")
         table = parquet.read(columns=_LEDGER_SCHEMA.names, use_threads=False)

@@ -103,7 +103,7 @@ class OpenFiles:
             checked = self._fetched(file, anew=False)
         except OtherBytes:  # it may be a copy that is damaged
             checked = self._fetched(file, anew=True)
-        with checked, pq.ParquetFile(checked) as parquet:
+        with checked, pq.ParquetFile(checked, pre_buffer=False) as parquet:
             return parquet.read(columns=list(columns), use_threads=False)
 
     async def read_in(self, threads: Executor | None, read: Callable[[], _Read]) -> _Read:
