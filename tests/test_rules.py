@@ -30,7 +30,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "106f56d8f4bda773"),
+    "TAKE_IN_RULE": (1, "622a453b429ee59a"),
     "ROLL_UP_RULE": (1, "25667c3f5581e1c1"),
 }
 
