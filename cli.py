@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from pipeline.history import Restatement
     from pipeline.quarantine import LostList, Rejection
     from pipeline.reconcile import Reconciliation
-    from pipeline.report import Report
+    from pipeline.report import Report, Unpriced
+    from pipeline.reprice import Change, Repricing
     from pipeline.run import Watch
     from pipeline.status import Status
     from serving.keys import CreatedKey, KeyRegistry, ReadingKey
@@ -59,6 +60,7 @@ _EXAMPLES = {
     "quarantine": "keytally quarantine",
     "inspect": "keytally inspect some-log.jsonl.gz",
     "reconcile": "keytally reconcile --from 2025-11-01 --to 2025-11-30",
+    "reprice": "keytally reprice --prices new.csv --from 2025-11-01 --to 2025-11-30",
     "history": "keytally history --org org_abc123 --from 2025-11-01 --to 2025-11-30",
     "usage": "keytally usage --org org_abc123 --month 2025-11 --by key",
     "status": "keytally status --days",
@@ -260,6 +262,100 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
     return _tell(report, settings, as_json)
 
 
+@command(main, "reprice")
+@click.option(
+    "--prices",
+    "book",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The price book to try.",
+)
+@click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
+@click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
+@click.option("--csv", "as_csv", is_flag=True, help="The changes as CSV on stdout.")
+@click.option("--apply", "applied", is_flag=True, help="Put the book in force, and roll up the days it touches.")
+def reprice(book: Path, first_day: date, last_day: date, as_csv: bool, applied: bool, as_json: bool) -> int:
+    """Show what another price book would change of published days, for each organization, key and model.
+
+    Changes nothing without --apply.
+    """
+    if last_day < first_day:
+        raise click.UsageError(f"--to {last_day} is before --from {first_day}")
+    if as_csv and as_json:
+        raise click.UsageError("give one of --csv and --json")
+    from pipeline.price_book import MOST_BYTES
+    from pipeline.prices import read_prices
+    from pipeline.reprice import put_in_force
+    from pipeline.reprice import reprice as reprice_days
+    from pipeline.run import start_run
+
+    settings = Settings.from_environment()
+    with book.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    with _progress() as watch, start_run(settings, utc_now, watch) as run:
+        prices = read_prices(run.store, settings.currency, content, str(book))
+        found = reprice_days(run, prices, first_day, last_day)
+        report = put_in_force(run, found, content) if applied else None
+    if as_json:
+        _print_json({**found.as_json(), "applied": report.as_json() if report else None})
+    elif as_csv:
+        _print_csv(found.changes)
+    else:
+        _show_repricing(found, settings.currency, first_day, last_day)
+    if report is None:
+        return 0
+    if not as_json:
+        click.echo(f"The book is in force; version {report.version} is published.", err=as_csv)
+        _show_findings(report)
+    return FINDINGS if report.has_findings else 0
+
+
+def _print_csv(changes: Sequence[Change]) -> None:
+    import csv
+
+    from pipeline.reprice import Change
+
+    rows = csv.writer(sys.stdout)
+    rows.writerow(Change._fields)
+    rows.writerows(change.as_json().values() for change in changes)
+
+
+def _show_repricing(found: Repricing, currency: str, first_day: date, last_day: date) -> None:
+    if found.changes:
+        table = _table("organization", "key", "model", "requests", "cost", "change", "unpriced", numbers=False)
+        for change in found.changes[:SHOWN_LINES]:
+            _add(
+                table,
+                change.organization_id,
+                change.api_key_id,
+                _visible(change.model or "-"),
+                change.requests,
+                f"{_amount(change.cost_before)} → {_amount(change.cost_after)}",
+                f"{_exact(change.cost_after, -change.cost_before):+f}",
+                f"{change.unpriced_before:,} → {change.unpriced_after:,}",
+            )
+        _print_table(table)
+        if len(found.changes) > SHOWN_LINES:
+            click.echo(f"The first {SHOWN_LINES} of {len(found.changes):,} rows (--json and --csv list all).")
+        before = _exact(*(change.cost_before for change in found.changes))
+        after = _exact(*(change.cost_after for change in found.changes))
+        organizations = count_of(len({change.organization_id for change in found.changes}), "organization")
+        click.echo(f"{organizations} on {count_of(len(found.days), 'day')}: {before:f} → {after:f} {currency} in all.")
+    else:
+        click.echo(f"The book changes nothing from {first_day} to {last_day}.")
+    if found.beyond:
+        click.echo(
+            f"It also touches {count_of(len(found.beyond), 'day')} outside of the range, from {found.beyond[0]} to"
+            f" {found.beyond[-1]}."
+        )
+
+
+def _exact(*amounts: Decimal) -> Decimal:
+    """Their sum, short of trailing zeros."""
+    with localcontext(prec=100):
+        return sum(amounts, Decimal(0)).normalize()
+
+
 @contextmanager
 def _progress() -> Iterator[Watch]:
     """Shows how far a run has come, when stderr is a terminal."""
@@ -381,8 +477,27 @@ def _show_findings(report: Report) -> None:
             " back into raw/, or rollups/ as it was. For a week nothing that needs is deleted.",
             err=True,
         )
+    _show_unpriced(report.unpriced, err=True)
     for month in report.records_lost:
         click.echo(f"LOST what was restated of {month_name(month)} before now: its file was damaged.", err=True)
+
+
+def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
+    if not unpriced:
+        return
+    requests = sum(day.requests for day in unpriced)
+    days = f"{unpriced[0].day}" + (f" and {count_of(len(unpriced) - 1, 'other day')}" if len(unpriced) > 1 else "")
+    missing = list(dict.fromkeys(what for day in unpriced for what in day.missing))
+    named = ", ".join(map(_visible, missing[:EXAMPLES])) + (
+        f" and {len(missing) - EXAMPLES:,} more" * (len(missing) > EXAMPLES)
+    )
+    converted = any(what.startswith("the rate from") for what in missing)
+    click.echo(
+        f"UNPRICED    {count_of(requests, 'request')} of {days} count without a cost"
+        f"{f': missing are {named}' if named else ''}. Add what is missing to prices.csv or fx.csv in the data folder:"
+        " the next run prices them." + " To publish in the logs' currency, set KEYTALLY_CURRENCY to it." * converted,
+        err=err,
+    )
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------
@@ -930,7 +1045,7 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
-    found = status_of(open_store(settings), utc_now())
+    found = status_of(open_store(settings), utc_now(), settings.currency)
     if as_json:
         _print_json(found.as_json())
         return 0
@@ -943,6 +1058,9 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
         click.echo(f"Nothing is published yet from {_visible(str(settings.data))}.")
     else:
         _show_published(found)
+    _show_unpriced(found.unpriced)
+    if found.bad_prices:
+        click.echo(f"BAD PRICES  {_visible(found.bad_prices)}")
     _show_waiting(found)
     _show_days(found, all_days)
     _show_files(found, all_files)
@@ -956,9 +1074,11 @@ def _next_step(found: Status) -> str:
     steps = (
         (found.lost, "keytally rollup, once rollups/ is back or given up"),
         (found.held_back, "put right what the files held back need, or deliver them again; then keytally rollup"),
+        (found.bad_prices, "mend prices.csv or fx.csv, then keytally rollup"),
         (any(day.finding for day in found.days), "what the findings say"),
         (found.waiting, "keytally rollup"),
         (not found.ledger.publication.files, "put request logs below raw/, then keytally rollup"),
+        (found.unpriced, "add what is unpriced to prices.csv or fx.csv, then keytally rollup"),
         (any(taken.quarantined for taken in counting), "keytally quarantine shows the lines that did not count"),
     )
     return next((step for applies, step in steps if applies), "nothing to do")

@@ -20,7 +20,8 @@ from pipeline.engine import SCAN_ROWS
 from pipeline.fan_out import FanOut
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
-from pipeline.rollup import FILES_AT_ONCE, DayInputs, find_copies, keep_days
+from pipeline.prices import Demand
+from pipeline.rollup import FILES_AT_ONCE, DayInputs, Found, finish_days, keep_day, look_at
 from pipeline.run import Run
 
 LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly
@@ -39,11 +40,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """What a bucket sums to, in a file; its copies that do not count, and those of them that differ."""
+    """What a bucket sums to, in a file; its copies that do not count, those of them that differ, and what it asks of a
+    price book."""
 
     file: str
     duplicate: int
     conflicting: int
+    demand: Demand
 
 
 def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
@@ -95,18 +98,19 @@ def _split(name: str, buckets: int, run: Run, part: Part) -> Split:
 
 def _sum(name: str, day: date, run: Run, files: Sequence[str]) -> Sums:
     """What one bucket of the day sums to."""
-    copies = find_copies(run, _paths(run, files))
+    found = look_at(run, _paths(run, files))
     path = run.scratch / "sums.parquet"
-    run.engine.copy("roll_up_days", path, SCAN_ROWS)
-    return Sums(_keep(run, path, f"{name}-sums"), *copies.get(day, (0, 0)))
+    run.engine.copy(found.statement, path, SCAN_ROWS)
+    return Sums(_keep(run, path, f"{name}-sums"), *found.copies.get(day, (0, 0)), found.demands.get(day, Demand()))
 
 
 def _merge(day: DayInputs, run: Run, sums: Sequence[Sums]) -> DayEntry:
     """The day that its buckets sum to."""
     run.engine.name_files("bucket_sums", _paths(run, [one.file for one in sums]), API_KEY_DAY)
     copies = (sum(one.duplicate for one in sums), sum(one.conflicting for one in sums))
-    (entry,) = keep_days(run, [day], "merge_buckets", {day.day: copies})
-    return entry
+    demand = Demand().union(*(one.demand for one in sums))
+    (usage,) = finish_days(run, [day], Found("merge_buckets", {day.day: copies}, {day.day: demand} if demand else {}))
+    return keep_day(run, day, usage)
 
 
 def _keep(run: Run, finished: Path, name: str) -> str:

@@ -29,6 +29,7 @@ from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import FanOut, Item, Result, fan_out
+from pipeline.prices import read_kept
 from pipeline.raw import RawFile
 from pipeline.run import Run, start_run
 
@@ -48,17 +49,19 @@ class _GoneError(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is told of the run whose steps it does."""
+    """What a worker is told of the run whose steps it does. prices: the files below books/ that it prices by."""
 
     run: str
     settings: Settings
     started: datetime
+    prices: Mapping[str, str]
     versions: Mapping[str, str]
 
 
 def order_of(run: Run) -> Order:
-    """What a worker is told of a run; nothing in it is secret."""
-    return Order(run.name, run.settings.for_a_worker(), run.started, _versions())
+    """What a worker is told of a run; nothing in it is secret. The run's prices are kept, for workers to read them."""
+    run.prices.keep(run.store, run.scratch)
+    return Order(run.name, run.settings.for_a_worker(), run.started, run.prices.kept, _versions())
 
 
 @contextmanager
@@ -202,7 +205,8 @@ def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> 
                 f"the worker {worker.address} has another {settings.data} than this machine: the data root must be a"
                 " folder that all of them share, or a bucket"
             )
-        return step(run, _received(item, run.store))
+        prices = read_kept(run.store, settings.currency, order.prices)
+        return step(replace(run, prices=prices), _received(item, run.store))
 
 
 def _engine_memory(order: Order, worker: Any, limit: int | None) -> int:

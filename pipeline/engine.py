@@ -65,6 +65,7 @@ class Engine:
     def __init__(self, settings: Settings, store: Store, scratch: Path) -> None:
         self._settings = settings
         self._store = store
+        self._scratch = scratch
         self._named: dict[str, _Rows] = {}  # what name_arrow named
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
@@ -180,7 +181,7 @@ class Engine:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
         with_names: a column `filename` says where each row is from. with_rows: `file_row_number`, its number there. A
-        file from before its table had a column has nulls there.
+        file from before its table had a column has there what the table says, or nulls.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         self._named.pop(table, None)
@@ -196,9 +197,12 @@ class Engine:
                 file_row_number=with_rows,
                 union_by_name=True,
             )
-            lacking = [field for field in schema.arrow_schema if field.name not in rows.columns]
-            for field in lacking:
-                rows = rows.project(f"*, cast(null as {_SQL_TYPES[field.type]}) as {field.name}")
+            for field in schema.arrow_schema:
+                if field.name not in rows.columns:
+                    rows = rows.project(f"*, cast(null as {_SQL_TYPES[field.type]}) as {field.name}")
+            for column in schema.columns:
+                if column.absent is not None:
+                    rows = rows.project(f"* replace (coalesce({column.name}, {column.absent}) as {column.name})")
             rows.create_view(table, replace=True)
         else:
             self._connection.register(table, schema.arrow_schema.empty_table())

@@ -25,6 +25,17 @@ class HeldBack(KeytallyError):
         self.reason = reason
 
 
+class BadPrices(KeytallyError):
+    """A price book or a table of rates that cannot be used. row: as a spreadsheet counts, the header is 1."""
+
+    def __init__(self, file: str, row: int | None, column: str | None, what: str) -> None:
+        where = "".join(f", {noun} {named}" for noun, named in (("row", row), ("column", column)) if named)
+        super().__init__(f"{file}{where}: {what}; until then what is published stays as it is")
+        self.file = file
+        self.row = row
+        self.column = column
+
+
 class FormatRefused(KeytallyError):
     """A format that cannot be used. `str()` of it names its file, and the column where it is about one."""
 

@@ -48,6 +48,8 @@ class Restatement:
     input_tokens_after: Decimal
     output_tokens_before: Decimal | None
     output_tokens_after: Decimal
+    unpriced_before: int | None
+    unpriced_after: int | None  # None where it was recorded before there were prices
 
     @property
     def changed(self) -> list[str] | None:
@@ -57,7 +59,8 @@ class Restatement:
         """
         if self.requests_before is None:
             return None
-        return [name for name in MEASURES if getattr(self, f"{name}_before") != getattr(self, f"{name}_after")]
+        measures = {name: (getattr(self, f"{name}_before"), getattr(self, f"{name}_after")) for name in MEASURES}
+        return [name for name, (before, after) in measures.items() if before is not None and before != after]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; amounts as strings, which keep every digit."""

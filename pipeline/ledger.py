@@ -23,6 +23,7 @@ from pipeline.contract.store import Store
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
 from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.intake import EventFile, TakeIn
+from pipeline.prices import Demand, Pricing, in_order
 
 PUBLISH_ANEW = (
     "move the folder rollups/ away and run 'keytally rollup' to publish anew from raw/"
@@ -47,7 +48,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class DayEntry:
-    """A published day: what it was made from, in a run started at `as_of`, and how its accepted lines were counted."""
+    """A published day: what it was made from, in a run started at `as_of`, and how its accepted lines were counted.
+
+    unpriced: counted requests of which no cost is known. pricing: None where it asks for no prices.
+    """
 
     day: date
     fingerprint: str
@@ -58,6 +62,8 @@ class DayEntry:
     duplicate: int
     conflicting: int
     session: int
+    unpriced: int = 0
+    pricing: Pricing | None = None
 
     def path_in(self, layout: Layout) -> Path:
         return layout.daily_of(self.day) / self.artifact
@@ -92,7 +98,7 @@ def read_ledger(store: Store) -> Ledger:
     """
     publication = newest_publication(store)
     files = [_file_entry(row) for row in _rows(store, publication, FILE_LEDGER)]
-    days = [DayEntry(**row) for row in _rows(store, publication, DAY_LEDGER)]
+    days = [_day_entry(row) for row in _rows(store, publication, DAY_LEDGER)]
     return Ledger(publication, {entry.file: entry for entry in files}, {entry.day: entry for entry in days})
 
 
@@ -127,6 +133,26 @@ def _file_entry(row: dict[str, Any]) -> FileEntry:
     return FileEntry(row["file"], row["signature"], row["same_as"], take_in)
 
 
+def _day_entry(row: dict[str, Any]) -> DayEntry:
+    # A ledger from before there were prices has neither.
+    return DayEntry(**{**row, "unpriced": row["unpriced"] or 0, "pricing": _pricing(row["pricing"])})
+
+
+def _pricing(found: dict[str, Any] | None) -> Pricing | None:
+    if found is None:
+        return None
+    asked = [found.pop(name) for name in ("models", "units", "currencies")]
+    return Pricing(**found, demand=None if asked[0] is None else Demand(*map(frozenset, asked)))
+
+
+def _pricing_row(pricing: Pricing | None) -> dict[str, Any] | None:
+    if pricing is None:
+        return None
+    row = dict(vars(pricing))
+    demand = row.pop("demand")
+    return {**row, **({name: in_order(asked) for name, asked in vars(demand).items()} if demand else {})}
+
+
 def write_file_ledger(files: Iterable[FileEntry], path: Path) -> None:
     """Write the ledger of files as one Parquet file, in order of path."""
     rows = [
@@ -153,7 +179,11 @@ def write_file_ledger(files: Iterable[FileEntry], path: Path) -> None:
 
 def write_day_ledger(days: Iterable[DayEntry], month: date, path: Path) -> None:
     """Write the ledger of a month's days as one Parquet file, in order of day."""
-    rows = [vars(entry) for entry in sorted(days, key=lambda entry: entry.day) if month_of(entry.day) == month]
+    rows = [
+        {**vars(entry), "pricing": _pricing_row(entry.pricing)}
+        for entry in sorted(days, key=lambda entry: entry.day)
+        if month_of(entry.day) == month
+    ]
     _write(rows, DAY_LEDGER, path)
 
 

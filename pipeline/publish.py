@@ -7,12 +7,12 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
@@ -37,6 +37,7 @@ from pipeline.errors import CommitRefused, NotDurable
 from pipeline.run import Run
 
 PARTITIONS = ["rollup", "month"]
+_NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)  # see checkpoint.py
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     for partition in partitions:
         check_schema(partition.path, partition.table)
     store = run.store
-    table = _open_or_create(store, before)
+    table, before = _widened(store, _open_or_create(store, before), before)
     # Delta keeps milliseconds. The files carry the moment too: it outlives the log, and answers are dated by it.
     committed_at = int(run.clock().timestamp() * 1000)
     superseded = [before.files.get((partition.table.name, partition.month)) for partition in partitions]
@@ -91,9 +92,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
                             Transaction(CONTENTS, contents),
                         ],
                     ),
-                    post_commithook_properties=PostCommitHookProperties(
-                        create_checkpoint=False, cleanup_expired_logs=False
-                    ),
+                    post_commithook_properties=_NO_HOOKS,
                 )
         except (DeltaError, OSError) as error:
             # The commit may stand although the answer to it was lost, or what deltalake did behind it failed.
@@ -123,6 +122,35 @@ def _open_or_create(store: Store, before: Publication) -> DeltaTable:
     if table is None:
         raise CommitRefused(before.version)  # it was moved away at this moment
     return table
+
+
+def _widened(store: Store, table: DeltaTable, before: Publication) -> tuple[DeltaTable, Publication]:
+    """The table with every column that is published, in a version of its own where it lacked some; and that version.
+
+    Its readers and ours go on as before: a file without a column holds nulls there. In one commit with what replaces
+    files deltalake would not do it.
+    """
+    known = {field.name for field in table.schema().fields}
+    lacking = [field for field in Schema.from_arrow(published_schema()).fields if field.name not in known]
+    if not lacking:
+        return table, before
+    widened = replace(before, version=before.version + 1, generation=before.generation + 1)
+    properties = CommitProperties(
+        max_commit_retries=0, app_transactions=[Transaction(APPLICATION, widened.generation)]
+    )  # as any other version: of two commits that follow one generation only one is taken
+
+    def widen() -> None:
+        table.alter.add_columns(lacking, commit_properties=properties, post_commithook_properties=_NO_HOOKS)
+
+    step("widen the table")
+    try:
+        store.tried("widening the table", store.layout.log_entry(widened.version), widen)
+    except (DeltaError, OSError) as error:
+        if isinstance(error, CommitFailedError) or _commit_of(store, widened.version) is not None:
+            raise CommitRefused(before.version) from error
+        raise
+    make_durable(store, widened.version)
+    return _open_or_create(store, widened), widened
 
 
 def _create(store: Store, before: Publication) -> None:

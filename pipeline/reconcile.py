@@ -1,8 +1,9 @@
 """Reconciling: recount from the raw contents that a version's ledger names, and compare with what it publishes.
 
-Independent of how it was published: its own reading of the raw files (recount.py), its own way to count each request
-once. Neither event files nor daily artifacts are opened, and nothing of the intake is imported. From the ledger it
-takes which contents count and at which moment each was taken in, and holds the ledger's own counts against the recount.
+Independent of how it was published: its own reading of the raw files (recount.py), of price books and rates
+(recount_prices.py), its own way to count each request once. Neither event files nor daily artifacts are opened, and
+nothing of the intake is imported. From the ledger it takes which contents count, at which moment each was taken in and
+by which book each day was priced, and holds the ledger's own counts against the recount.
 
 Per organization and day, per API key, model and day, the month's two rollups where all its days are compared, the
 day reports, and the line counts of every file that was read.
@@ -26,11 +27,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import verify
+from pipeline.artifacts import verified, verify
 from pipeline.contract.layout import days_between, last_day_of, month_name, month_of
+from pipeline.contract.store import Store
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, USAGE, Table
 from pipeline.engine import Engine
-from pipeline.errors import KeytallyError
+from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.format import Format
 from pipeline.ledger import FileEntry, Ledger, read_ledger
 from pipeline.mapping import MappedRecords
@@ -43,6 +45,7 @@ from pipeline.recount import (
     mapped_requests_in,
     requests_in,
 )
+from pipeline.recount_prices import PriceList
 from pipeline.run import Run
 from pipeline.tabular import csv_records, parquet_records
 
@@ -55,7 +58,7 @@ ROWS_AT_ONCE = 16_384
 BLOCK_BYTES = 2**20
 REQUEST_BYTES = 300  # of memory that sorting takes for each request, about
 USAGE_BYTES = 2_000  # of memory that comparing takes for each row, about
-MEASURES = ("requests", "failed_requests", "cost", "synapses", "neurons", "input_tokens", "output_tokens")
+MEASURES = ("requests", "failed_requests", "cost", "synapses", "neurons", "input_tokens", "output_tokens", "unpriced")
 EPOCH = date(1970, 1, 1)
 
 Number = int | Decimal
@@ -166,7 +169,7 @@ def reconcile(run: Run, first_day: date, last_day: date) -> Reconciliation:
         run.watch.advance(_size_of(entries[0]))
 
     compared = days - {day for content in missing for day in content.days}
-    counts = _count_each_request_once(run, compared)
+    counts = _count_each_request_once(run, compared, _PriceLists(run.store, ledger))
     differences += _differing_days(ledger, compared, counts)
     differences += _differing_usage(run, published, compared, {month_of(day) for day in counts})
     differences.sort(key=lambda difference: _TABLES.index(difference.rollup))  # sums first, then what explains them
@@ -387,7 +390,36 @@ def _add(engine: Engine, what: str, schema: pa.Schema, rows: Sequence[Sequence[A
     engine.run(f"add_recounted_{what}")
 
 
-def _count_each_request_once(run: Run, compared: Iterable[date]) -> dict[date, Counter[str]]:
+class _PriceLists:
+    """By what each day was priced, as the ledger says: the books and rates that it names, read a second time."""
+
+    def __init__(self, store: Store, ledger: Ledger) -> None:
+        self._store = store
+        self._days = ledger.days
+        self._known: dict[tuple[str | None, str | None, str], PriceList] = {}
+
+    def of(self, day: date) -> PriceList:
+        """Raises KeytallyError when a book that the ledger names is gone or damaged."""
+        entry = self._days.get(day)
+        named = (entry.pricing.book, entry.pricing.rates, entry.pricing.currency) if entry and entry.pricing else None
+        book, rates, currency = named or (None, None, "")
+        if (book, rates, currency) not in self._known:
+            self._known[book, rates, currency] = PriceList(self._text(book), self._text(rates), currency)
+        return self._known[book, rates, currency]
+
+    def _text(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        try:
+            with verified(self._store, self._store.layout.books / name) as file:
+                return file.readall().decode()
+        except ArtifactDamaged as damage:
+            raise KeytallyError(
+                f"{damage.artifact} {damage.what}, by which days were priced; put it back from a copy to recount them"
+            ) from damage
+
+
+def _count_each_request_once(run: Run, compared: Iterable[date], prices: _PriceLists) -> dict[date, Counter[str]]:
     """Fill recounted_usage with the usage of the compared days; how each day's lines were counted.
 
     One walk along the sorted requests: of those of one name the first counts, and the others are its copies.
@@ -399,6 +431,7 @@ def _count_each_request_once(run: Run, compared: Iterable[date]) -> dict[date, C
         if day not in wanted:
             continue
         of_day = counts.setdefault(EPOCH + timedelta(days=day), Counter())
+        price_list = prices.of(EPOCH + timedelta(days=day))
         usage: dict[tuple[str, str | None], list[int]] = {}
         counted: Request | None = None
         for request in requests:
@@ -412,10 +445,15 @@ def _count_each_request_once(run: Run, compared: Iterable[date]) -> dict[date, C
                 of_day["session"] += 1
                 continue
             of_day["counted"] += 1
-            sums = usage.setdefault((request.api_key_id, request.model), [0] * len(MEASURES))
-            for position, number in enumerate(_measures(request)):
+            cost = price_list.cost_of(request)
+            of_day["unpriced"] += cost is None
+            sums = usage.setdefault((request.api_key_id, request.model), [0] * (len(MEASURES) + 2))
+            for position, number in enumerate(_measures(request, cost)):
                 sums[position] += number
         for (api_key, model), sums in usage.items():
+            neuron_tokens, synapse_tokens = sums.pop(-2), sums.pop()
+            sums[_NEURONS] += price_list.units_of(day, model, neuron_tokens, "tokens_per_neuron")
+            sums[_SYNAPSES] += price_list.units_of(day, model, synapse_tokens, "tokens_per_synapse")
             rows.append((organization, EPOCH + timedelta(days=day), api_key, model, *_as_amounts(sums)))
         if len(rows) >= ROWS_AT_ONCE:
             _add(run.engine, "usage", _USAGE, rows)
@@ -435,16 +473,22 @@ def _in_order(run: Run) -> Iterator[Request]:
             yield from map(Request._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _measures(request: Request) -> tuple[int, ...]:
-    """What a request adds to each of MEASURES."""
+_NEURONS, _SYNAPSES = MEASURES.index("neurons"), MEASURES.index("synapses")
+
+
+def _measures(request: Request, cost: int | None) -> tuple[int, ...]:
+    """What a request adds to each of MEASURES, and to the tokens that become neurons and synapses."""
     return (
         1,
         request.status is not None and request.status >= 400,
-        request.cost or 0,
+        cost or 0,
         request.synapses or 0,
         request.neurons or 0,
         request.input_tokens,
         request.output_tokens,
+        cost is None,
+        request.input_tokens if request.neurons is None else 0,
+        request.output_tokens if request.synapses is None else 0,
     )
 
 
@@ -517,7 +561,7 @@ def _differing_days(ledger: Ledger, compared: Iterable[date], counts: dict[date,
     """Where a day's report does not say how its lines were counted."""
     for day in sorted(compared):
         published, recounted = ledger.days.get(day), counts.get(day, Counter())
-        for name in ("accepted", "counted", "duplicate", "conflicting", "session"):
+        for name in ("accepted", "counted", "duplicate", "conflicting", "session", "unpriced"):
             number = getattr(published, name) if published else 0
             if number != recounted[name]:
                 yield Difference(DAY_LEDGER.name, name, number, recounted[name], day=day, month=month_of(day))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.contract.layout import month_name
 from pipeline.errors import HeldBack
 from pipeline.ledger import DayEntry, FileEntry
+from pipeline.prices import Prices
+
+
+class Unpriced(NamedTuple):
+    """A published day with requests of which no cost is known. missing: which prices and rates, in words."""
+
+    day: date
+    requests: int
+    missing: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"day": str(self.day), "requests": self.requests, "missing": self.missing}
 
 
 @dataclass
@@ -23,6 +36,7 @@ class Report:
     lost: str | None = None  # a version that was published and is there no more, in a sentence
     lost_days: list[date] = field(default_factory=list)  # of which something counts no more: its raw files are gone
     records_lost: list[date] = field(default_factory=list)  # months whose restatements so far were damaged
+    unpriced: tuple[Unpriced, ...] = ()  # of all published days
     version: int = 0
     published: bool = False  # whether this run made that version
     seconds: float = 0.0
@@ -30,10 +44,12 @@ class Report:
     @property
     def has_findings(self) -> bool:
         """Whether somebody should look: a file was held back, a new content has fewer requests than the old, what was
-        published of days is not any more, or a record of restatements is lost.
+        published of days is not any more, a record of restatements is lost, or a request has no price.
         """
         lost = self.lost_days or self.records_lost
-        return bool(self.held_back or lost) or any(after < before for _, before, after in self.replaced)
+        return bool(self.held_back or lost or self.unpriced) or any(
+            after < before for _, before, after in self.replaced
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +73,7 @@ class Report:
             "months": [month_name(month) for month in self.months],
             **({"lost": self.lost} if self.lost else {}),
             **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
+            **({"unpriced": [day.as_json() for day in self.unpriced]} if self.unpriced else {}),
             "version": self.version,
             "seconds": round(self.seconds, 3),
             **({"records_lost": [month_name(month) for month in self.records_lost]} if self.records_lost else {}),
@@ -66,6 +83,15 @@ class Report:
     def quarantined(self) -> int:
         """Lines quarantined, of the files that were taken in; a content that several files have counts once."""
         return sum(entry.take_in.quarantined for entry in self.ingested if not entry.same_as)
+
+
+def unpriced_days(days: Mapping[date, DayEntry], prices: Prices | None) -> tuple[Unpriced, ...]:
+    """The days with requests of which no cost is known, in order. prices: which do not know them; None: not at hand."""
+    return tuple(
+        Unpriced(day, entry.unpriced, prices.missing(day, entry.pricing) if prices else [])
+        for day, entry in sorted(days.items())
+        if entry.unpriced
+    )
 
 
 def _ingested(entry: FileEntry) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.engine import SCAN_ROWS
 from pipeline.errors import ArtifactDamaged
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry, FileEntry, Ledger
+from pipeline.prices import Prices
 from pipeline.rollup import FILES_AT_ONCE, fingerprint_of
 from pipeline.run import Run
 
@@ -70,7 +71,7 @@ def restate(
     came_or_left = _came_or_left(before, after) if changed else {}
     found = 0
     for entry in changed:
-        blame = _blame_of(before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)
+        blame = _blame_of(run.prices, before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)
         found += _restate_day(run, before, entry, blame, is_sound)
     lost = so_far is not None and (check or found > 0) and not _is_kept(run, so_far, month)
     if not found and not lost:
@@ -177,6 +178,7 @@ def _came_or_left(before: Ledger, after: Ledger) -> dict[str, tuple[str, str]]:
 
 
 def _blame_of(
+    prices: Prices,
     before: Ledger,
     day: date,
     was: Mapping[str, EventFile],
@@ -194,6 +196,8 @@ def _blame_of(
         always.append("repaired damage")  # what was to count on it could not: its events were beyond repair
     elif before.days[day].fingerprint != fingerprint_of(was):
         always.append("rule change")
+    if not prices.is_current(day, before.days[day].pricing):
+        always.append("price change")
     return Blame(sources, always, always or ["backfill"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +26,7 @@ from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
+from pipeline.prices import Answer, Demand, Pricing, tables_of
 from pipeline.run import Run
 
 LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
@@ -53,6 +55,34 @@ class RolledMonth:
     files: Mapping[Table, Path]
 
 
+class Found(NamedTuple):
+    """How some events are summed up: by which statement; how many of their copies do not count and how many of those
+    differ, by day; what each day asks of a price book."""
+
+    statement: str
+    copies: CopiesFound
+    demands: Mapping[date, Demand]
+
+
+class Usage(NamedTuple):
+    """A day's finished file, not yet where it stays, and how many lines and requests were summed up for it."""
+
+    path: Path
+    in_events: int
+    counted: int
+    session: int
+    unpriced: int
+
+
+class DayUsage(NamedTuple):
+    """What a day sums to; how many copies did not count, and how many of them differ; by what it was priced."""
+
+    usage: Usage
+    duplicate: int
+    conflicting: int
+    pricing: Pricing | None
+
+
 def fingerprint_of(take_ins: Iterable[str]) -> str:
     """Names a day by what it is made from: the taken-in contents, in whatever order, and the rule."""
     return hashlib.sha256("\0".join((_rule(), *sorted(take_ins))).encode()).hexdigest()[:32]
@@ -60,7 +90,18 @@ def fingerprint_of(take_ins: Iterable[str]) -> str:
 
 @cache
 def _rule() -> str:
-    texts = (statement("copies"), statement("roll_up_days"))
+    texts = map(
+        statement,
+        (
+            "copies",
+            "demand",
+            "roll_up_days",
+            "roll_up_priced_days",
+            "roll_up_rounded_days",
+            "half_even",
+            "tokens_in_units",
+        ),
+    )
     return hashlib.sha256("\0".join((str(ROLL_UP_RULE), *texts)).encode()).hexdigest()
 
 
@@ -82,23 +123,30 @@ def roll_up_days(run: Run, days: Sequence[DayInputs]) -> list[DayEntry]:
 
     Raises CheckFailed when the lines of a day do not add up; then none of them is kept.
     """
-    copies = find_copies(run, [event.path_in(run.layout) for day in days for event in day.events])
-    return keep_days(run, days, "roll_up_days", copies)
+    return [keep_day(run, day, usage) for day, usage in zip(days, use_of(run, days), strict=True)]
 
 
-def find_copies(run: Run, events: Sequence[Path]) -> CopiesFound:
-    """Name the event files `events`, and make the table of copies of them."""
+def use_of(run: Run, days: Sequence[DayInputs]) -> list[DayUsage]:
+    """What was used on days, each in a finished file in scratch. Raises CheckFailed."""
+    found = look_at(run, [event.path_in(run.layout) for day in days for event in day.events])
+    return finish_days(run, days, found)
+
+
+def look_at(run: Run, events: Sequence[Path]) -> Found:
+    """Name the event files `events`, and all else that the statement reads that sums them up."""
     run.engine.name_files("events", _gathered(run, events), EVENT)
     run.engine.run("copies")
-    return {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+    copies = {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+    asked = _asked(run)
+    return Found(_statement_for(run, asked), copies, asked.demands)
 
 
-def keep_days(run: Run, days: Sequence[DayInputs], rows: str, copies: CopiesFound) -> list[DayEntry]:
-    """Check and keep the days that a statement's rows are. It is `roll_up_days`, or has its columns and its order."""
-    used = _written(run, days, rows)
+def finish_days(run: Run, days: Sequence[DayInputs], found: Found) -> list[DayUsage]:
+    """What the rows of a statement make of days, checked. Raises CheckFailed."""
+    used = _written(run, days, _in_units(run, found))
     accepted = {day.day: day.accepted for day in days}
     for day, usage in used.items():
-        duplicate, _ = copies.get(day, (0, 0))
+        duplicate, _ = found.copies.get(day, (0, 0))
         check_day(
             day,
             accepted=accepted.get(day, 0),
@@ -107,27 +155,82 @@ def keep_days(run: Run, days: Sequence[DayInputs], rows: str, copies: CopiesFoun
             duplicate=duplicate,
             session=usage.session,
         )
-    entries = []
-    for day, fingerprint, _, lines in days:
-        usage, (duplicate, conflicting) = used[day], copies.get(day, (0, 0))
-        artifact = artifacts.keep(run.store, usage.path, run.layout.daily_of(day), fingerprint)
-        entry = DayEntry(
-            day, fingerprint, artifact, run.started, lines, usage.counted, duplicate, conflicting, usage.session
+    return [
+        DayUsage(
+            used[day.day],
+            *found.copies.get(day.day, (0, 0)),
+            run.prices.pricing(day.day, found.demands.get(day.day, Demand())),
         )
-        entries.append(entry)
-    return entries
+        for day in days
+    ]
 
 
-class _Usage(NamedTuple):
-    """A day's finished file, not yet where it stays, and how many lines and requests were summed up for it."""
+def keep_day(run: Run, day: DayInputs, of_day: DayUsage) -> DayEntry:
+    """The day's file where it stays."""
+    usage, duplicate, conflicting, pricing = of_day
+    made_from = f"{day.fingerprint}-{pricing.answer}" if pricing else day.fingerprint
+    artifact = artifacts.keep(run.store, usage.path, run.layout.daily_of(day.day), made_from)
+    counts = (day.accepted, usage.counted, duplicate, conflicting, usage.session, usage.unpriced)
+    return DayEntry(day.day, day.fingerprint, artifact, run.started, *counts, pricing)
 
-    path: Path
-    in_events: int
-    counted: int
-    session: int
+
+class _Asked(NamedTuple):
+    """What days ask of a price book and of rates, and the most tokens of a request that is to be priced."""
+
+    demands: Mapping[date, Demand]
+    most_input: int
+    most_output: int
 
 
-def _written(run: Run, days: Sequence[DayInputs], rows: str) -> dict[date, _Usage]:
+def _asked(run: Run) -> _Asked:
+    """What the named events ask; nothing where they say all themselves."""
+    asked: dict[date, tuple[set[str | None], set[str | None], set[str]]] = defaultdict(lambda: (set(), set(), set()))
+    most_input = most_output = 0
+    for day, model, currency, without_cost, without_units, *most in run.engine.query("demand"):
+        models, units, currencies = asked[day]
+        if without_cost:
+            models.add(model)
+        if without_units:
+            units.add(model)
+        if currency is not None:
+            currencies.add(currency)
+        most_input, most_output = max(most_input, most[0]), max(most_output, most[1])
+    demands = {
+        day: Demand(frozenset(models), frozenset(units), frozenset(currencies))
+        for day, (models, units, currencies) in asked.items()
+    }
+    return _Asked(demands, most_input, most_output)
+
+
+def _statement_for(run: Run, asked: _Asked) -> str:
+    """The statement that sums up the named events, with what it reads named."""
+    if not asked.demands:
+        return "roll_up_days"
+    answers = _name_answers(run, asked.demands)
+    exact = all(answer.is_exact(asked.most_input, asked.most_output) for answer in answers)
+    stated = any(demand.currencies for demand in asked.demands.values())
+    return "roll_up_priced_days" if exact and not stated else "roll_up_rounded_days"
+
+
+def _in_units(run: Run, found: Found) -> str:
+    """The statement whose rows are the usage, tokens made into units; with what it reads named."""
+    if not any(demand.units for demand in found.demands.values()):
+        return found.statement
+    _name_answers(run, found.demands)
+    run.engine.name_statement("sums", found.statement)
+    return "tokens_in_units"
+
+
+def _name_answers(run: Run, demands: Mapping[date, Demand]) -> list[Answer]:
+    """What book and rates answer, in the tables that statements read, and the macro they round by."""
+    answers = [run.prices.answer(day, demand) for day, demand in demands.items()]
+    for name, rows in tables_of(answers).items():
+        run.engine.name_arrow(name, rows)
+    run.engine.run("half_even")
+    return answers
+
+
+def _written(run: Run, days: Sequence[DayInputs], rows: str) -> dict[date, Usage]:
     """What a statement makes of each of the days, and of any other that its rows are dated on."""
     used = {
         day: _write_day((part for _, part in parts), run.scratch / f"daily-{day}.parquet")
@@ -148,26 +251,27 @@ def _by_day(rows: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBat
             start = end
 
 
-def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> _Usage:
+def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> Usage:
     """Write what API keys used as one Parquet file, whose bytes do not depend on how the rows come in parts."""
-    in_events = counted = session = 0
+    in_events = counted = session = unpriced = 0
     schema = API_KEY_DAY.arrow_schema
 
     def usage() -> Iterator[pa.Table]:
-        nonlocal in_events, counted, session
+        nonlocal in_events, counted, session, unpriced
         for part in parts:
             has_key = pc.is_valid(part.column("api_key_id"))
             used = part.filter(pc.and_(has_key, pc.greater(part.column("requests"), 0)))
             in_events += pc.sum(part.column("lines")).as_py()
             session += pc.sum(part.filter(pc.invert(has_key)).column("requests")).as_py() or 0
             counted += pc.sum(used.column("requests")).as_py() or 0
+            unpriced += pc.sum(used.column("unpriced")).as_py() or 0
             yield pa.Table.from_batches([used.select(schema.names)])
 
     step("write a file in scratch")
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATED) as file:
         for rows in _in_parts(usage(), schema):
             file.write_table(rows.combine_chunks())
-    return _Usage(path, in_events, counted, session)
+    return Usage(path, in_events, counted, session, unpriced)
 
 
 def _gathered(run: Run, events: Sequence[Path]) -> Sequence[Path]:
@@ -215,7 +319,7 @@ def same_rows(run: Run, table: Table, published: Path, rolled: Path) -> bool:
 
 def _rows_of(file: pq.ParquetFile, table: Table) -> Iterator[pa.Table]:
     for batch in file.iter_batches(SCAN_ROWS):
-        yield pa.Table.from_batches([batch]).cast(table.arrow_schema)
+        yield table.rows_of(pa.Table.from_batches([batch]))
 
 
 def _in_parts(rows: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:

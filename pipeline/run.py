@@ -17,6 +17,7 @@ from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store, open_store
 from pipeline.engine import Engine
+from pipeline.prices import Prices
 
 PATIENCE = 120  # seconds that a store may be away in the middle of a run
 
@@ -33,7 +34,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a run is given. name: no other run has it. started: the one moment that counts as now, UTC."""
+    """What every step of a run is given. name: no other run has it. started: the one moment that counts as now, UTC.
+    prices: as they were read last; none before."""
 
     name: str
     settings: Settings
@@ -43,6 +45,7 @@ class Run:
     scratch: Path
     engine: Engine
     watch: Watch
+    prices: Prices
 
     @property
     def layout(self) -> Layout:
@@ -65,7 +68,8 @@ def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | 
     try:
         engine = Engine(settings, store, scratch)
         try:
-            yield Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch())
+            prices = Prices(settings.currency)
+            yield Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch(), prices)
             step("remove the scratch")
         finally:
             engine.close()

@@ -16,9 +16,11 @@ from pipeline.contract.published import run_of
 from pipeline.contract.seam import step
 from pipeline.contract.store import Store
 from pipeline.contract.wording import instant_text
-from pipeline.errors import HeldBack
+from pipeline.errors import BadPrices, HeldBack
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
+from pipeline.prices import Prices, read_prices
 from pipeline.raw import RawFile, list_raw
+from pipeline.report import Unpriced, unpriced_days
 from pipeline.rollup import fingerprint_of
 from pipeline.run import Run
 
@@ -45,7 +47,7 @@ class DayStatus:
     def as_json(self) -> dict[str, Any]:
         counts = {
             name: getattr(self.entry, name) if self.entry else 0
-            for name in ("accepted", "counted", "duplicate", "conflicting", "session")
+            for name in ("accepted", "counted", "duplicate", "conflicting", "session", "unpriced")
         }
         return {
             "day": str(self.day),
@@ -106,8 +108,9 @@ class Status:
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
     held_since: since when a held-back file lies there as it is. ignored: files that no format reads, with the reason.
-    days, files: all there are, in order.
-    lost: a sentence on what that run published or confirmed and is there no more.
+    days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
+    unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
+    cannot be used.
     """
 
     ledger: Ledger
@@ -120,6 +123,8 @@ class Status:
     days: tuple[DayStatus, ...]
     files: tuple[FileStatus, ...]
     lost: str | None
+    unpriced: tuple[Unpriced, ...]
+    bad_prices: str | None
 
     def as_json(self) -> dict[str, Any]:
         days = [entry for entry in self.ledger.days.values() if entry.accepted]
@@ -155,6 +160,8 @@ class Status:
             "ignored": list(self.ignored),
             "ignored_because": dict(self.ignored),
             "lost": self.lost,
+            "unpriced": [day.as_json() for day in self.unpriced],
+            "bad_prices": self.bad_prices,
             "findings": [str(day.day) for day in self.days if day.finding],
             "by_day": [day.as_json() for day in self.days],
             "by_file": [file.as_json() for file in self.files],
@@ -165,9 +172,10 @@ class Status:
         return {"since": instant_text(since), "seconds": seconds}
 
 
-def status_of(store: Store, now: datetime) -> Status:
-    """How things stand at `now`. Opens no raw file."""
+def status_of(store: Store, now: datetime, currency: str) -> Status:
+    """How things stand at `now`. Opens no raw file. currency: the deployment's."""
     ledger = read_ledger(store)
+    prices, bad_prices = _prices(store, currency)
     version = ledger.publication.version
     listing = list_raw(store)
     note = read_last_run(store)
@@ -191,10 +199,20 @@ def status_of(store: Store, now: datetime) -> Status:
         held_back=held_back,
         held_since={raw_file.file: _as_it_is_since(raw_file) for raw_file in unread if raw_file.file in held},
         ignored=listing.ignored,
-        days=tuple(_days(ledger, confirmed_at, newest.findings if newest else frozenset(), held_back)),
+        days=tuple(_days(ledger, prices, confirmed_at, newest.findings if newest else frozenset(), held_back)),
         files=tuple(_files(ledger, listing.files, waiting, held)),
         lost=lost_versions(version, note) if note and note.version > version else None,
+        unpriced=unpriced_days(ledger.days, prices),
+        bad_prices=bad_prices,
     )
+
+
+def _prices(store: Store, currency: str) -> tuple[Prices | None, str | None]:
+    """The prices as they are, or why they cannot be used."""
+    try:
+        return read_prices(store, currency), None
+    except BadPrices as error:
+        return None, str(error)
 
 
 def lost_versions(newest: int, last_run: LastRun) -> str:
@@ -231,7 +249,11 @@ def _waiting(raw_file: RawFile, ledger: Ledger, confirmed: Mapping[tuple[str, st
 
 
 def _days(
-    ledger: Ledger, confirmed_at: datetime | None, findings: frozenset[date], held_back: Sequence[HeldBack]
+    ledger: Ledger,
+    prices: Prices | None,
+    confirmed_at: datetime | None,
+    findings: frozenset[date],
+    held_back: Sequence[HeldBack],
 ) -> Iterator[DayStatus]:
     """Every day from the first loaded one to the last, or to the last that was over when the newest run began."""
     loaded = {day: entry for day, entry in ledger.days.items() if entry.accepted}
@@ -247,6 +269,7 @@ def _days(
         entry, made_from = loaded.get(day), inputs.get(day, {})
         published = ledger.days[day].fingerprint if day in ledger.days else None
         behind = bool(published or made_from) and published != fingerprint_of(made_from)
+        behind |= entry is not None and prices is not None and not prices.is_current(day, entry.pricing)
         finding = _finding(day, behind, day in findings, sorted(touched.get(day, ())))
         accepted = sum(event.accepted for event in made_from.values())
         yield DayStatus(
@@ -270,7 +293,9 @@ def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> 
         )
     if noted:
         return f"a file is held back, or something it is made from is lost; '{again}' says which"
-    return "it is not what its files and rules say by now; 'keytally rollup' rolls it up anew" if behind else None
+    return (
+        "it is not what its files, rules and prices say by now; 'keytally rollup' rolls it up anew" if behind else None
+    )
 
 
 def _quarantined_by_day(files: Collection[FileEntry]) -> dict[date, int]:

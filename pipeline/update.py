@@ -29,9 +29,10 @@ from pipeline.fan_out import FanOut, fan_out
 from pipeline.healing import Healing, Inspection
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
+from pipeline.prices import read_prices
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
-from pipeline.report import Report
+from pipeline.report import Report, unpriced_days
 from pipeline.restate import restate
 from pipeline.rollup import DayInputs, RolledMonth, fingerprint_of, grouped, roll_up_days, roll_up_month, same_rows
 from pipeline.run import Run
@@ -118,6 +119,8 @@ class _Update:
     def attempt(self) -> Report:
         """Bring everything up to date with the newest version's ledger, and commit. Raises CommitRefused."""
         ledger = read_ledger(self.run.store)
+        # With each attempt: who published meanwhile may have done so by another book.
+        self.run = replace(self.run, prices=read_prices(self.run.store, self.run.settings.currency))
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -125,6 +128,7 @@ class _Update:
         files = self.arrivals.added_to(ledger, listing.files, report)
         self.findings = days_touched(files, {held_back.file for held_back in report.held_back})
         files, days = self._roll_up_days(ledger, listing.files, files, report)
+        report.unpriced = unpriced_days(days, self.run.prices)
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
         self._look_for_lost(ledger, files, days, bool(partitions), report)
@@ -227,7 +231,10 @@ class _Update:
         self._restore(dirty, days, ledger, report)
         self.run.watch.begin("rolling up days", len(dirty))
         to_roll = [self._inputs_of(day, fingerprints[day], inputs.get(day, {})) for day in sorted(dirty)]
-        for entry in self._rolled(to_roll):
+        rolled = self._rolled(to_roll)
+        if any(entry.pricing for entry in rolled):
+            self.run.prices.keep(self.run.store, self.run.scratch)  # the ledger is about to name them
+        for entry in rolled:
             day, before = entry.day, ledger.days.get(entry.day)
             days[day] = before if before and self._is_same(entry, before) else entry
             if days[day].accepted or days[day] != before:
@@ -240,6 +247,7 @@ class _Update:
         dirty = {
             day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
         }
+        dirty |= {day for day, entry in ledger.days.items() if not self.run.prices.is_current(day, entry.pricing)}
         dirty |= self.redo & ledger.days.keys()
         months = {month_of(day) for day in dirty}
         layout, is_sound = self.run.layout, self.inspection.is_sound
@@ -279,7 +287,12 @@ class _Update:
 
     def _rolled(self, days: Sequence[DayInputs]) -> list[DayEntry]:
         """The days rolled up, now or in an earlier attempt."""
-        waiting = [day for day in days if (day.day, day.fingerprint) not in self.rolled]
+        current = {
+            (day, fingerprint)
+            for (day, fingerprint), entry in self.rolled.items()
+            if self.run.prices.is_current(day, entry.pricing)
+        }
+        waiting = [day for day in days if (day.day, day.fingerprint) not in current]
         groups = grouped(day for day in waiting if day.accepted <= LINES_IN_ONE_STEP)
         for entries in self.steps.fan_out(self.run, self.steps.roll_up_days, groups):
             self._note_rolled(entries)

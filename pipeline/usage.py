@@ -121,7 +121,7 @@ def _parts(
         if "month" not in grain:
             wanted += [("day", ">=", first), ("day", "<=", last)]
         with verified_for_arrow(store, store.layout.rollups / published.path) as file:
-            rows = pq.read_table(file, schema=table.arrow_schema, partitioning=None, filters=wanted or None)
+            rows = table.rows_of(pq.read_table(file, partitioning=None, filters=wanted or None))
         if "month" in grain:
             yield _with_month(rows, month)
         elif tuple(grain) == table.grain:

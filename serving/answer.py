@@ -68,13 +68,15 @@ class Body(NamedTuple):
     """What is answered.
 
     lasting: it stays as it is until the next publication, so that a client may keep and revalidate it.
-    modified: when a lasting body last changed, if one instant says so.
+    modified: when a lasting body last changed, if one instant says so. unpriced: requests of the organization's month
+    of which no cost is known.
     """
 
     content: bytes
     lasting: bool
     modified: datetime | None = None
     content_type: bytes = b"application/json"
+    unpriced: int = 0
 
 
 class Answer:
@@ -88,9 +90,11 @@ class Answer:
         A body of some length has a compressed twin, made here, once: call it off the event loop. A very long one is
         kept as that alone, and inflated for whoever does not take gzip.
         """
-        body, lasting, modified, content_type = answered
+        body, lasting, modified, content_type, unpriced = answered
         control = b"private, max-age=%d, must-revalidate" % max_age if lasting else b"no-store"
         shared = [(b"cache-control", control), (b"vary", VARY)]
+        if unpriced:
+            shared.append((b"x-usage-unpriced", b"%d" % unpriced))
         content: list[Header] = [(b"content-type", content_type)]
         self._modified = modified.astimezone(UTC).replace(microsecond=0) if lasting and modified else None
         if self._modified is not None:

@@ -15,7 +15,7 @@ from serving.key_usage import days_of_key, groups_of, keys_by_cost, was_ever_use
 from serving.models import DayCoverage, MonthOfDays, MonthOfKey, Summary, TopKey, TopKeys
 from serving.names import Names
 from serving.reader import Confirmed, Reader
-from serving.usage import MEASURES, Usage, every_day, listed, total_of
+from serving.usage import MEASURES, Usage, UsageOfMonth, every_day, listed, total_of
 
 CSV = b"text/csv; charset=utf-8; header=present"
 
@@ -54,10 +54,12 @@ class Daily(NamedTuple):
         files = published.files_of(self.month)
         basis = published.coverage_of(self.month) if self.coverage else None
         usage: Sequence[Usage] = ()
+        unpriced = 0
         loaded: Collection[date] = ()
         groups: Groups | None = None
         if files is not None:
-            usage = listed(reader.usage_of(organization_id, files.days))
+            of_month = reader.usage_of(organization_id, files.days)
+            usage, unpriced = listed(of_month.days), of_month.unpriced
             if basis:
                 loaded = reader.loaded_days(basis.ledger, usage)
             if self.api_key_id is not None:
@@ -71,10 +73,10 @@ class Daily(NamedTuple):
         # Coverage changes without a publication of this month, when a day is over or a run confirms.
         modified = now if files is not None and basis is None else None
         if self.csv:
-            return Body(_csv(days, self.group_by, groups, coverage), files is not None, modified, CSV)
+            return Body(_csv(days, self.group_by, groups, coverage), files is not None, modified, CSV, unpriced)
         grouped = None if self.group_by is None else groups.json_of_days() if groups else {}
         body = MonthOfDays.of(organization_id, self.month, days, now.astimezone(UTC), coverage, grouped)
-        return Body(body.json_bytes(), files is not None, modified)
+        return Body(body.json_bytes(), files is not None, modified, unpriced=unpriced)
 
 
 class Sums(NamedTuple):
@@ -95,10 +97,11 @@ class Sums(NamedTuple):
     def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:  # noqa: ARG002
         """The body of the answer. Raises UsageUnavailable."""
         file = published.usage_of(self.month)
-        usage = reader.usage_of(organization_id, file) if file else ()
+        usage = reader.usage_of(organization_id, file) if file else UsageOfMonth()
         generated_at = (file.published_at if file else now).astimezone(UTC)
-        body = Summary.of(organization_id, self.month, total_of(usage), generated_at)
-        return Body(body.json_bytes(), file is not None, file.published_at if file else None)
+        body = Summary.of(organization_id, self.month, total_of(usage.days), generated_at)
+        modified = file.published_at if file else None
+        return Body(body.json_bytes(), file is not None, modified, unpriced=usage.unpriced)
 
 
 class KeyMonth(NamedTuple):
@@ -125,7 +128,9 @@ class KeyMonth(NamedTuple):
             raise ApiKeyNotFound
         name = names.of(organization_id, self.api_key_id)
         body = MonthOfKey.of(organization_id, self.api_key_id, name, self.month, days)
-        return Body(body.json_bytes(), lasting=files is not None)  # a name changes without a publication
+        unpriced = reader.usage_of(organization_id, files.days).unpriced if files else 0
+        # Without a moment of change: a name changes without a publication.
+        return Body(body.json_bytes(), lasting=files is not None, unpriced=unpriced)
 
 
 class Top(NamedTuple):
@@ -147,15 +152,16 @@ class Top(NamedTuple):
         """The body of the answer. Raises UsageUnavailable."""
         files = published.files_of(self.month)
         keys: list[TopKey] = []
-        number = 0
+        number = unpriced = 0
         if files is not None:
-            total = total_of(reader.usage_of(organization_id, files.days))
-            found, number = keys_by_cost(reader, organization_id, files, self.limit, total)
+            days, unpriced = reader.usage_of(organization_id, files.days)
+            found, number = keys_by_cost(reader, organization_id, files, self.limit, total_of(days))
             keys = [
                 TopKey(api_key_id=key, name=names.of(organization_id, key), **used._asdict()) for key, used in found
             ]
         body = TopKeys.of(organization_id, self.month, keys, number, self.limit)
-        return Body(body.json_bytes(), lasting=files is not None)  # a name changes without a publication
+        # Without a moment of change: a name changes without a publication.
+        return Body(body.json_bytes(), lasting=files is not None, unpriced=unpriced)
 
 
 def _csv(

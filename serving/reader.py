@@ -37,7 +37,7 @@ from serving.coverage import Basis
 from serving.errors import UsageUnavailable
 from serving.open_files import OpenFiles
 from serving.sorted_file import SortedFile
-from serving.usage import Usage
+from serving.usage import UNPRICED, Usage, UsageOfMonth
 
 _LOG = logging.getLogger("keytally.reader")
 
@@ -178,8 +178,8 @@ class Reader:
             self._failure = failure
             self.files.close_late()
 
-    def usage_of(self, organization_id: str, file: PublishedFile) -> Sequence[Usage]:
-        """The days of `organization_id` in `file`, at most 31, oldest first. Raises UsageUnavailable.
+    def usage_of(self, organization_id: str, file: PublishedFile) -> UsageOfMonth:
+        """The usage of `organization_id` in `file`, at most 31 days. Raises UsageUnavailable.
 
         Costs the reading and checking of one row group, two where the organization lies across; the first call for a
         file also reads all of it, to check its bytes.
@@ -193,13 +193,17 @@ class Reader:
                 for rows in parts
                 for row in zip(*(rows[name].to_pylist() for name in Usage._fields), strict=True)
             ]
-            if any(value is None for usage in days for value in usage):
+            # A file from before there were prices has no such column.
+            unpriced = [
+                count for rows in parts if UNPRICED in rows.column_names for count in rows[UNPRICED].to_pylist()
+            ]
+            if any(value is None for values in (*days, unpriced) for value in values):
                 raise ValueError("a value is missing")
             if any(month_of(usage.day) != file.month for usage in days):
                 raise ValueError("a day is not of this month")
             if len({usage.day for usage in days}) != len(days):
                 raise ValueError("a day is listed twice")
-        return sorted(days)
+        return UsageOfMonth(sorted(days), sum(unpriced))
 
     @contextmanager
     def reading(self, file: PublishedFile) -> Iterator[SortedFile]:

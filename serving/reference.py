@@ -122,6 +122,8 @@ _DESCRIPTIONS = {
     "X-Request-Id": "the request's id: the client's own when it sent one of [A-Za-z0-9-]{1,64}, else a UUID",
     "X-Data-As-Of": "start of the newest run that published or confirmed the data, UTC, whole seconds, as"
     " 2025-11-15T10:30:00Z; not there when no run ever did",
+    "X-Usage-Unpriced": "how many of the organization's requests in this month count without a cost, because no price"
+    " of them is known yet; not there when every cost is",
     "ETag": "a hash of the body; none for a month that was never published",
     "Last-Modified": "when the publication that last changed this month was committed; none for a month that was never"
     " published, and with include=coverage, which changes without one. Two publications within a second have one"
@@ -143,6 +145,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
     "X-Data-As-Of": {"type": "string", "format": "date-time"},
+    "X-Usage-Unpriced": {"type": "integer", "minimum": 1},
     "ETag": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'},
     "Last-Modified": {"type": "string", "pattern": "^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT$"},
     "Cache-Control": {"type": "string", "pattern": "^(no-store|private, max-age=[0-9]+, must-revalidate)$"},
@@ -156,7 +159,7 @@ _SAME_PERIOD = {"year": "$response.body#/period/year", "month": "$response.body#
 _DEAREST = "$response.body#/top_keys/0/api_key_id"
 _ALWAYS = ("X-Request-Id", "X-Data-As-Of")
 _SURE = ("X-Request-Id", "Cache-Control", "Vary")  # wherever they are named
-_KEPT = ("ETag", "Cache-Control", "Vary")
+_KEPT = ("X-Usage-Unpriced", "ETag", "Cache-Control", "Vary")
 _COUNTED = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")  # where there is a limit
 _NOT_COUNTED = (401, 404, 405, 408)  # refused before it is looked at
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.contract.tables import Table
+from pipeline.contract.tables import ORGANIZATION_DAY, Table
 from serving.arrow_text import text_scalar
 from serving.checked_file import CheckedFile
-from serving.usage import MEASURES
+from serving.usage import MEASURES, UNPRICED
 
 GROUPS_AT_ONCE = 8  # row groups that are decoded together, each of 8,192 rows
 
@@ -56,6 +56,8 @@ class SortedFile:
         """The file as one of `table`. Raises ValueError when it is none, or is not sorted."""
         parquet = pq.ParquetFile(file, pre_buffer=False)
         columns = (*table.grain, *MEASURES)
+        if table is ORGANIZATION_DAY and UNPRICED in parquet.schema_arrow.names:
+            columns += (UNPRICED,)
         for column in (table.arrow_schema.field(name) for name in columns):
             index = parquet.schema_arrow.get_field_index(column.name)
             if index < 0 or parquet.schema_arrow.field(index).type != column.type:

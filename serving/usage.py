@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Literal, NamedTuple
@@ -11,6 +11,7 @@ from pipeline.contract.layout import days_between, last_day_of
 
 Measure = Literal["requests", "cost", "synapses", "neurons"]
 MEASURES: tuple[Measure, ...] = ("requests", "cost", "synapses", "neurons")
+UNPRICED = "unpriced"  # the column with how many requests have no known cost
 
 
 class Usage(NamedTuple):
@@ -21,6 +22,13 @@ class Usage(NamedTuple):
     cost: Decimal
     synapses: Decimal
     neurons: Decimal
+
+
+class UsageOfMonth(NamedTuple):
+    """The days of an organization's month, oldest first, and how many of its requests have no known cost."""
+
+    days: Sequence[Usage] = ()
+    unpriced: int = 0
 
 
 def listed(days: Iterable[Usage]) -> list[Usage]:

@@ -213,7 +213,7 @@ def answers_of(place: Place) -> Shown:
             assert file is not None
             for organization in ORGANIZATIONS:
                 answers[organization, month] = [
-                    (usage.day, usage.requests, usage.cost) for usage in reader.usage_of(organization, file)
+                    (usage.day, usage.requests, usage.cost) for usage in reader.usage_of(organization, file).days
                 ]
     return answers
 

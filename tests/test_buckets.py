@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from pipeline.errors import CheckFailed
 from pipeline.run import Run, start_run
 from pipeline.update import PLAIN_STEPS, backfill
 from tests.conftest import Place, Record, request
+from tests.pricing import PricedPlace, priced
 
 DAY = date(2025, 11, 10)
 
@@ -86,3 +88,34 @@ def test_a_bucket_that_is_lost_is_found_out(
         backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=losing_one))
     assert not place.layout.daily.exists()
     assert list(place.store.list(place.layout.buckets)) == []
+
+
+@pytest.mark.parametrize("price", ["1", "0.0000007"], ids=["exact", "rounded"])
+def test_a_large_day_is_priced_as_a_small_one_is(tmp_path: Path, in_buckets: Callable[[int], None], price: str) -> None:
+    """A request is rounded for itself; tokens are made into units once a day, which no bucket may do by itself."""
+    place = PricedPlace(tmp_path / "data")
+    place.write_book(f"gpt,2025-01-01,{price},{price},,,0.7,0.9,CHF", f"gpt,2025-11-10T12:00:30Z,2,{price},CHF")
+    pick = random.Random(8)
+    for file in range(4):
+        records = [
+            priced(
+                pick.randrange(150),
+                pick.choice(["gpt", "gpt", "unknown"]),
+                f"2025-11-10T12:00:{pick.randrange(60):02}Z",
+                input_tokens=pick.randrange(10_000),
+                output_tokens=pick.randrange(1_000),
+                cached=pick.randrange(500),
+            )
+            for _ in range(100)
+        ]
+        place.write_raw(f"{file}.jsonl", *records, request(1_000 + file))
+    whole = place.roll_up()
+    files = place.artifacts()
+    used = place.published("api_key_day")
+    assert (used["neurons"] % 1).any()
+    assert whole.days[0].unpriced > 0
+    in_buckets(50)
+    again = place.backfill("2025-11-01", "2025-11-30")
+    assert again.days == whole.days
+    assert not again.published
+    assert place.artifacts().keys() == files.keys()

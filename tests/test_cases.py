@@ -9,7 +9,8 @@ A case reads without Python:
   `findings` (default false: exit 0), `held_back` (file = first word of the reason), `days` (the days it rolled up),
   `publishes` (default true).
 - raw files, in which `<hex c3 28>` stands for these bytes and `<pad to 1048576>` for x until the line is that long.
-- `formats` in a run: SQL files of the case that are put into formats/ of the data root.
+- `formats` in a run: SQL files of the case that are put into formats/ of the data root; `prices`: of its price book and
+  rates, those that are put into the data root.
 - `expected_rows.csv`, `expected_quarantine.csv`, `expected_days.csv`, and where they say more, `expected_keys.csv`,
   `expected_files.csv` and `expected_events.csv` (the accepted requests): what the newest version holds after the last
   run.
@@ -106,6 +107,8 @@ def _change_raw(folder: Path, place: Place, step: dict[str, Any]) -> None:
     for name in step.get("formats", ()):
         place.layout.formats.mkdir(exist_ok=True)
         (place.layout.formats / name).write_bytes((folder / name).read_bytes())
+    for name in step.get("prices", ()):
+        (place.layout.root / name).write_bytes((folder / name).read_bytes())
     for put in step.get("put", ()):
         source = folder / put.get("from", put["file"])
         place.write_raw(put["file"], _made_from(b"" if put.get("empty") else source.read_bytes(), put))

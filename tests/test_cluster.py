@@ -29,6 +29,7 @@ from tests.dask_cluster import Cluster, kill
 pytest.importorskip("distributed", reason="the extra keytally[dask] is not installed")
 
 ROOT = Path(__file__).parent.parent
+CASE = ROOT / "tests/cases/otel_genai"
 
 
 @pytest.fixture
@@ -92,6 +93,20 @@ def test_what_is_published_is_what_one_machine_publishes(
     with start_run(settings, lambda: place.now) as run, fan_out_of(settings) as fan_out:
         again = backfill(run, date(2025, 11, 1), date(2025, 11, 30), PLAIN_STEPS._replace(fan_out=fan_out))
     assert not again.published
+
+
+def test_workers_price_by_the_book_that_the_run_found(place: Place, alone: Place, cluster: Cluster) -> None:
+    cluster.start_worker()
+    for where in (place, alone):
+        where.now = where.now.replace(year=2027)
+        where.layout.prices.write_bytes((CASE / "prices.csv").read_bytes())
+        where.layout.rates.write_bytes((CASE / "fx.csv").read_bytes())
+        where.write_raw("otel-genai/a.jsonl", (CASE / "gateway.jsonl").read_bytes())
+    expected = alone.roll_up()
+    report = rolled_up(place, cluster.address)
+    assert report.as_json() == {**expected.as_json(), "seconds": report.as_json()["seconds"]}
+    assert place.published("api_key_day")["cost"].sum() > 0
+    assert_equal(place, alone)
 
 
 @pytest.mark.parametrize("step", ["read a raw file", "rename a file to where it stays", "write a file in scratch"])

@@ -391,8 +391,10 @@ def test_what_a_format_made_is_what_the_recount_makes_of_it(place: Place, case: 
         folder = {"otel_genai": "otel-genai", "own_format": "house"}.get(case, case.partition("_")[0])
         if path.suffix == ".sql":
             write_format(place, path.stem, path.read_text())
-        elif path.suffix == ".jsonl" or (path.suffix == ".csv" and not path.name.startswith("expected")):
+        elif path.suffix == ".jsonl" or (case == "csv" and path.suffix == ".csv" and "expected" not in path.name):
             place.write_raw(f"{folder}/{path.name}.gz", gzip.compress(path.read_bytes()))
+    place.layout.prices.write_bytes((CASES / "otel_genai/prices.csv").read_bytes())
+    place.layout.rates.write_bytes((CASES / "otel_genai/fx.csv").read_bytes())
     report = place.roll_up()
     assert not report.held_back
     assert report.ingested
@@ -409,6 +411,7 @@ def test_a_pipeline_that_maps_wrong_is_found_out(place: Place, monkeypatch: pyte
 
     monkeypatch.setattr("pipeline.engine.statement", wrongly)
     place.write_raw("litellm/a.jsonl", (CASES / "litellm/log.jsonl").read_bytes())
+    place.layout.rates.write_text("day,from,to,rate\n2026-11-22,USD,CHF,0.8045\n", encoding="utf-8")
     place.roll_up()
     with start_run(place.settings, lambda: place.now) as run:
         assert not reconcile(run, date(2026, 11, 1), date(2026, 11, 30)).equal
@@ -423,7 +426,7 @@ def test_a_changed_format_takes_its_files_in_anew_and_no_others(place: Place) ->
     place.write_raw("b.jsonl", request(2))
     place.roll_up()
     write_format(place, "mine", sql(organization_id="'org_other'"))
-    (waiting,) = status_of(place.store, place.now).waiting
+    (waiting,) = status_of(place.store, place.now, "CHF").waiting
     assert (waiting.raw_file.file, waiting.why) == ("mine/a.jsonl", "rules changed")
     report = place.roll_up()
     assert [entry.file for entry in report.ingested] == ["mine/a.jsonl"]
@@ -444,7 +447,7 @@ def test_a_format_that_breaks_leaves_what_its_files_were_made_into(place: Place)
     report = place.roll_up()
     assert "no column request_id" in report.held_back[0].reason
     assert {organization for organization, _ in place.usage()} == {"org_a", "org_b"}
-    assert status_of(place.store, place.now).held_back[0].file == "mine/a.jsonl"
+    assert status_of(place.store, place.now, "CHF").held_back[0].file == "mine/a.jsonl"
     write_format(place, "mine", sql())
     assert not place.roll_up().held_back
 
@@ -499,7 +502,7 @@ def test_what_no_format_reads_is_ignored_and_status_says_why(place: Place) -> No
     write_format(place, "table", sql(header=HEADER.replace("jsonl, parquet, csv", "csv")))
     for file in ("a.csv", "litellm/a.csv.gz", "table/a.jsonl", "notes.txt"):
         place.write_raw(file, b"x")
-    ignored = status_of(place.store, place.now).ignored
+    ignored = status_of(place.store, place.now, "CHF").ignored
     assert list(ignored) == ["a.csv", "litellm/a.csv.gz", "notes.txt", "table/a.jsonl"]
     assert "below the folder of a format that says '-- reads: csv'" in ignored["a.csv"]
     assert ignored["litellm/a.csv.gz"] == "the format litellm reads .jsonl, .jsonl.gz, .jsonl.zst, .parquet"

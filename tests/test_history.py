@@ -100,7 +100,7 @@ def test_a_changed_rule_says_so(closed: Place, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         "pipeline.engine.statement",
         lambda name: (
-            original(name).replace("sum(cost), 0)", "sum(cost) * 2, 0)") if name == "roll_up_days" else original(name)
+            original(name).replace("sum(cost) as", "sum(cost) * 2 as") if name == "roll_up_days" else original(name)
         ),
     )
     closed.roll_up()
@@ -118,7 +118,7 @@ def test_a_backfill_that_counts_otherwise_says_so(closed: Place, monkeypatch: py
     monkeypatch.setattr(
         "pipeline.engine.statement",
         lambda name: (
-            original(name).replace("sum(cost), 0)", "sum(cost) * 2, 0)") if name == "roll_up_days" else original(name)
+            original(name).replace("sum(cost) as", "sum(cost) * 2 as") if name == "roll_up_days" else original(name)
         ),
     )
     closed.backfill("2025-11-10", "2025-11-10")

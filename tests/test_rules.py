@@ -27,11 +27,11 @@ TAKEN_IN_BY = (
     "tabular.py",
     "sql/pure_functions.sql",
 )
-ROLLED_UP_BY = ("rollup.py", "sql/some_events.sql", "sql/count_copies.sql")
+ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
     "TAKE_IN_RULE": (1, "622a453b429ee59a"),
-    "ROLL_UP_RULE": (1, "25667c3f5581e1c1"),
+    "ROLL_UP_RULE": (1, "aa58b1a244bd211e"),
 }
 
 

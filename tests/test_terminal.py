@@ -87,7 +87,11 @@ def test_a_model_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.M
     assert "\x1b[31m" not in done.stdout
 
 
-def test_every_command_shows_an_example_that_it_takes_and_the_readme_names_it() -> None:
+def test_every_command_shows_an_example_that_it_takes_and_the_readme_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("new.csv").touch()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in commands():
         (example,) = re.findall(r"Example:\n +(.*)", command.epilog or "") or [""]

@@ -16,7 +16,7 @@ from pathlib import Path
 FIRST_DAY, LAST_DAY = date(2020, 1, 1), date(2030, 12, 31)
 
 
-_FOLDERS = ("events", "rejected", "daily", "buckets", "rollups")
+_FOLDERS = ("events", "rejected", "daily", "buckets", "books", "rollups")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,21 @@ class Layout:
     def buckets(self) -> Path:
         """Parts of days that are too large for one step, while such a day is rolled up."""
         return self.root / "buckets"
+
+    @property
+    def books(self) -> Path:
+        """The price books and tables of rates that days were priced by. They stay: the ledger names them."""
+        return self.root / "books"
+
+    @property
+    def prices(self) -> Path:
+        """The price book, kept by whoever runs the deployment."""
+        return self.root / "prices.csv"
+
+    @property
+    def rates(self) -> Path:
+        """The rates of currencies, kept by whoever runs the deployment. Only ever read."""
+        return self.root / "fx.csv"
 
     @property
     def rollups(self) -> Path:

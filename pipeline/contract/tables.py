@@ -22,7 +22,10 @@ TOKENS_SUM = pa.decimal128(38, 0)  # two requests of 2^63 - 1 tokens no longer f
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its Arrow type, its unit, how values of many rows become one, and what it means."""
+    """A column: its Arrow type, its unit, how values of many rows become one, and what it means.
+
+    absent: what it holds in a file from before its table had it; None for null.
+    """
 
     name: str
     type: pa.DataType
@@ -30,6 +33,7 @@ class Column:
     unit: str = ""
     merge: str = ""  # "sum" for a measure; "" for an identifier, a date, or what is stated per row
     nullable: bool = False
+    absent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class Table:
         """The columns as stored. Everything is nullable in Parquet: engines disagree on how to say it isn't."""
         return pa.schema([pa.field(column.name, column.type) for column in self.columns])
 
+    def rows_of(self, rows: pa.Table) -> pa.Table:
+        """The rows of a file as this table's, those of a file from before it had some of its columns too."""
+        for column in self.columns:
+            if column.name not in rows.column_names:
+                absent = pa.repeat(pa.scalar(column.absent, column.type), rows.num_rows)
+                rows = rows.append_column(column.name, absent)
+        return rows.select([column.name for column in self.columns]).cast(self.arrow_schema)
+
 
 _ORGANIZATION = Column("organization_id", pa.string(), "the customer")
 _API_KEY = Column("api_key_id", pa.string(), "the customer's gateway key that made the requests")
@@ -55,11 +67,19 @@ _DAY = Column("day", DAY, "UTC day of the requests")
 _MEASURES = (
     Column("requests", pa.int64(), "requests made with an API key, failed ones too", "requests", "sum"),
     Column("failed_requests", pa.int64(), "those with a status of 400 or more", "requests", "sum"),
-    Column("cost", COST_SUM, "what they cost, exactly", "currency", "sum"),
+    Column("cost", COST_SUM, "what they cost, exactly, as far as it is known", "currency", "sum"),
     Column("synapses", UNITS_SUM, "synapses used, exactly", "synapses", "sum"),
     Column("neurons", UNITS_SUM, "neurons used, exactly", "neurons", "sum"),
     Column("input_tokens", TOKENS_SUM, "tokens sent to the model", "tokens", "sum"),
     Column("output_tokens", TOKENS_SUM, "tokens the model answered with", "tokens", "sum"),
+    Column(
+        "unpriced",
+        pa.int64(),
+        "requests of which no cost is known: neither their log nor the price book says one",
+        "requests",
+        "sum",
+        absent=0,
+    ),
 )
 
 EVENT = Table(
@@ -138,6 +158,25 @@ DAY_LEDGER = Table(
         Column("duplicate", pa.int64(), "further copies of a request", "lines", "sum"),
         Column("conflicting", pa.int64(), "copies that differ from the one that counts", "lines", "sum"),
         Column("session", pa.int64(), "interactive requests, each once: kept, not counted as usage", "requests", "sum"),
+        Column("unpriced", pa.int64(), "counted requests of which no cost is known", "requests", "sum", absent=0),
+        Column(
+            "pricing",
+            pa.struct(
+                [
+                    pa.field("book", pa.string()),
+                    pa.field("rates", pa.string()),
+                    pa.field("currency", pa.string()),
+                    pa.field("answer", pa.string()),
+                    pa.field("models", pa.list_(pa.string())),
+                    pa.field("units", pa.list_(pa.string())),
+                    pa.field("currencies", pa.list_(pa.string())),
+                ]
+            ),
+            "by which book and rates (files below books/) it was priced, in which currency; a hash of all they say of"
+            " it; and what it asks them for: models without a cost, without synapses or neurons, and currencies (null"
+            " where these are too many). Null for a day that asks for nothing",
+            nullable=True,
+        ),
     ),
 )
 FILE_LEDGER = Table(
@@ -186,7 +225,8 @@ RESTATEMENT = Table(
         Column(
             "cause",
             pa.string(),
-            "late file, replaced file, healed line, rule change, repaired damage, or backfill for none of them; "
+            "late file, replaced file, healed line, rule change, price change, repaired damage, or backfill for none of"
+            " them; "
             "several with commas",
         ),
         Column("files", pa.list_(pa.string()), "the raw files that brought it about, the first 20 in order of path"),

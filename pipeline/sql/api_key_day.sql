@@ -11,7 +11,8 @@ select
     synapses,
     neurons,
     input_tokens,
-    output_tokens
+    output_tokens,
+    unpriced
 from daily
 order by
     organization_id,

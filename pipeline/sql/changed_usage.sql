@@ -49,7 +49,9 @@ select
     case when $known then cast(coalesce(sum(input_tokens) filter (where before), 0) as decimal(38, 0)) end as input_tokens_before,
     cast(coalesce(sum(input_tokens) filter (where not before), 0) as decimal(38, 0)) as input_tokens_after,
     case when $known then cast(coalesce(sum(output_tokens) filter (where before), 0) as decimal(38, 0)) end as output_tokens_before,
-    cast(coalesce(sum(output_tokens) filter (where not before), 0) as decimal(38, 0)) as output_tokens_after
+    cast(coalesce(sum(output_tokens) filter (where not before), 0) as decimal(38, 0)) as output_tokens_after,
+    case when $known then cast(coalesce(sum(unpriced) filter (where before), 0) as bigint) end as unpriced_before,
+    cast(coalesce(sum(unpriced) filter (where not before), 0) as bigint) as unpriced_after
 from organization
 join sides using (organization_id)
 group by organization_id

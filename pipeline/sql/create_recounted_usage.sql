@@ -11,5 +11,6 @@ create or replace table recounted_usage (
     synapses decimal(38, 6),
     neurons decimal(38, 6),
     input_tokens decimal(38, 0),
-    output_tokens decimal(38, 0)
+    output_tokens decimal(38, 0),
+    unpriced bigint
 )

@@ -11,7 +11,7 @@ with usage as (
         cast(null as varchar) as api_key_id,
         cast(null as varchar) as model,
         day,
-        columns('requests|cost|synapses|neurons|tokens')
+        columns('requests|cost|synapses|neurons|tokens|unpriced')
     from organization_day
     where day in (select day from compared_day) or date_trunc('month', day) != $month
 
@@ -24,7 +24,7 @@ with usage as (
         api_key_id,
         model,
         day,
-        columns('requests|cost|synapses|neurons|tokens')
+        columns('requests|cost|synapses|neurons|tokens|unpriced')
     from api_key_day
     where day in (select day from compared_day) or date_trunc('month', day) != $month
 
@@ -37,7 +37,7 @@ with usage as (
         null,
         null,
         null,
-        columns('requests|cost|synapses|neurons|tokens')
+        columns('requests|cost|synapses|neurons|tokens|unpriced')
     from organization_month
     where $whole
 
@@ -50,7 +50,7 @@ with usage as (
         api_key_id,
         model,
         null,
-        columns('requests|cost|synapses|neurons|tokens')
+        columns('requests|cost|synapses|neurons|tokens|unpriced')
     from api_key_month
     where $whole
 
@@ -63,7 +63,7 @@ with usage as (
         case when starts_with(rollup, 'api_key') then api_key_id end,
         case when starts_with(rollup, 'api_key') then model end,
         case when ends_with(rollup, 'day') then day end,
-        columns('requests|cost|synapses|neurons|tokens')
+        columns('requests|cost|synapses|neurons|tokens|unpriced')
     from recounted_usage
     cross join (select unnest(['organization_day', 'organization_month', 'api_key_day', 'api_key_month']) as rollup)
     where date_trunc('month', day) = $month and ($whole or ends_with(rollup, 'day'))
@@ -92,7 +92,9 @@ compared as (
         cast(coalesce(sum(input_tokens) filter (where side = 'published'), 0) as decimal(38, 0)) as published_input,
         cast(coalesce(sum(input_tokens) filter (where side = 'recounted'), 0) as decimal(38, 0)) as recounted_input,
         cast(coalesce(sum(output_tokens) filter (where side = 'published'), 0) as decimal(38, 0)) as published_output,
-        cast(coalesce(sum(output_tokens) filter (where side = 'recounted'), 0) as decimal(38, 0)) as recounted_output
+        cast(coalesce(sum(output_tokens) filter (where side = 'recounted'), 0) as decimal(38, 0)) as recounted_output,
+        cast(coalesce(sum(unpriced) filter (where side = 'published'), 0) as bigint) as published_unpriced,
+        cast(coalesce(sum(unpriced) filter (where side = 'recounted'), 0) as bigint) as recounted_unpriced
     from usage
     where hash(organization_id) % cast($parts as ubigint) = $part
     group by
@@ -114,6 +116,7 @@ where
     or published_neurons != recounted_neurons
     or published_input != recounted_input
     or published_output != recounted_output
+    or published_unpriced != recounted_unpriced
 order by
     starts_with(rollup, 'api_key'),
     rollup,

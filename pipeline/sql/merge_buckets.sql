@@ -12,6 +12,9 @@ select
     cast(sum(neurons) as decimal(38, 6)) as neurons,
     cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
     cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(sum(neuron_tokens) as decimal(38, 0)) as neuron_tokens,
+    cast(sum(synapse_tokens) as decimal(38, 0)) as synapse_tokens,
+    cast(sum(unpriced) as bigint) as unpriced,
     cast(sum(lines) as bigint) as lines
 from bucket_sums
 group by

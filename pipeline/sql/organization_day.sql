@@ -9,7 +9,8 @@ select
     cast(sum(synapses) as decimal(38, 6)) as synapses,
     cast(sum(neurons) as decimal(38, 6)) as neurons,
     cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
-    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens
+    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(sum(unpriced) as bigint) as unpriced
 from daily
 group by
     organization_id,

@@ -1,6 +1,6 @@
 -- Grain: day, organization, API key, model. What the days' requests sum to, each request once: all lines, less the copies
 -- that do not count. Sums are exact, so what was added is taken away again without a trace.
--- Inputs: events, copies. Interactive sessions are the rows without an API key; lines: those of events, copies too. Where
+-- Inputs: events, copies; every line says its cost, synapses and neurons. Interactive sessions are the rows without an API key; lines: those of events, copies too. Where
 -- every line is a copy that does not count, requests are none.
 with line as (
     select
@@ -44,11 +44,14 @@ select
     model,
     cast(sum(requests) as bigint) as requests,
     cast(coalesce(sum(requests) filter (where status >= 400), 0) as bigint) as failed_requests,
-    cast(coalesce(sum(cost), 0) as decimal(38, 12)) as cost,
-    cast(coalesce(sum(synapses), 0) as decimal(38, 6)) as synapses,
-    cast(coalesce(sum(neurons), 0) as decimal(38, 6)) as neurons,
+    cast(sum(cost) as decimal(38, 12)) as cost,
+    cast(sum(synapses) as decimal(38, 6)) as synapses,
+    cast(sum(neurons) as decimal(38, 6)) as neurons,
     cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
     cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(0 as decimal(38, 0)) as neuron_tokens,
+    cast(0 as decimal(38, 0)) as synapse_tokens,
+    cast(0 as bigint) as unpriced,
     cast(sum(lines) as bigint) as lines
 from line
 group by

@@ -135,10 +135,11 @@ class MonthPage(NamedTuple):
         usage: Sequence[Usage] = ()
         loaded: Collection[date] = ()
         leaders: Sequence[Leader] = ()
-        number = 0
+        number = unpriced = 0
         change = None
         if files is not None:
-            usage = listed(reader.usage_of(organization_id, files.days))
+            of_month = reader.usage_of(organization_id, files.days)
+            usage, unpriced = listed(of_month.days), of_month.unpriced
             loaded = reader.loaded_days(basis.ledger, usage)
             leaders, number = leaders_of(
                 groups_of(reader, organization_id, files, self.by, usage), self.measure, max(SHOWN, COLOURS)
@@ -146,7 +147,7 @@ class MonthPage(NamedTuple):
             over = (basis.first_open - self.month).days
             before = published.usage_of(month_of(self.month - timedelta(days=1)))
             if before is not None and over:
-                change = _change(usage, reader.usage_of(organization_id, before), over, self.month)
+                change = _change(usage, reader.usage_of(organization_id, before).days, over, self.month)
         used = {one.day: Total(*one[1:]) for one in usage}
         days = [
             Day(covered.day, _state(covered.day, covered.state, published.as_of), used.get(covered.day, _NOTHING))
@@ -174,6 +175,7 @@ class MonthPage(NamedTuple):
             before=before_month,
             behind=next_month,
             measures=MEASURE_NAMES,
+            unpriced=unpriced,
             unloaded=[day for day in days if day.state == "not_loaded"],
             group=GROUP_COLUMN[self.by],
         )

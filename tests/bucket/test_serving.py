@@ -109,7 +109,7 @@ def test_the_first_touch_of_an_organization_takes_three_round_trips_at_most(plac
         assert file is not None
         for organization in organizations:
             line.calls.clear()
-            (day,) = reader.usage_of(organization, file)
+            (day,) = reader.usage_of(organization, file).days
             assert day.requests == 1
             trips.append(len(line.calls))
     assert trips == [1, *[0] * 19] * 3

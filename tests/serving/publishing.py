@@ -37,6 +37,7 @@ def rollup_rows(rows: Iterable[Row]) -> pa.Table:
             "neurons": Decimal(neurons),
             "input_tokens": Decimal(0),
             "output_tokens": Decimal(0),
+            "unpriced": 0,
         }
         for organization, day, requests, cost, synapses, neurons in sorted(rows)
     ]

@@ -25,7 +25,7 @@ NOVEMBER = date(2025, 11, 1)
 def days_of(reader: Reader, month: date = NOVEMBER, organization: str = "org_b") -> list[int]:
     file = reader.confirmed.usage_of(month)
     assert file is not None
-    return [day.requests for day in reader.usage_of(organization, file)]
+    return [day.requests for day in reader.usage_of(organization, file).days]
 
 
 def is_open(path: Path) -> bool:
@@ -51,7 +51,7 @@ def test_superseded_files_are_closed_and_whoever_is_late_opens_one_again(
     assert [is_open(path) for path in published] == [False, False, True]
     for file in (files[0], files[1]):
         assert file is not None
-        assert [day.requests for day in reader.usage_of("org_b", file)] == [1 if file is files[0] else 2]
+        assert [day.requests for day in reader.usage_of("org_b", file).days] == [1 if file is files[0] else 2]
     reader.refresh()
     assert [is_open(path) for path in published] == [True, True, True], "not before its time"
     time.sleep(0.1)
@@ -84,7 +84,7 @@ def test_only_so_many_files_are_open_and_others_are_opened_again(
     for month in months * 2:
         file = reader.confirmed.usage_of(month)
         assert file is not None
-        assert [day.requests for day in reader.usage_of("org_b", file)] == [month.month]
+        assert [day.requests for day in reader.usage_of("org_b", file).days] == [month.month]
     assert len(openings.opened) == 2 * len(months)
 
 

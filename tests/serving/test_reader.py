@@ -32,7 +32,7 @@ def usage(data: Path, organization: str, month: date = NOVEMBER) -> list[Usage]:
     reader.refresh()
     file = reader.confirmed.usage_of(month)
     assert file is not None
-    return list(reader.usage_of(organization, file))
+    return list(reader.usage_of(organization, file).days)
 
 
 @pytest.mark.parametrize("row_group_size", [1, 2, 3, 7, 30, 31, 16_384])
@@ -48,7 +48,7 @@ def test_every_organization_gets_its_own_days_wherever_row_groups_end(data: Path
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
     for organization in ("", "a", "z", *(f"org_{n:02d}" for n in range(20))):
-        assert [(organization, *day) for day in reader.usage_of(organization, file)] == [
+        assert [(organization, *day) for day in reader.usage_of(organization, file).days] == [
             (name, day, requests, Decimal(cost), Decimal(synapses), Decimal(neurons))
             for name, day, requests, cost, synapses, neurons in rows
             if name == organization
@@ -79,7 +79,7 @@ def test_a_version_that_is_gone_is_an_error_and_not_an_older_one(place: Place, l
         reader.refresh()
         file = reader.confirmed.usage_of(NOVEMBER)
         assert reader.failure is None and file
-        assert [day.requests for day in reader.usage_of("org_a", file)] == [2]
+        assert [day.requests for day in reader.usage_of("org_a", file).days] == [2]
 
 
 def test_a_version_that_was_lost_and_committed_anew_is_another_one(place: Place) -> None:
@@ -93,7 +93,7 @@ def test_a_version_that_was_lost_and_committed_anew_is_another_one(place: Place)
     assert place.roll_up().version == 2
     reader.refresh()
     file = reader.confirmed.usage_of(NOVEMBER)
-    assert file and [day.requests for day in reader.usage_of("org_a", file)] == [5]
+    assert file and [day.requests for day in reader.usage_of("org_a", file).days] == [5]
 
 
 def damage_flip(path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_i
     reader.refresh()
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
-    days = reader.usage_of("org_b", file)
+    days = reader.usage_of("org_b", file).days
     assert [day.cost for day in days] == [Decimal("1.5")]
     damage(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -158,7 +158,7 @@ def test_a_file_that_is_damaged_in_place_while_it_is_open_is_an_error_until_it_i
     path.write_bytes(good)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_ino == status.st_ino
-    assert reader.usage_of("org_b", file) == days
+    assert reader.usage_of("org_b", file).days == days
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_another_table_at_the_same_place_is_seen(data: Path, tmp_path: Path) -> 
     assert reader.publication.version == 1
     file = reader.confirmed.usage_of(NOVEMBER)
     assert file is not None
-    assert [day.requests for day in reader.usage_of("org_b", file)] == [5]
+    assert [day.requests for day in reader.usage_of("org_b", file).days] == [5]
 
 
 def test_the_log_says_once_which_version_is_served(data: Path, caplog: pytest.LogCaptureFixture) -> None:

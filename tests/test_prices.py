@@ -1,0 +1,182 @@
+"""Prices by the book: which one is in force, which days a change touches, and what nobody knows a price of."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.publish import publish
+from pipeline.run import Run, start_run
+from pipeline.update import roll_up
+from tests.conftest import request
+from tests.pricing import STEPS, PricedPlace, priced
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> PricedPlace:
+    """A data root of records without costs, at 2025-11-15T10:30:00Z."""
+    return PricedPlace(tmp_path / "data")
+
+
+def test_a_request_costs_what_its_tokens_cost_at_its_own_moment(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,2.5,10,1.25,0.01,CHF", "gpt,2025-11-10T12:00:00Z,5,20,CHF")
+    shop.write_raw(
+        "a.jsonl",
+        priced(1, at="2025-11-10T11:59:59.999999Z", input_tokens=1000, output_tokens=100, cached=400),
+        priced(2, at="2025-11-10T12:00:00Z", input_tokens=1000, output_tokens=100, cached=400),
+        request(3, model="gpt", cost="7"),
+    )
+    report = shop.roll_up()
+    assert not report.has_findings
+    before = Decimal("0.0025") * 600 / 1000 + Decimal("0.00125") * 400 / 1000 + Decimal("0.001") + Decimal("0.01")
+    after = Decimal("0.005") + Decimal("0.002")
+    assert shop.costs() == {("gpt", "2025-11-10"): (3, f"{(before + after + 7).normalize():f}", 0)}
+
+
+def test_a_request_that_nobody_knows_a_price_of_counts_and_is_priced_once_it_is_known(shop: PricedPlace) -> None:
+    shop.write_raw("a.jsonl", priced(1, input_tokens=10), priced(2, api_key_id=None), request(3, model="gpt", cost="1"))
+    report = shop.roll_up()
+    assert report.has_findings
+    assert [day.as_json() for day in report.unpriced] == [
+        {"day": "2025-11-10", "requests": 1, "missing": ["a price of gpt"]}
+    ]
+    assert shop.costs() == {("gpt", "2025-11-10"): (2, "1", 1)}
+    shop.write_book("gpt*,2025-01-01,1,1,CHF")
+    report = shop.roll_up()
+    assert not report.has_findings
+    assert shop.costs() == {("gpt", "2025-11-10"): (2, "1.00001", 0)}
+    assert not shop.roll_up().published
+
+
+def test_a_change_of_the_book_rolls_up_exactly_the_days_it_touches(shop: PricedPlace) -> None:
+    days = [f"2025-11-{day:02}" for day in range(1, 7)]
+    for number, day in enumerate(days):
+        model = "gpt" if number % 2 else "llama"
+        shop.write_raw(f"{day}.jsonl", priced(number, model, f"{day}T10:00:00Z", input_tokens=1_000_000))
+    shop.write_raw("native.jsonl", request(99, timestamp="2025-11-07T10:00:00Z", model="gpt"))
+    shop.write_book("gpt,2025-01-01,1,1,CHF", "llama,2025-01-01,2,1,CHF")
+    assert [str(day.day) for day in shop.roll_up().days] == [*days, "2025-11-07"]
+    book = "gpt,2025-01-01,1,1,CHF", "gpt,2025-11-04,3,1,CHF", "llama,2025-01-01,2,1,CHF"
+    shop.write_book(*book)
+    assert [str(day.day) for day in shop.roll_up().days] == ["2025-11-04", "2025-11-06"]
+    assert shop.costs()["gpt", "2025-11-04"] == (1, "3", 0)
+    assert shop.costs()["gpt", "2025-11-02"] == (1, "1", 0)
+    shop.write_book(*book, "gpt-5,2025-01-01,9,9,CHF", "*,2025-01-01,9,9,USD", "gpt,2025-11-05,3.0,1,CHF")
+    assert not shop.roll_up().published, "none of it is for any of these requests"
+
+
+def test_tokens_become_units_once_for_a_key_and_model_of_a_day(shop: PricedPlace) -> None:
+    """By a factor of 3, seven tokens are 2.333333 neurons, and three times seven are 7."""
+    shop.write_book("gpt,2025-01-01,1,1,,,3,,CHF")
+    shop.write_raw("a.jsonl", *(priced(number, input_tokens=7, output_tokens=7) for number in range(3)))
+    shop.write_raw("b.jsonl", *(priced(number + 3, "llama", input_tokens=7, output_tokens=7) for number in range(3)))
+    shop.write_raw("c.jsonl", priced(9, "llama", input_tokens=7, output_tokens=7, neurons="0.5", synapses="0"))
+    shop.roll_up()
+    units = {row.model: (str(row.neurons), str(row.synapses)) for row in shop.published("api_key_day").itertuples()}
+    assert units == {"gpt": ("7.000000", "2.100000"), "llama": ("2.600000", "2.100000")}
+    (month,) = shop.published("organization_month").itertuples()
+    assert (month.input_tokens, month.output_tokens, month.neurons) == (49, 49, Decimal("9.6"))
+
+
+def test_a_factor_goes_for_the_whole_day_on_which_it_is_the_first(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,,,4,,CHF", "gpt,2025-11-10T12:00:00Z,1,1,,,8,,CHF")
+    for number, day in enumerate(("2025-11-10T18:00:00Z", "2025-11-11T18:00:00Z")):
+        shop.write_raw(f"{number}.jsonl", priced(number, at=day, input_tokens=16))
+    shop.roll_up()
+    assert list(shop.published("api_key_day").neurons) == [Decimal(4), Decimal(2)]
+
+
+def test_amounts_in_another_currency_are_converted_by_the_day_or_have_no_price(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,USD")
+    shop.write_rates("2025-11-10,USD,CHF,0.8", "2025-11-11,USD,CHF,0.9", "2025-11-12,CHF,USD,1.25")
+    for number in (10, 11, 12):
+        at = f"2025-11-{number}T12:00:00Z"
+        shop.write_raw(
+            f"{number}.jsonl",
+            priced(1, at=at, input_tokens=1_000_000),
+            priced(2, "own", at=at, cost="3", currency="USD"),
+            priced(3, "home", at=at, cost="3", currency="CHF"),
+        )
+    report = shop.roll_up()
+    costs = shop.costs()
+    assert [costs["gpt", f"2025-11-{day}"] for day in (10, 11, 12)] == [(1, "0.8", 0), (1, "0.9", 0), (1, "0", 1)]
+    assert [costs["own", f"2025-11-{day}"] for day in (10, 11, 12)] == [(1, "2.4", 0), (1, "2.7", 0), (1, "0", 1)]
+    assert {costs["home", f"2025-11-{day}"] for day in (10, 11, 12)} == {(1, "3", 0)}
+    assert [day.as_json() for day in report.unpriced] == [
+        {"day": "2025-11-12", "requests": 2, "missing": ["the rate from USD to CHF"]}
+    ]
+    shop.write_rates("2025-11-10,USD,CHF,0.8", "2025-11-11,USD,CHF,0.9", "2025-11-12,USD,CHF,1", "2025-11-10,EUR,CHF,1")
+    assert [str(day.day) for day in shop.roll_up().days] == ["2025-11-12"]
+    assert shop.costs()["own", "2025-11-12"] == (1, "3", 0)
+
+
+def test_the_ledger_says_which_book_priced_which_day(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF")
+    shop.write_raw("a.jsonl", priced(1), request(2, timestamp="2025-11-11T12:00:00Z"))
+    shop.write_raw("b.jsonl", priced(3, at="2025-11-12T12:00:00Z"))
+    shop.roll_up()
+    first = shop.layout.prices.read_bytes()
+    shop.write_book("gpt,2025-01-01,1,1,CHF", "gpt,2025-11-12,2,2,CHF")
+    shop.roll_up()
+    pricings = [entry.pricing for _, entry in sorted(shop.ledger().days.items())]
+    assert pricings[1] is None
+    books = [(shop.layout.books / pricing.book).read_bytes() for pricing in pricings if pricing and pricing.book]
+    assert books == [first, shop.layout.prices.read_bytes()]
+
+
+def test_a_day_that_asks_for_very_much_is_priced_too(shop: PricedPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.prices.MOST_ASKED", 2)
+    shop.write_raw("a.jsonl", *(priced(number, f"m-{number}", input_tokens=1_000_000) for number in range(3)))
+    shop.write_book("m-*,2025-01-01,1,1,CHF")
+    shop.roll_up()
+    (entry,) = shop.ledger().days.values()
+    assert (entry.pricing and entry.pricing.demand, entry.unpriced) == (None, 0)
+    assert not shop.roll_up().published
+    shop.write_book("m-*,2025-01-01,1,1,CHF", "m-1,2025-01-01,5,1,CHF")
+    assert shop.roll_up().published
+    assert shop.costs()["m-1", "2025-11-10"] == (1, "5", 0)
+
+
+def test_a_changed_price_is_a_restatement_that_says_so(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF")
+    shop.write_raw("a.jsonl", priced(1, input_tokens=1_000_000))
+    shop.roll_up()
+    shop.write_book("gpt,2025-01-01,2,1,CHF")
+    shop.roll_up()
+    (row,) = shop.published("restatement").itertuples()
+    assert (row.cause, row.cost_before, row.cost_after) == ("price change", 1, 2)
+
+
+def test_a_backfill_by_another_book_that_says_the_same_publishes_nothing(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF")
+    shop.write_raw("a.jsonl", priced(1, input_tokens=1_000_000))
+    shop.roll_up()
+    shop.write_book("gpt,2025-01-01,1.0,1,CHF", "gpt,2025-11-10T06:00:00Z,1,1,CHF", "llama,2025-01-01,1,1,CHF")
+    assert not shop.backfill("2025-11-10", "2025-11-10").published
+
+
+def test_an_interactive_session_asks_for_no_price(shop: PricedPlace) -> None:
+    shop.write_raw("a.jsonl", priced(1, api_key_id=None), request(2))
+    assert not shop.roll_up().has_findings
+    assert [entry.pricing for entry in shop.ledger().days.values()] == [None]
+
+
+def test_a_run_that_lost_against_another_takes_the_book_as_it_is_then(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF")
+    shop.write_raw("a.jsonl", priced(1, input_tokens=1_000_000))
+    refused: list[int] = []
+
+    def publish_second(run: Run, *arguments: Any) -> int:
+        if not refused:
+            refused.append(1)
+            shop.write_book("gpt,2025-01-01,3,1,CHF")
+            shop.roll_up()
+        return publish(run, *arguments)
+
+    with start_run(shop.settings, lambda: shop.now) as run:
+        roll_up(run, STEPS._replace(publish=publish_second))
+    assert (refused, shop.costs()) == ([1], {("gpt", "2025-11-10"): (1, "3", 0)})
+    assert not shop.roll_up().published
