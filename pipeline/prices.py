@@ -86,6 +86,11 @@ class Tariff(NamedTuple):
     request: int
     divisor: int
 
+    def most(self, largest: Largest) -> int:
+        """What the largest request costs at most, times the divisor."""
+        tokens = max(self.input, self.cached_input) * largest.input + self.output * largest.output
+        return tokens + self.request
+
 
 class Factor(NamedTuple):
     """How many 10^-6 neurons and synapses a model's tokens are on a day: tokens times the first over the second."""
@@ -107,6 +112,15 @@ class Exchange(NamedTuple):
     divisor: int
 
 
+class Largest(NamedTuple):
+    """The most input and output tokens of a request that is to be priced, and the largest cost that is to be
+    converted, in 10^-12."""
+
+    input: int
+    output: int
+    cost: int
+
+
 class Answer(NamedTuple):
     """What book and rates say to a day's demand. What they do not know is not there."""
 
@@ -114,32 +128,38 @@ class Answer(NamedTuple):
     factors: tuple[Factor, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
 
-    def is_exact(self, most_input: int, most_output: int) -> bool:
-        """Whether the cost of every request with at most so many tokens needs no rounding, and is one it may have."""
-        return all(
-            tariff.divisor == 1
-            and max(tariff.input, tariff.cached_input) * most_input + tariff.output * most_output + tariff.request
-            < COST_LIMIT
-            for tariff in self.tariffs
-        )
+    def is_exact(self, largest: Largest) -> bool:
+        """Whether the cost of every request needs no rounding, and is one it may have."""
+        return all(tariff.divisor == 1 and tariff.most(largest) < COST_LIMIT for tariff in self.tariffs)
+
+    def fits_64_bits(self, largest: Largest) -> bool:
+        """Whether no number that a cost is reckoned with is larger than 64 bits hold."""
+        at_least_one = Largest(*(max(number, 1) for number in largest))
+        dividends = [tariff.most(at_least_one) for tariff in self.tariffs]
+        dividends += [exchange.rate * at_least_one.cost for exchange in self.exchanges]
+        divisors = [tariff.divisor for tariff in self.tariffs] + [exchange.divisor for exchange in self.exchanges]
+        return max(dividends, default=0) < 2**63 and max(divisors, default=1) < 2**62
 
 
-_NUMBER = pa.decimal128(38, 0)
-_SCHEMAS = {
-    "tariff": pa.schema(
-        [("day", DAY), ("model", pa.string()), ("start", INSTANT), ("end", INSTANT)]
-        + [(name, _NUMBER) for name in Tariff._fields[4:]]
-    ),
-    "factor": pa.schema([("day", DAY), ("model", pa.string())] + [(name, _NUMBER) for name in Factor._fields[2:]]),
-    "period": pa.schema([("day", DAY), ("start", INSTANT), ("end", INSTANT)]),
-    "exchange": pa.schema([("day", DAY), ("currency", pa.string()), ("rate", _NUMBER), ("divisor", _NUMBER)]),
-}
+_WIDE, _NARROW = pa.decimal128(38, 0), pa.int64()
 
 
-def tables_of(answers: Sequence[Answer]) -> dict[str, pa.Table]:
+def _schemas(number: pa.DataType) -> dict[str, pa.Schema]:
+    of_a_day = [("day", DAY), ("model", pa.string())]
+    stretch = [("start", INSTANT), ("end", INSTANT)]
+    return {
+        "tariff": pa.schema([*of_a_day, *stretch, *((name, number) for name in Tariff._fields[4:])]),
+        "factor": pa.schema([*of_a_day, *((name, _WIDE) for name in Factor._fields[2:])]),
+        "exchange": pa.schema([("day", DAY), ("currency", pa.string()), ("rate", number), ("divisor", number)]),
+        "period": pa.schema([("day", DAY), *stretch]),
+    }
+
+
+def tables_of(answers: Sequence[Answer], *, in_64_bits: bool) -> dict[str, pa.Table]:
     """Answers of different days as tables that statements read, by name.
 
-    With the table period: the stretches of these days in which no tariff begins or ends.
+    With the table period: the stretches of these days in which no tariff begins or ends. in_64_bits: so wide are the
+    numbers of tariffs and exchanges; else they are decimals, from which DuckDB takes a while to make a whole number.
     """
     tariffs = [tariff for answer in answers for tariff in answer.tariffs]
     rows: dict[str, Iterable[Tariff | Factor | Exchange | _Period]] = {
@@ -150,7 +170,7 @@ def tables_of(answers: Sequence[Answer]) -> dict[str, pa.Table]:
     }
     return {
         name: pa.Table.from_pylist([row._asdict() for row in rows[name]], schema=schema)
-        for name, schema in _SCHEMAS.items()
+        for name, schema in _schemas(_NARROW if in_64_bits else _WIDE).items()
     }
 
 

@@ -26,7 +26,7 @@ from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
-from pipeline.prices import Answer, Demand, Pricing, tables_of
+from pipeline.prices import Demand, Largest, Pricing, tables_of
 from pipeline.run import Run
 
 LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
@@ -99,6 +99,8 @@ def _rule() -> str:
             "roll_up_priced_days",
             "roll_up_rounded_days",
             "half_even",
+            "in_64_bits",
+            "in_128_bits",
             "tokens_in_units",
         ),
     )
@@ -175,18 +177,17 @@ def keep_day(run: Run, day: DayInputs, of_day: DayUsage) -> DayEntry:
 
 
 class _Asked(NamedTuple):
-    """What days ask of a price book and of rates, and the most tokens of a request that is to be priced."""
+    """What days ask of a price book and of rates, and the largest numbers that are to be reckoned with."""
 
     demands: Mapping[date, Demand]
-    most_input: int
-    most_output: int
+    largest: Largest
 
 
 def _asked(run: Run) -> _Asked:
     """What the named events ask; nothing where they say all themselves."""
     asked: dict[date, tuple[set[str | None], set[str | None], set[str]]] = defaultdict(lambda: (set(), set(), set()))
-    most_input = most_output = 0
-    for day, model, currency, without_cost, without_units, *most in run.engine.query("demand"):
+    largest = Largest(0, 0, 0)
+    for day, model, currency, without_cost, without_units, *most, cost in run.engine.query("demand"):
         models, units, currencies = asked[day]
         if without_cost:
             models.add(model)
@@ -194,21 +195,26 @@ def _asked(run: Run) -> _Asked:
             units.add(model)
         if currency is not None:
             currencies.add(currency)
-        most_input, most_output = max(most_input, most[0]), max(most_output, most[1])
+        largest = Largest(*map(max, largest, (*most, int(cost.scaleb(12)))))
     demands = {
         day: Demand(frozenset(models), frozenset(units), frozenset(currencies))
         for day, (models, units, currencies) in asked.items()
     }
-    return _Asked(demands, most_input, most_output)
+    return _Asked(demands, largest)
 
 
 def _statement_for(run: Run, asked: _Asked) -> str:
     """The statement that sums up the named events, with what it reads named."""
     if not asked.demands:
         return "roll_up_days"
-    answers = _name_answers(run, asked.demands)
-    exact = all(answer.is_exact(asked.most_input, asked.most_output) for answer in answers)
+    answers = [run.prices.answer(day, demand) for day, demand in asked.demands.items()]
+    in_64_bits = all(answer.fits_64_bits(asked.largest) for answer in answers)
+    for name, rows in tables_of(answers, in_64_bits=in_64_bits).items():
+        run.engine.name_arrow(name, rows)
+    run.engine.run("half_even")
+    run.engine.run("in_64_bits" if in_64_bits else "in_128_bits")
     stated = any(demand.currencies for demand in asked.demands.values())
+    exact = all(answer.is_exact(asked.largest) for answer in answers)
     return "roll_up_priced_days" if exact and not stated else "roll_up_rounded_days"
 
 
@@ -216,18 +222,11 @@ def _in_units(run: Run, found: Found) -> str:
     """The statement whose rows are the usage, tokens made into units; with what it reads named."""
     if not any(demand.units for demand in found.demands.values()):
         return found.statement
-    _name_answers(run, found.demands)
+    answers = [run.prices.answer(day, demand) for day, demand in found.demands.items()]
+    run.engine.name_arrow("factor", tables_of(answers, in_64_bits=False)["factor"])
+    run.engine.run("half_even")
     run.engine.name_statement("sums", found.statement)
     return "tokens_in_units"
-
-
-def _name_answers(run: Run, demands: Mapping[date, Demand]) -> list[Answer]:
-    """What book and rates answer, in the tables that statements read, and the macro they round by."""
-    answers = [run.prices.answer(day, demand) for day, demand in demands.items()]
-    for name, rows in tables_of(answers).items():
-        run.engine.name_arrow(name, rows)
-    run.engine.run("half_even")
-    return answers
 
 
 def _written(run: Run, days: Sequence[DayInputs], rows: str) -> dict[date, Usage]:

@@ -31,7 +31,7 @@ ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql"
 
 PINNED = {
     "TAKE_IN_RULE": (1, "622a453b429ee59a"),
-    "ROLL_UP_RULE": (1, "aa58b1a244bd211e"),
+    "ROLL_UP_RULE": (1, "a54e91c5ded5b04b"),
 }
 
 

@@ -8,7 +8,8 @@ select
     bool_or(cost is null) as without_cost,
     bool_or(synapses is null or neurons is null) as without_units,
     coalesce(max(input_tokens) filter (where cost is null), 0) as most_input,
-    coalesce(max(output_tokens) filter (where cost is null), 0) as most_output
+    coalesce(max(output_tokens) filter (where cost is null), 0) as most_output,
+    coalesce(max(cost) filter (where currency is not null), 0) as most_cost
 from events
 where
     (cost is null or synapses is null or neurons is null or currency is not null)

@@ -2,7 +2,7 @@
 -- price is a whole number of 10^-12 for a token: then the cost of all tokens of a row is the sum of its requests' costs to
 -- the last digit, and nothing is looked up line by line. Else see roll_up_rounded_days.
 -- Inputs: events, copies; period (stretches of the days in which no price changes), tariff, factor (what the book says to
--- the days' demand); half_even.
+-- the days' demand).
 with line as (
     select
         date '1970-01-01' + cast(epoch_us(timestamp) // 86400000000 as integer) as day,
@@ -56,10 +56,12 @@ summed as (
         sum(neurons) as neurons,
         sum(input_tokens) as input_tokens,
         sum(output_tokens) as output_tokens,
-        sum(cached_input_tokens) as cached_input_tokens,
-        cost is null as without_cost,
-        neurons is null as without_neurons,
-        synapses is null as without_synapses,
+        sum(requests) filter (where cost is null) as asked_requests,
+        sum(input_tokens) filter (where cost is null) as asked_input,
+        sum(cached_input_tokens) filter (where cost is null) as asked_cached_input,
+        sum(output_tokens) filter (where cost is null) as asked_output,
+        sum(input_tokens) filter (where neurons is null) as neuron_tokens,
+        sum(output_tokens) filter (where synapses is null) as synapse_tokens,
         sum(lines) as lines
     from line
     left join period
@@ -71,55 +73,23 @@ summed as (
         line.day,
         api_key_id,
         model,
-        period.start,
-        without_cost,
-        without_neurons,
-        without_synapses
+        period.start
 ),
 
 priced as (
     select
         summed.*,
-        case
-            when without_cost
-                then cast(input_tokens - cached_input_tokens as hugeint) * cast(tariff.input as hugeint)
-                + cast(cached_input_tokens as hugeint) * cast(tariff.cached_input as hugeint)
-                + cast(output_tokens as hugeint) * cast(tariff.output as hugeint)
-                + cast(requests as hugeint) * cast(tariff.request as hugeint)
-        end as cost_units,
-        without_cost and tariff.day is null as without_price
+        cast(asked_input - asked_cached_input as hugeint) * cast(tariff.input as hugeint)
+        + cast(asked_cached_input as hugeint) * cast(tariff.cached_input as hugeint)
+        + cast(asked_output as hugeint) * cast(tariff.output as hugeint)
+        + cast(asked_requests as hugeint) * cast(tariff.request as hugeint) as cost_units,
+        case when tariff.day is null then asked_requests end as unpriced
     from summed
     left join tariff
         on summed.day = tariff.day
         and summed.model is not distinct from tariff.model
         and summed.start >= tariff.start
         and summed.start < tariff.end
-),
-
-of_day as (
-    select
-        organization_id,
-        day,
-        api_key_id,
-        model,
-        sum(requests) as requests,
-        sum(failed_requests) as failed_requests,
-        sum(cost) as cost,
-        sum(cost_units) as cost_units,
-        sum(synapses) as synapses,
-        sum(neurons) as neurons,
-        sum(input_tokens) as input_tokens,
-        sum(output_tokens) as output_tokens,
-        sum(input_tokens) filter (where without_neurons) as neuron_tokens,
-        sum(output_tokens) filter (where without_synapses) as synapse_tokens,
-        sum(requests) filter (where without_price) as unpriced,
-        sum(lines) as lines
-    from priced
-    group by
-        organization_id,
-        day,
-        api_key_id,
-        model
 )
 
 select
@@ -127,18 +97,25 @@ select
     day,
     api_key_id,
     model,
-    cast(requests as bigint) as requests,
-    cast(coalesce(failed_requests, 0) as bigint) as failed_requests,
-    cast(coalesce(cost, 0) + coalesce(cast(cost_units as decimal(38, 0)) * 0.000000000001, 0) as decimal(38, 12)) as cost,
-    cast(coalesce(synapses, 0) as decimal(38, 6)) as synapses,
-    cast(coalesce(neurons, 0) as decimal(38, 6)) as neurons,
-    cast(input_tokens as decimal(38, 0)) as input_tokens,
-    cast(output_tokens as decimal(38, 0)) as output_tokens,
-    cast(coalesce(neuron_tokens, 0) as decimal(38, 0)) as neuron_tokens,
-    cast(coalesce(synapse_tokens, 0) as decimal(38, 0)) as synapse_tokens,
-    cast(coalesce(unpriced, 0) as bigint) as unpriced,
-    cast(lines as bigint) as lines
-from of_day
+    cast(sum(requests) as bigint) as requests,
+    cast(coalesce(sum(failed_requests), 0) as bigint) as failed_requests,
+    cast(
+        coalesce(sum(cost), 0) + coalesce(cast(sum(cost_units) as decimal(38, 0)) * 0.000000000001, 0) as decimal(38, 12)
+    ) as cost,
+    cast(coalesce(sum(synapses), 0) as decimal(38, 6)) as synapses,
+    cast(coalesce(sum(neurons), 0) as decimal(38, 6)) as neurons,
+    cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
+    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(coalesce(sum(neuron_tokens), 0) as decimal(38, 0)) as neuron_tokens,
+    cast(coalesce(sum(synapse_tokens), 0) as decimal(38, 0)) as synapse_tokens,
+    cast(coalesce(sum(unpriced), 0) as bigint) as unpriced,
+    cast(sum(lines) as bigint) as lines
+from priced
+group by
+    organization_id,
+    day,
+    api_key_id,
+    model
 order by
     day,
     organization_id,

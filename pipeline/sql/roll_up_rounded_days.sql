@@ -1,9 +1,8 @@
 -- Grain: day, organization, API key, model. As roll_up_priced_days, where prices or rates have so many decimals that a request's
 -- cost is to be rounded, or an own cost is in another currency than the deployment's: line by line.
--- Inputs: events, copies; tariff, factor, exchange (what book and rates say to the days' demand); half_even.
+-- Inputs: events, copies; tariff, factor, exchange (what book and rates say to the days' demand); in_64_bits or in_128_bits.
 -- The price in force at a request's own moment is that of its model whose stretch of time it falls in. That is an ASOF join;
 -- DuckDB's own sorts all lines for it and takes seven times as long as this one, by hash and range.
--- A cost beyond what 128 bits hold is beyond what a request may cost, and so no cost.
 with line as (
     select
         date '1970-01-01' + cast(epoch_us(timestamp) // 86400000000 as integer) as day,
@@ -49,23 +48,25 @@ reckoned as (
     select
         line.*,
         case
+            when line.api_key_id is null
+                then null
             when line.cost is not null and line.currency is null
-                then cast(line.cost * 1000000000000 as hugeint)
+                then whole(line.cost * 1000000000000)
             when line.cost is not null
-                then cast(line.cost * 1000000000000 as hugeint) * cast(exchange.rate as hugeint)
-            else try(
-                cast(line.input_tokens - cached as hugeint) * cast(tariff.input as hugeint)
-                + cast(cached as hugeint) * cast(tariff.cached_input as hugeint)
-                + cast(line.output_tokens as hugeint) * cast(tariff.output as hugeint)
-                + cast(tariff.request as hugeint)
+                then in_range(whole(line.cost * 1000000000000) * whole(exchange.rate))
+            else in_range(
+                whole(line.input_tokens - cached) * whole(tariff.input)
+                + whole(cached) * whole(tariff.cached_input)
+                + whole(line.output_tokens) * whole(tariff.output)
+                + whole(tariff.request)
             )
         end as dividend,
         case
             when line.cost is not null and line.currency is null
-                then cast(1 as hugeint)
+                then whole(1)
             when line.cost is not null
-                then cast(exchange.divisor as hugeint)
-            else cast(tariff.divisor as hugeint)
+                then whole(exchange.divisor)
+            else whole(tariff.divisor)
         end as divisor
     from line
     left join tariff
@@ -81,7 +82,7 @@ reckoned as (
 rounded as (
     select
         *,
-        half_even(dividend, divisor) as units
+        rounded(dividend, divisor) as units
     from reckoned
 ),
 
@@ -103,10 +104,10 @@ summed as (
         sum(requests * cost_units) as cost_units,
         sum(requests * synapses) as synapses,
         sum(requests * neurons) as neurons,
-        sum(requests * cast(input_tokens as hugeint)) as input_tokens,
-        sum(requests * cast(output_tokens as hugeint)) as output_tokens,
-        sum(requests * cast(input_tokens as hugeint)) filter (where neurons is null) as neuron_tokens,
-        sum(requests * cast(output_tokens as hugeint)) filter (where synapses is null) as synapse_tokens,
+        sum(requests * input_tokens) as input_tokens,
+        sum(requests * output_tokens) as output_tokens,
+        sum(requests * input_tokens) filter (where neurons is null) as neuron_tokens,
+        sum(requests * output_tokens) filter (where synapses is null) as synapse_tokens,
         sum(requests) filter (where cost_units is null) as unpriced,
         sum(lines) as lines
     from priced
