@@ -248,7 +248,7 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.dictionaries(st.sampled_from([*COLUMNS][1:]), values, max_size=3), min_size=1, max_size=30))
 def test_the_bulk_read_the_second_look_and_the_recount_agree_on_mapped_records(
     tmp_path_factory: pytest.TempPathFactory, changes: list[dict[str, Any]]
