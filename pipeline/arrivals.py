@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from pipeline.contents import content_of, count_each_content_once, held_contents, is_still, needs_reading, size_of
 from pipeline.errors import HeldBack
@@ -20,7 +21,7 @@ from pipeline.run import Run
 class Arrivals:
     """Takes in what is new or changed. What was taken in is kept over the attempts of an update.
 
-    confirmed: as in LastRun; from the newest run's note, and for the next one.
+    confirmed: as in LastRun; from the newest run's note, and for the next one. made: the event files that were made.
     """
 
     run: Run
@@ -28,6 +29,7 @@ class Arrivals:
     fan_out: FanOut
     confirmed: dict[tuple[str, str], str]
     held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
+    made: set[Path] = field(default_factory=set)
     _taken: dict[RawFile, TakeIn] = field(default_factory=dict)
 
     def added_to(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
@@ -127,7 +129,9 @@ class Arrivals:
         """What the files are made into, which is known from now on."""
         step = partial(_take_in_or_why_not, self.take_in)
         verdicts = dict(zip(raw_files, self.fan_out(self.run, step, raw_files), strict=True))
-        known |= {(taken.content, taken.rule): taken for taken in verdicts.values() if isinstance(taken, TakeIn)}
+        made = [taken for taken in verdicts.values() if isinstance(taken, TakeIn)]
+        known |= {(taken.content, taken.rule): taken for taken in made}
+        self.made |= {event.path_in(self.run.layout) for taken in made for event in taken.events}
         return verdicts
 
 

@@ -126,6 +126,7 @@ class _Update:
         listing = self._list_raw(ledger)
         report.held_back.extend(listing.held_back)
         files = self.arrivals.added_to(ledger, listing.files, report)
+        self.inspection.trust(self.arrivals.made)
         self.findings = days_touched(files, {held_back.file for held_back in report.held_back})
         files, days = self._roll_up_days(ledger, listing.files, files, report)
         report.unpriced = unpriced_days(days, self.run.prices)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import healing
 from pipeline.contract import seam
 from pipeline.engine import Engine
 from pipeline.raw import RawPass
@@ -95,6 +96,23 @@ def test_a_run_with_nothing_new_opens_no_file(known: Place, monkeypatch: pytest.
     with counted(monkeypatch) as work:
         assert not known.roll_up().published
     assert (work.raw_files, work.raw_bytes, work.statements, work.files) == (0, 0, [], [])
+
+
+def test_what_a_run_has_just_made_it_does_not_read_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    honest = healing.verify
+    monkeypatch.setattr(
+        "pipeline.healing.verify",
+        lambda store, artifact, **how: (read.append(artifact), honest(store, artifact, **how)),
+    )
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    assert not read
+    place.write_raw("b.jsonl", request(2))
+    place.roll_up()
+    of_a, of_b = (place.ledger().files[file].take_in.events[0].path_in(place.layout) for file in ("a.jsonl", "b.jsonl"))
+    assert of_a in read
+    assert of_b not in read
 
 
 def test_a_late_file_has_its_own_bytes_and_its_own_days_read(known: Place, monkeypatch: pytest.MonkeyPatch) -> None:
