@@ -494,7 +494,7 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
     converted = any(what.startswith("the rate from") for what in missing)
     click.echo(
         f"UNPRICED    {count_of(requests, 'request')} of {days} count without a cost"
-        f"{f': missing are {named}' if named else ''}. Add what is missing to prices.csv or fx.csv in the data folder:"
+        f"{f'; missing: {named}' if named else ''}. Add what is missing to prices.csv or fx.csv in the data folder:"
         " the next run prices them." + " To publish in the logs' currency, set KEYTALLY_CURRENCY to it." * converted,
         err=err,
     )
@@ -788,13 +788,14 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
 
     if name and len(files) > 1:
         raise click.UsageError("--write takes one FILE: a format is made from one log")
-    store = open_store(Settings.from_environment())
+    settings = Settings.from_environment()
+    store = open_store(settings)
     looks = [look_at(file, formats_of(store), utc_now()) for file in files]
     if as_json:
         _print_json([look.as_json() for look in looks])
     else:
         for look in looks:
-            _show_look(look)
+            _show_look(look, settings.currency)
     if name:
         written = write_format(store, name, looks[0].text)
         click.echo(
@@ -805,7 +806,7 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
     return 0
 
 
-def _show_look(look: FirstLook) -> None:
+def _show_look(look: FirstLook, currency: str) -> None:
     known = {"native": "the native format", None: "no format knows it; here is a draft of one"}
     click.echo(f"{_visible(look.file)}: {known.get(look.format, f'the format {look.format}')}\n")
     if look.format is None:
@@ -827,6 +828,13 @@ def _show_look(look: FirstLook) -> None:
             _add(table, field, *(_visible("-" if row[field] is None else str(row[field])) for row in look.samples))
         click.echo("For example, as they would be kept:")
         _print_table(table)
+    if others := {row["currency"] for row in look.samples if row.get("currency")} - {currency}:
+        click.echo(
+            f"Costs are in {', '.join(sorted(others))}, and what is published in {currency}: set KEYTALLY_CURRENCY, or"
+            " keep a rate of each day in fx.csv in the data folder."
+        )
+    if any(row["cost"] is None for row in look.samples):
+        click.echo("Requests without a cost are priced by prices.csv in the data folder.")
     if look.format == "native":
         click.echo("Next: put such files anywhere below raw/, and run 'keytally rollup'.")
     elif look.format:

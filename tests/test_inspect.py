@@ -189,3 +189,16 @@ def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
     log.rename(data / "raw/calls/a.jsonl")
     report: dict[str, Any] = json.loads(keytally("rollup", "--json").stdout)
     assert report["ingested"] == [{"file": "calls/a.jsonl", "lines": 1, "accepted": 1, "quarantined": 0}]
+
+
+def test_in_which_currency_costs_are_and_who_prices_the_rest_is_said(
+    keytally: Callable[..., Result],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = keytally("inspect", str(CASES / "litellm/log.jsonl")).stdout
+    assert "Costs are in USD, and what is published in CHF: set KEYTALLY_CURRENCY, or keep" in said
+    assert "prices.csv" not in said
+    said = keytally("inspect", str(CASES / "nginx/access.jsonl")).stdout
+    assert "Requests without a cost are priced by prices.csv" in said
+    monkeypatch.setenv("KEYTALLY_CURRENCY", "USD")
+    assert "Costs are in" not in keytally("inspect", str(CASES / "litellm/log.jsonl")).stdout
