@@ -135,6 +135,11 @@ class Day:
         return (seconds + self.files * self.costs.file) / 3600
 
     @property
+    def alone_hours(self) -> float:
+        """What no worker takes off the coordinator: the month's tables, and the ledger."""
+        return (self.rows_of_month * self.costs.row + self.known_files * self.costs.file_cpu) / 3600
+
+    @property
     def known_files(self) -> int:
         """Raw files that the ledger has after a year."""
         return self.files * DAYS_KEPT
@@ -153,7 +158,9 @@ class Day:
 
     @property
     def between_in_shards(self) -> int:
-        return self.shards * self.shard.between
+        """With an event file of each raw file and shard, once there are several: every raw file has requests of all."""
+        of_events = self.files * self.shards if self.shards > 1 else 0
+        return self.shards * self.shard.between + of_events
 
     @property
     def live_files(self) -> int:
@@ -183,7 +190,7 @@ def built(days: list[Day]) -> str:
             "organizations": lambda day: f"{day.organizations:,}",
             "rows a day": lambda day: f"{day.rows:,}",
             "core hours": lambda day: _short(day.core_hours),
-            "cores for 1 hour": lambda day: f"{math.ceil(day.core_hours):,}",
+            "of these the coordinator's, one after another": lambda day: _short(day.alone_hours),
             "buckets": lambda day: f"{day.buckets:,}" if day.buckets else "none",
             "files between steps": lambda day: f"{day.between:,}",
             "raw files a year": lambda day: f"{day.known_files:,}",
@@ -205,13 +212,13 @@ def sharded(days: list[Day], prices: Prices) -> str:
             "requests a day": lambda day: f"10^{round(math.log10(day.requests))}",
             "shards": lambda day: f"{day.shards:,}",
             "buckets of each": lambda day: f"{day.shard.buckets:,}" if day.shard.buckets else "none",
-            "files between steps": lambda day: f"{day.between_in_shards:,}",
-            "a month's files, MB each": lambda day: _short(
+            "files between steps and of events": lambda day: f"{day.between_in_shards:,}",
+            "a month's files of a shard, MB": lambda day: _short(
                 day.rows * DAYS_A_MONTH * day.costs.published / day.shards / 2 / 1e6
             ),
             "live files after 3 years": lambda day: f"{day.live_files:,}",
             "log actions a night": lambda day: f"{2 * len(USAGE) * day.shards:,}",
-            "listings a run": lambda day: f"{math.ceil(day.files * RAW_DAYS / 1000):,}",
+            "listings of raw/ a run": lambda day: f"{math.ceil(day.files * RAW_DAYS / 1000):,}",
             "CPU of 10^9": priced("CPU", "between"),
             "the store's requests, as built": priced("requests to the store", "between"),
             "in shards": priced("requests to the store", "between_in_shards"),
