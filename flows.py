@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar, cast
+from uuid import UUID
 
 # Prefect reads these when it is imported; the runs that `serve` starts inherit them.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -27,41 +28,74 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
 import duckdb
 import httpx
 from prefect import State, Task, flow, serve
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import TaskRunner
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from pipeline.contract.layout import FIRST_DAY, LAST_DAY, month_name
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import Item, Result
 from pipeline.intake import take_in
+from pipeline.progress import shown
 from pipeline.publish import publish
 from pipeline.raw import RawFile
 from pipeline.reconcile import Reconciliation
 from pipeline.reconcile import reconcile as recount
 from pipeline.report import Report
 from pipeline.rollup import DayInputs, roll_up_days, roll_up_month
-from pipeline.run import Run, start_run
+from pipeline.run import Run, Watch, start_run
+from pipeline.run_page import (
+    ABOUT_DAYS,
+    ABOUT_FINDINGS,
+    days_table,
+    failure_report,
+    findings_of,
+    recount_of,
+    report_of,
+    what_failed,
+)
 from pipeline.update import Steps, roll_up
 from pipeline.update import backfill as roll_up_again
 
-NAME = "keytally"  # of every deployment, and their tag
+NAME = "keytally"  # of every deployment, and a tag of each
+PUBLISHES, COMPARES = [NAME, "publishes"], [NAME, "compares"]
 RECONCILE_SCHEDULE = "0 3 * * *"  # UTC; late enough for the night's run to be done with
 RETRY_AFTER_SECONDS: list[float] = [5, 30, 120]
 SERVER_START_SECONDS = 120
+STAGES = ["taking in", "rolling up days", "rolling up months"]
+STAGES_OF_A_BACKFILL = [STAGES[0], "checking files", *STAGES[1:]]
+KILLED = (
+    "Its process was killed, or the machine stopped. Nothing half-done is visible, and the next nightly run makes up"
+    " for it; start a backfill again."
+)
+# What is told in a sentence. Anything else is a fault of ours, and Prefect shows where it comes from.
+FAILURES = (KeytallyError, SettingsError, StoreError, OSError, duckdb.Error)
+
+log = logging.getLogger("pipeline.flows")  # which Prefect shows with the run
 
 
 def _task_runner() -> TaskRunner[Any] | None:
@@ -85,29 +119,43 @@ def nightly() -> State[None]:
 
     With nothing new, nothing is published. A missed night needs no care: the next run takes in all there is.
     """
-    return _carry_out(roll_up)
+    return _carry_out(roll_up, STAGES, "prefect deployment run nightly/keytally")
 
 
 def _not_before_first_day(last_day: date, given: ValidationInfo) -> date:
     first_day = given.data.get("first_day", last_day)
     if last_day < first_day:
-        raise ValueError(f"last_day {last_day} is before first_day {first_day}")
+        raise ValueError(f"last_day {last_day} is before first_day {first_day}; nothing was done: give them in order")
     return last_day
 
+
+ABOUT_BACKFILL = """\
+Check everything that these days are made from, rebuild from raw/ what is missing or damaged, and roll the days and
+their months up anew. Equal results publish nothing.
+
+For days whose published numbers are doubted, or that a message names as damaged. It may be run as often as one likes;
+what is new in raw/ is taken in too.
+"""
 
 Day: TypeAlias = Annotated[date, Field(ge=FIRST_DAY, le=LAST_DAY)]
 
 
-@flow(flow_run_name="backfill {first_day} to {last_day}", task_runner=_task_runner(), persist_result=False)
+@flow(
+    flow_run_name="backfill {first_day} to {last_day}",
+    description=ABOUT_BACKFILL,
+    task_runner=_task_runner(),
+    persist_result=False,
+)
 def backfill(first_day: Day, last_day: Annotated[Day, AfterValidator(_not_before_first_day)]) -> State[None]:
-    """Check everything that these days are made from, rebuild from raw/ what is missing or damaged, and roll the days
-    and their months up anew. Equal results publish nothing.
+    """Roll these days and their months up anew; ABOUT_BACKFILL says more. The form for a run has its words from here.
 
     Args:
         first_day: the first UTC day, from 2020-01-01 to 2030-12-31
         last_day: the last UTC day (included), not before the first
     """
-    return _carry_out(partial(_backfill, first_day=first_day, last_day=last_day))
+    days = f"-p first_day={first_day} -p last_day={last_day}"
+    again = f"prefect deployment run backfill/keytally {days}"
+    return _carry_out(partial(_backfill, first_day=first_day, last_day=last_day), STAGES_OF_A_BACKFILL, again)
 
 
 def _yesterday() -> date:
@@ -117,13 +165,17 @@ def _yesterday() -> date:
 
 @flow(flow_run_name=lambda: f"reconcile {_yesterday()}", persist_result=False)
 def reconcile() -> State[None]:
-    """Recount yesterday from the raw logs, by rules and code of their own, and compare with what is published."""
+    """Recount yesterday from the raw logs, by rules and code of their own, and compare with what is published.
+
+    It changes nothing. A number that differs ends the run as CompletedWithFindings, and is in its table.
+    """
     yesterday = _yesterday()
     try:
-        with start_run(Settings.from_environment(), clock=lambda: datetime.now(UTC)) as run:
+        settings = Settings.from_environment()
+        with _show_progress(["recounting"]) as watch, start_run(settings, lambda: datetime.now(UTC), watch) as run:
             recounted = recount(run, yesterday, yesterday)
-    except (KeytallyError, SettingsError, StoreError) as error:
-        return Failed(message=str(error), data=error.with_traceback(None))
+    except FAILURES as error:
+        return _failed(error, f"keytally reconcile --from {yesterday} --to {yesterday}")
     return _compared(recounted, yesterday)
 
 
@@ -135,9 +187,9 @@ def deployments(schedule: Schedule | None = None) -> list[RunnerDeployment]:
     schedule = schedule or _cron(Settings.from_environment().schedule)
     at_three = _cron(RECONCILE_SCHEDULE)
     return [
-        RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=[NAME]),
-        RunnerDeployment.from_flow(reconcile, NAME, schedule=at_three, concurrency_limit=1, tags=[NAME]),
-        RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=[NAME]),
+        RunnerDeployment.from_flow(nightly, NAME, schedule=schedule, concurrency_limit=1, tags=PUBLISHES),
+        RunnerDeployment.from_flow(reconcile, NAME, schedule=at_three, concurrency_limit=1, tags=COMPARES),
+        RunnerDeployment.from_flow(backfill, NAME, concurrency_limit=1, tags=PUBLISHES),
     ]
 
 
@@ -148,7 +200,7 @@ def serve_flows(schedule: Schedule | None = None) -> None:
     """
     served = deployments(schedule)
     with _prefect_server():
-        _free_places(served)
+        _clear_up_after_dead_runs(served)
         # A service that was stopped must not leave a paused schedule behind, which nobody would start again.
         serve(*served, pause_on_shutdown=False)
 
@@ -200,17 +252,26 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_places(served: Iterable[RunnerDeployment]) -> None:
-    """Give back the places of runs that died: no run is under way when its service starts.
+def _clear_up_after_dead_runs(served: Iterable[RunnerDeployment]) -> None:
+    """Give back the places of runs that died, and say that they did: no run is under way when its service starts.
 
     The Prefect server forgets who holds a place when it is restarted. The place of a run that was killed together
-    with it, by a power cut say, would stay taken, and every later run wait for it without a word.
+    with it, by a power cut say, would stay taken, and every later run wait for it without a word. The run itself
+    would be shown as running for ever, and nobody be told.
     """
     try:
         with get_client(sync_client=True) as client:
             for deployment in served:
                 with suppress(ObjectNotFound):
                     known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+                    of_known = FlowRunFilter(
+                        deployment_id=FlowRunFilterDeploymentId(any_=[known.id]),
+                        state=FlowRunFilterState(
+                            type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+                        ),
+                    )
+                    for dead in client.read_flow_runs(flow_run_filter=of_known):
+                        client.set_flow_run_state(dead.id, Crashed(message=KILLED), force=True)
                     if limit := known.global_concurrency_limit:
                         client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
     except (httpx.TransportError, RuntimeError) as error:
@@ -279,7 +340,7 @@ def _what_is_done(step: Callable[..., Any], item: object) -> str:
     """What a task run is called, as `take in a.jsonl`."""
     if isinstance(item, RawFile):
         return f"take in {item.file}"
-    if step is roll_up_days:
+    if isinstance(item, list) and item and isinstance(item[0], DayInputs):
         return _days_rolled_up({"days": item})
     return getattr(step, "func", step).__name__.strip("_").replace("_", " ")
 
@@ -291,15 +352,14 @@ def _backfill(run: Run, steps: Steps, *, first_day: date, last_day: date) -> Rep
     return roll_up_again(run, first_day, last_day, steps)
 
 
-def _carry_out(update: Callable[[Run, Steps], Report]) -> State[None]:
+def _carry_out(update: Callable[[Run, Steps], Report], stages: Sequence[str], run_again: str) -> State[None]:
     """The state that a flow ends in. What can be said in one sentence fails with that sentence."""
     try:
         settings = Settings.from_environment()
-        with start_run(settings, clock=lambda: datetime.now(UTC)) as run:
+        with _show_progress(stages) as watch, start_run(settings, lambda: datetime.now(UTC), watch) as run:
             report = update(run, STEPS_OVER_THE_CLUSTER if settings.dask else STEPS)
-    except (KeytallyError, SettingsError, StoreError) as error:
-        # Without its frames: in the log they would push the sentence out of sight.
-        return Failed(message=str(error), data=error.with_traceback(None))
+    except FAILURES as error:
+        return _failed(error, run_again)
     _show(report)
     return _finished(report)
 
@@ -308,7 +368,7 @@ def _finished(report: Report) -> State[None]:
     """Completed either way: everything that could be published is. Findings show in the state's name, which is also
     the name of its event, so that an automation can tell somebody; a failed state would say that the night is lost.
     """
-    findings = [f"{finding['file']} is {finding['finding']}" for finding in _findings(report)]
+    findings = [f"{finding['file']} is {finding['finding']}" for finding in findings_of(report)]
     if not findings:
         return Completed(message=_summary(report))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
@@ -319,16 +379,9 @@ def _compared(recounted: Reconciliation, day: date) -> State[None]:
     """Completed whatever was found; under another name, which is the event to alert on, when a number differs, and
     under yet another when the day could not be compared.
     """
-    if recounted.missing:
-        missing = [{"file": content.file, "days": ", ".join(map(str, content.days))} for content in recounted.missing]
-        create_table_artifact(
-            missing,
-            key="unverifiable",
-            description=f"{day}: these no longer hold in raw/ what they held when taken in.",
-        )
+    with _best_effort():
+        _show_recount(recounted, day)
     if recounted.differences:
-        differences = recounted.as_json()["differences"]
-        create_table_artifact(differences, key="differences", description=f"{day}: published, and recounted from raw/.")
         return Completed(
             name="CompletedWithFindings",
             message=f"{day}: {count_of(len(recounted.differences), 'number')} not as in the raw logs. Run 'keytally "
@@ -343,6 +396,20 @@ def _compared(recounted: Reconciliation, day: date) -> State[None]:
     return Completed(message=f"{day} equals its raw logs.")
 
 
+def _show_recount(recounted: Reconciliation, day: date) -> None:
+    create_markdown_artifact(recount_of(recounted, day), key="recount", description=f"{day}, recounted from raw/.")
+    if recounted.missing:
+        missing = [{"file": content.file, "days": ", ".join(map(str, content.days))} for content in recounted.missing]
+        create_table_artifact(
+            missing,
+            key="unverifiable",
+            description=f"{day}: these no longer hold in raw/ what they held when taken in.",
+        )
+    if recounted.differences:
+        differences = recounted.as_json()["differences"]
+        create_table_artifact(differences, key="differences", description=f"{day}: published, and recounted from raw/.")
+
+
 def _summary(report: Report) -> str:
     if not report.ingested and not report.days:
         return f"Nothing new: version {report.version} stands."
@@ -352,30 +419,45 @@ def _summary(report: Report) -> str:
     )
 
 
+@contextmanager
+def _best_effort() -> Iterator[None]:
+    """What a page about a run lacks is no reason for the run to fail: what it published is published."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        log.warning("the run's page could not be written whole: %s", error)
+
+
 def _show(report: Report) -> None:
-    """Leave the days done, and what somebody should look at, as table artifacts of the flow run."""
-    if report.days:
-        create_table_artifact(report.as_json()["days"], key="days", description=_summary(report))
-    if report.has_findings:
-        create_table_artifact(_findings(report), key="findings", description="Files somebody should look at.")
+    """Leave what was done, the days, and what somebody should look at, as artifacts of the flow run."""
+    with _best_effort():
+        create_markdown_artifact(report_of(report), key="report", description=_summary(report))
+        if report.days:
+            create_table_artifact(days_table(report), key="days", description=ABOUT_DAYS)
+        if report.has_findings:
+            create_table_artifact(findings_of(report), key="findings", description=ABOUT_FINDINGS)
 
 
-def _findings(report: Report) -> list[dict[str, str]]:
-    held_back = [{"file": held.file, "finding": f"held back: {held.reason}"} for held in report.held_back]
-    lowered = [
-        {"file": file, "finding": f"replaced by fewer requests: {before:,} lines accepted before, {after:,} now"}
-        for file, before, after in report.replaced
-        if after < before
-    ]
-    lost = [
-        {"file": f"restatements of {month_name(month)}", "finding": "damaged: what they recorded before now is lost"}
-        for month in report.records_lost
-    ]
-    gone = [
-        {"file": f"raw files of {day}", "finding": "gone, and so is the version that counted them"}
-        for day in report.lost_days
-    ]
-    return held_back + lowered + lost + gone
+def _show_progress(stages: Sequence[str]) -> AbstractContextManager[Watch]:
+    """A watch whose progress is an artifact of the flow run."""
+    made: list[UUID] = []
+
+    def show(percent: float, text: str) -> None:
+        if made:
+            update_progress_artifact(made[0], percent, text)
+        else:
+            made.append(cast(UUID, create_progress_artifact(percent, key="progress", description=text)))
+
+    return shown(stages, show)
+
+
+def _failed(error: Exception, run_again: str) -> State[None]:
+    """What can be said in one sentence, which ends in what to do."""
+    with _best_effort():
+        create_markdown_artifact(failure_report(error, run_again), key="report", description="The run failed.")
+    # An answer goes without its frames: in the log they would push the sentence out of sight.
+    is_answer = isinstance(error, (KeytallyError, SettingsError, StoreError))
+    return Failed(message=what_failed(error), data=error.with_traceback(None) if is_answer else error)
 
 
 if __name__ == "__main__":

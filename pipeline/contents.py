@@ -101,6 +101,18 @@ def events_by_day(files: Mapping[str, FileEntry]) -> dict[date, dict[str, EventF
     return dict(days)
 
 
+def quarantined_by_day(files: Mapping[str, FileEntry]) -> dict[date, int]:
+    """For each day, the rejected lines of the contents that count on it: such a line has no day of its own, and is
+    said of each day that its content has.
+    """
+    quarantined: dict[date, int] = defaultdict(int)
+    for entry in files.values():
+        if entry.same_as is None:
+            for day in {event.day for event in entry.take_in.events}:
+                quarantined[day] += entry.take_in.quarantined
+    return dict(quarantined)
+
+
 def days_touched(files: Mapping[str, FileEntry], held_back: Collection[str]) -> frozenset[date]:
     """The days of what held-back files, and files below held-back folders, were made into when they last could be read.
 

@@ -21,7 +21,7 @@ from pipeline.intake import TakeIn
 from pipeline.ledger import DayEntry, FileEntry, Ledger
 from pipeline.raw import RawFile
 from pipeline.report import Report
-from pipeline.run import Run
+from pipeline.run import Run, Watch
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,11 @@ class Healing:
         """
         sources = _sources(raw_files, files)
         anew: dict[tuple[str, str], TakeIn] = {}
+        if self.thorough:
+            self.run.watch.begin("checking files", len(files))
         for entry in list(files.values()):
+            if self.thorough:
+                self.run.watch.advance(1)
             damaged = [
                 event
                 for event in entry.take_in.events
@@ -152,7 +156,8 @@ class Healing:
         for source in sources:
             try:
                 # No earlier than it was taken in: a request that was accepted is not from the future.
-                run = replace(self.run, started=max(self.run.started, entry.take_in.taken_at))
+                # Told to nobody: how much there is to rebuild is not known before it is.
+                run = replace(self.run, started=max(self.run.started, entry.take_in.taken_at), watch=Watch())
                 taken = self.take_in(run, source)
             except HeldBack as held_back:  # a disk may have changed its bytes and not its times, or lost some
                 log.warning("%s", held_back)

@@ -24,6 +24,13 @@ class Unpriced(NamedTuple):
         return {"day": str(self.day), "requests": self.requests, "missing": self.missing}
 
 
+class Pace(NamedTuple):
+    """How long a step took that rolled up `days` days together. Which of them took how much of it nobody knows."""
+
+    seconds: float
+    days: int
+
+
 @dataclass
 class Report:
     """What a run did. `as_json` is the document a machine gets."""
@@ -32,6 +39,8 @@ class Report:
     replaced: list[tuple[str, int, int]] = field(default_factory=list)  # file, accepted before, accepted after
     held_back: list[HeldBack] = field(default_factory=list)
     days: list[DayEntry] = field(default_factory=list)
+    quarantined_on: dict[date, int] = field(default_factory=dict)  # of the contents that count on each of `days`
+    paces: dict[date, Pace] = field(default_factory=dict)  # of the step that rolled each of `days` up
     months: list[date] = field(default_factory=list)
     lost: str | None = None  # a version that was published and is there no more, in a sentence
     lost_days: list[date] = field(default_factory=list)  # of which something counts no more: its raw files are gone

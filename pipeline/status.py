@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading
+from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading, quarantined_by_day
 from pipeline.contract.coverage import DayState, state_of
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import days_between
@@ -262,7 +261,7 @@ def _days(
         return
     first_open = confirmed_at.astimezone(UTC).date() if confirmed_at else date.min
     over = [first_open - timedelta(days=1)] if confirmed_at else []
-    quarantined = _quarantined_by_day(ledger.files.values())
+    quarantined = quarantined_by_day(ledger.files)
     touched = held_back_by_day(ledger.files, {held.file for held in held_back})
     known = {*loaded, *inputs}
     for day in days_between(min(known), max(*known, *over)):
@@ -296,15 +295,6 @@ def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> 
     return (
         "it is not what its files, rules and prices say by now; 'keytally rollup' rolls it up anew" if behind else None
     )
-
-
-def _quarantined_by_day(files: Collection[FileEntry]) -> dict[date, int]:
-    quarantined: dict[date, int] = defaultdict(int)
-    for entry in files:
-        if entry.same_as is None:
-            for day in {event.day for event in entry.take_in.events}:
-                quarantined[day] += entry.take_in.quarantined
-    return quarantined
 
 
 def _files(

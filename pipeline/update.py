@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
 from pipeline.buckets import LINES_IN_ONE_STEP, roll_up_in_buckets
-from pipeline.contents import days_touched, events_by_day
+from pipeline.contents import days_touched, events_by_day, quarantined_by_day
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
@@ -32,7 +33,7 @@ from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_
 from pipeline.prices import read_prices
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
-from pipeline.report import Report, unpriced_days
+from pipeline.report import Pace, Report, unpriced_days
 from pipeline.restate import restate
 from pipeline.rollup import DayInputs, RolledMonth, fingerprint_of, grouped, roll_up_days, roll_up_month, same_rows
 from pipeline.run import Run
@@ -109,6 +110,7 @@ class _Update:
         self.inspection = Inspection(run.store, thorough=bool(redo))
         self.healing = Healing(run, steps.take_in, self.inspection, thorough=bool(redo))
         self.rolled: dict[tuple[date, str], DayEntry] = {}  # by day and fingerprint
+        self.paces: dict[date, Pace] = {}
         self.findings: frozenset[date] = frozenset()  # days of which something is held back
 
     @property
@@ -240,6 +242,9 @@ class _Update:
             days[day] = before if before and self._is_same(entry, before) else entry
             if days[day].accepted or days[day] != before:
                 report.days.append(days[day])
+        quarantined = quarantined_by_day(files)
+        report.quarantined_on = {entry.day: quarantined.get(entry.day, 0) for entry in report.days}
+        report.paces = {entry.day: self.paces[entry.day] for entry in report.days if entry.day in self.paces}
         report.months = sorted({month_of(day) for day in dirty})
         return files, days
 
@@ -295,15 +300,18 @@ class _Update:
         }
         waiting = [day for day in days if (day.day, day.fingerprint) not in current]
         groups = grouped(day for day in waiting if day.accepted <= LINES_IN_ONE_STEP)
-        for entries in self.steps.fan_out(self.run, self.steps.roll_up_days, groups):
-            self._note_rolled(entries)
+        for entries, seconds in self.steps.fan_out(self.run, partial(_timed, self.steps.roll_up_days), groups):
+            self._note_rolled(entries, seconds)
         for day in waiting:
             if day.accepted > LINES_IN_ONE_STEP:
-                self._note_rolled([roll_up_in_buckets(self.run, day, self.steps.fan_out)])
+                begun = time.monotonic()
+                entry = roll_up_in_buckets(self.run, day, self.steps.fan_out)
+                self._note_rolled([entry], time.monotonic() - begun)
         return [self.rolled[day.day, day.fingerprint] for day in days]
 
-    def _note_rolled(self, entries: Sequence[DayEntry]) -> None:
+    def _note_rolled(self, entries: Sequence[DayEntry], seconds: float) -> None:
         self.rolled.update(((entry.day, entry.fingerprint), entry) for entry in entries)
+        self.paces.update((entry.day, Pace(seconds, len(entries))) for entry in entries)
         self.run.watch.advance(len(entries))
 
     def _is_same(self, entry: DayEntry, before: DayEntry) -> bool:
@@ -362,6 +370,14 @@ class _Update:
             write_file_ledger(files.values(), path)
             partitions.append(Partition(FILE_LEDGER, None, path))
         return partitions
+
+
+def _timed(
+    roll_up_days: Callable[[Run, list[DayInputs]], list[DayEntry]], run: Run, days: list[DayInputs]
+) -> tuple[list[DayEntry], float]:
+    """The days rolled up, and the seconds it took where it was done."""
+    begun = time.monotonic()
+    return roll_up_days(run, days), time.monotonic() - begun
 
 
 def _differs_in_signature_only(entry: FileEntry, before: FileEntry | None) -> bool:

@@ -36,7 +36,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
 )
-from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 from prefect.settings import (
@@ -46,6 +46,7 @@ from prefect.settings import (
     PREFECT_RESULTS_LOCAL_STORAGE_PATH,
     temporary_settings,
 )
+from prefect.states import Running
 
 import flows
 from pipeline.contract.layout import Layout
@@ -55,9 +56,10 @@ from pipeline.contract.tables import ORGANIZATION_DAY
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed, HeldBack, KeytallyError
 from pipeline.ledger import DayEntry
-from pipeline.report import Report
+from pipeline.report import Report, Unpriced
 from pipeline.rollup import DayInputs, roll_up_days
 from pipeline.run import Run
+from pipeline.run_page import findings_of, report_of
 from tests.dask_cluster import Cluster
 
 # One Prefect server for the whole file: with `pytest -n`, keep it on one worker (--dist loadgroup or loadfile).
@@ -243,12 +245,18 @@ def task_runs_of(client: SyncPrefectClient, state: State[Any], count: int) -> di
     return until(ended, f"{count} task runs have ended")
 
 
-def artifacts_of(client: SyncPrefectClient, flow_run_id: UUID | None) -> dict[str, list[dict[str, Any]]]:
-    """The run's tables by key."""
+def artifacts_of(client: SyncPrefectClient, flow_run_id: UUID | None) -> dict[str, Artifact]:
+    """The run's artifacts by key."""
     assert flow_run_id is not None
     of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
     found = client.read_artifacts(artifact_filter=of_run)
-    return {artifact.key: json.loads(str(artifact.data)) for artifact in found if artifact.key}
+    return {artifact.key: artifact for artifact in found if artifact.key}
+
+
+def tables_of(client: SyncPrefectClient, flow_run_id: UUID | None) -> dict[str, list[dict[str, Any]]]:
+    """The run's tables by key."""
+    found = artifacts_of(client, flow_run_id)
+    return {key: json.loads(str(artifact.data)) for key, artifact in found.items() if artifact.type == "table"}
 
 
 # A run, started as anybody would
@@ -270,7 +278,7 @@ with get_client(sync_client=True) as client:
         "run": client.read_flow_run(state.state_details.flow_run_id).name,
         "state": [state.type.value, state.name, state.message],
         "tasks": sorted(task.name for task in tasks),
-        "artifacts": {artifact.key: json.loads(artifact.data) for artifact in client.read_artifacts()},
+        "artifacts": {artifact.key: artifact.data for artifact in client.read_artifacts()},
     }))
 """
 
@@ -279,6 +287,8 @@ def test_a_nightly_run_publishes_and_shows_what_it_did(data: Path, tmp_path: Pat
     write_raw(data, "eu/2025-11-30.jsonl.gz", "2025-11-30", 5)
     write_raw(data, "eu/2025-12-01.jsonl", "2025-12-01", 3)
     write_raw(data, "us/again.jsonl", "2025-11-30", 2, cost="0.5")  # conflicting copies: the lower cost counts
+    with (data / "raw/us/again.jsonl").open("a") as again:
+        again.write("no request\n")
     home = tmp_path / "prefect"
     env = environment(home, KEYTALLY_RATE_LIMIT_STORE=SECRET, PREFECT_LOGGING_LEVEL="DEBUG")
     before = date.today()
@@ -305,14 +315,17 @@ def test_a_nightly_run_publishes_and_shows_what_it_did(data: Path, tmp_path: Pat
     assert seen["state"] == [
         "COMPLETED",
         "Completed",
-        "Version 1: 3 files taken in, 0 lines quarantined, 2 days rolled up.",
+        "Version 1: 3 files taken in, 1 line quarantined, 2 days rolled up.",
     ]
-    assert seen["artifacts"] == {
-        "days": [
-            {"day": "2025-11-30", "accepted": 7, "counted": 5, "duplicate": 2, "conflicting": 2, "session": 0},
-            {"day": "2025-12-01", "accepted": 3, "counted": 3, "duplicate": 0, "conflicting": 0, "session": 0},
-        ]
-    }
+    assert seen["artifacts"].keys() == {"days", "progress", "report"}
+    days = json.loads(seen["artifacts"]["days"])
+    assert all(row.pop("seconds").endswith(" (2)") for row in days)  # both in one step
+    assert days == [
+        {"day": "2025-11-30", "accepted": 7, "counted": 5, "duplicate": 2, "conflicting": 2, "session": 0}
+        | {"quarantined": 1},
+        {"day": "2025-12-01", "accepted": 3, "counted": 3, "duplicate": 0, "conflicting": 0, "session": 0}
+        | {"quarantined": 0},
+    ]
     # The engine, the settings and their secrets pass through Prefect with every step; nothing of them stays there.
     assert "DEBUG" in ran.stderr + ran.stdout
     assert "a-password" not in ran.stderr + ran.stdout
@@ -341,14 +354,19 @@ def test_scheduled_runs_appear_complete_and_do_not_overlap(
         completed = [run for run in runs if run.state and run.state.is_completed()]
         return completed if len(completed) >= 2 else None
 
-    # What a power cut leaves behind: the place of a run that no longer lives.
+    # What a power cut leaves behind: a run that no longer lives, and its place.
     deployment_id = flows.deployments()[0].apply()
     assert isinstance(deployment_id, UUID)
+    killed = client.create_flow_run_from_deployment(deployment_id)
+    client.set_flow_run_state(killed.id, Running(), force=True)
     client.update_global_concurrency_limit(f"deployment:{deployment_id}", GlobalConcurrencyLimitUpdate(active_slots=1))
     with process([sys.executable, "-c", every_two_seconds], env, log) as served:
         completed = until(two_runs, "two scheduled runs have completed")
         deployment = client.read_deployment_by_name("nightly/keytally")
+    dead = client.read_flow_run(killed.id).state
     client.delete_deployment(deployment.id)
+    assert dead is not None
+    assert (dead.name, dead.message) == ("Crashed", flows.KILLED)
 
     assert published(data) == {("acme", "2025-11-30"): (5, Decimal("1.25"))}
     spans = sorted((run.start_time, run.end_time) for run in completed if run.start_time and run.end_time)
@@ -480,6 +498,7 @@ def test_a_backfill_of_impossible_days_fails_and_says_so(
         flows.backfill.validate_parameters({"first_day": first_day, "last_day": last_day})
     state = flows.backfill(first_day, last_day, return_state=True)  # type: ignore[arg-type]
     assert state.is_failed()
+    assert not artifacts_of(client, state.state_details.flow_run_id)  # before anything ran
     assert sentence in str(state.message)
     assert published(data) == {}
 
@@ -499,6 +518,7 @@ def test_a_backfill_is_requested_by_a_form_of_two_days(client: SyncPrefectClient
         form = client.read_deployment(deployment_id).parameter_openapi_schema
         assert form is not None
         assert form["required"] == ["first_day", "last_day"]
+        assert client.read_deployment(deployment_id).tags == ["keytally", "publishes"]
         for name in form["required"]:
             assert form["properties"][name]["format"] == "date"
             assert "UTC day" in form["properties"][name]["description"]
@@ -518,8 +538,10 @@ def test_a_backfill_is_named_by_its_days_and_rebuilds_them(client: SyncPrefectCl
 
     state = flows.backfill(date(2025, 11, 29), date(2025, 11, 30), return_state=True)
     assert (state.name, run_of(client, state).name) == ("Completed", "backfill 2025-11-29 to 2025-11-30")
-    days = artifacts_of(client, state.state_details.flow_run_id)["days"]
+    days = tables_of(client, state.state_details.flow_run_id)["days"]
     assert [row["day"] for row in days] == ["2025-11-29", "2025-11-30"]
+    progress = artifacts_of(client, state.state_details.flow_run_id)["progress"]
+    assert (progress.data, progress.description) == (100, "Done.")
     assert published(data) == everything
     assert all(file.read_bytes() != b"damaged" for file in (data / "events" / "day=2025-11-30").iterdir())
 
@@ -580,7 +602,12 @@ def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClien
     assert run_of(client, state).state_name == "CompletedWithFindings"
     assert str(state.message).startswith("eu/2025-11-03.jsonl.gz is held back: truncated")
     assert "(and 1 more)" in str(state.message)
-    findings = artifacts_of(client, state.state_details.flow_run_id)["findings"]
+    artifacts = artifacts_of(client, state.state_details.flow_run_id)
+    report = str(artifacts["report"].data)
+    assert report.startswith("## Version 2 is published.")
+    assert "- **Taken in:** 2 files, 6 lines: 6 accepted, 0 quarantined." in report
+    assert "`eu/2025-11-03.jsonl.gz`: deliver it again under the same name" in report.partition("What to do next")[2]
+    findings = tables_of(client, state.state_details.flow_run_id)["findings"]
     assert [finding["file"] for finding in findings] == ["eu/2025-11-03.jsonl.gz", "eu/2025-11-01.jsonl"]
     assert findings[1]["finding"] == "replaced by fewer requests: 9 lines accepted before, 4 now"
     assert published(data) == {
@@ -620,9 +647,14 @@ def test_a_night_that_fails_a_check_publishes_nothing_and_says_so(
         broken.setattr(flows, "STEPS", step_as("roll_up_days", losing_a_line))
         state = flows.nightly(return_state=True)
     assert (state.type.value, state.name) == ("FAILED", "Failed")
-    assert state.message == (
-        "check 'accepted lines are in the day's events' failed for 2025-11-03: expected 4, got 3; nothing was published"
+    assert str(state.message).startswith(
+        "check 'accepted lines are in the day's events' failed for 2025-11-03: expected 4, got 3; nothing was"
+        " published. Start the run again; if it says the same, keep the raw files"
     )
+    artifacts = artifacts_of(client, state.state_details.flow_run_id)
+    assert "prefect deployment run nightly/keytally" in str(artifacts["report"].data)
+    assert str(artifacts["progress"].description).startswith("Stopped here; the run's message says why. Rolling up")
+    assert artifacts["progress"].data < 100  # type: ignore[operator]
     assert isinstance(state.result(raise_on_failure=False), CheckFailed)
     tasks = task_runs_of(client, state, 3)
     assert tasks["roll up 2025-11-02 to 2025-11-03 (2 days)"].run_count == 1
@@ -652,7 +684,10 @@ def test_a_night_without_what_it_needs_fails_with_a_next_step(
     monkeypatch.setenv("KEYTALLY_THREADS", "0")
     state = flows.nightly(return_state=True)
     assert state.is_failed()
-    assert state.message == "KEYTALLY_THREADS is '0', but must be a whole number from 1 to 1024"
+    assert state.message == (
+        "KEYTALLY_THREADS is '0', but must be a whole number from 1 to 1024. Set it right where the flows are served,"
+        " and start 'python flows.py' again."
+    )
 
 
 def test_a_step_that_meets_with_an_accident_is_repeated(
@@ -689,6 +724,7 @@ def test_an_accident_that_stays_fails_the_night_after_the_last_attempt(
     state = flows.nightly(return_state=True)
     assert state.is_failed()
     assert "File exists" in str(state.message)
+    assert str(state.message).endswith("See to the disk (room, rights, what is in the way), then start the run again.")
     assert task_runs_of(client, state, 2)["roll up 2025-11-01"].run_count == 1 + len(flows.RETRY_AFTER_SECONDS)
     assert published(data) == {}
 
@@ -720,10 +756,35 @@ def test_steps_are_given_the_run_itself_in_its_own_thread(
         Report(replaced=[("a.jsonl", 2, 1)]),
         Report(lost_days=[date(2025, 11, 1)]),
         Report(records_lost=[date(2025, 11, 1)]),
+        Report(unpriced=(Unpriced(date(2025, 11, 1), 3, ["a price of gpt"]),)),
     ],
 )
 def test_whatever_is_a_finding_of_a_run_is_one_of_its_flow(report: Report) -> None:
     assert report.has_findings
-    assert flows._findings(report)
+    assert all(finding["what to do"] for finding in findings_of(report))
+    assert "### What to do next" in report_of(report)
     state = flows._finished(report)
     assert state.name == "CompletedWithFindings"
+
+
+def test_the_page_of_a_flow_says_what_it_does_and_keeps_the_words_of_its_form_for_the_form() -> None:
+    for flow in (flows.nightly, flows.reconcile, flows.backfill):
+        assert len(str(flow.description)) > 100
+        assert "Args:" not in str(flow.description)
+    assert [deployment.description for deployment in flows.deployments()] == [
+        flow.description for flow in (flows.nightly, flows.reconcile, flows.backfill)
+    ]
+
+
+def test_a_page_that_cannot_be_written_fails_no_run(
+    client: SyncPrefectClient, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> UUID:
+        raise httpx.ConnectError("the server is being restarted")
+
+    write_raw(data, "eu/2025-11-01.jsonl", "2025-11-01", 3)
+    for artifact in ("markdown", "progress", "table"):
+        monkeypatch.setattr(flows, f"create_{artifact}_artifact", unreachable)
+    state = flows.nightly(return_state=True)
+    assert state.name == "Completed", state.message
+    assert published(data) == {("acme", "2025-11-01"): (3, Decimal("0.75"))}
