@@ -13,7 +13,7 @@ demo: $(READY)
 	@$(BIN)/keytally demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)') --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
