@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     load = os.getloadavg()[0]
+    os.environ["KEYTALLY_CURRENCY"] = "USD"  # in which LiteLLM reckons
     costs: dict[str, list[Cost]] = {"keytally": [], "zcat": []}
     with tempfile.TemporaryDirectory(prefix="keytally-bench-", dir=options.folder) as made_here:
         scratch = Path(made_here)

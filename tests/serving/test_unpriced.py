@@ -13,6 +13,7 @@ from tests.conftest import request
 from tests.pricing import PricedPlace, priced
 from tests.serving.conftest import LiveServer, settings_for
 from tests.serving.publishing import publish_days, rollup_rows
+from tests.serving.test_pages import Visitor
 
 PATHS = (
     "/v1/analytics/api-keys/daily/org_a?year=2025&month={month}",
@@ -81,3 +82,11 @@ def test_a_file_from_before_there_were_prices_is_served(tmp_path: Path) -> None:
         answer = server.daily(server.create_key("org_a"))
     assert (answer.status_code, answer.json()["summary"]["totalApiKeyRequests"]) == (200, 1)
     assert "X-Usage-Unpriced" not in answer.headers
+
+
+def test_the_page_of_a_month_says_that_its_cost_is_not_all(shop: PricedPlace) -> None:
+    with LiveServer(settings_for(shop.layout.root)) as server:
+        visitor = Visitor(server, server.create_key("org_a"))
+        november, october = (visitor.get(f"/usage/org_a/2025-{month}").text for month in (11, 10))
+    assert "No price is known yet of 2 requests: they count, and what they cost is not in these sums." in november
+    assert "No price is known" not in october
