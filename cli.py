@@ -569,7 +569,9 @@ def demo(port: int, as_json: bool) -> int:
                 click.echo(f"\nServing on     {url}")
                 click.echo(f"Organization   {traffic.organization}")
                 click.echo(f"Reading key    {key.key}")
-                click.echo(f"\nAsk it, from another terminal:\n\n  {curl}\n")
+                click.echo(
+                    f"\nOpen {url}/ in a browser and sign in with the key, or ask from another terminal:\n\n  {curl}\n"
+                )
                 click.echo(f"Other commands see the same data with KEYTALLY_DATA={data}. Stop with Ctrl-C.")
 
         try:
