@@ -139,7 +139,7 @@ class MappedRecords:
         if name in _AMOUNTS | _NUMBERS and _INTEGERS.fullmatch(kind):
             return f"cast({name} as varchar)"
         if name in _AMOUNTS and kind.startswith("DECIMAL"):
-            return f"regexp_replace(cast({name} as varchar), '(\\.[0-9]*?)0+$', '\\1')"
+            return f"regexp_replace(cast({name} as varchar), '\\.0+$|(\\.[0-9]*[1-9])0+$', '\\1')"
         if name == "timestamp" and kind == "TIMESTAMP WITH TIME ZONE":
             return f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%fZ')"
         hint = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -27,6 +28,7 @@ from pipeline.status import status_of
 from tests.conftest import Place, lines, request
 
 CASES = Path(__file__).parent / "cases"
+FORMATS = Path(__file__).parent.parent / "pipeline" / "formats"
 HEADER = "-- reads: jsonl, parquet, csv\n-- prices: book\n-- units: tokens\n"
 COLUMNS = {
     "line": "line",
@@ -106,6 +108,54 @@ def test_the_format_on_the_page_works() -> None:
     record = {"id": "1", "started": "2025-11-10T12:00:00Z", "caller": {"tenant": "org"}, "cents": 12.5, "tokens_in": 3}
     (made,) = ready.requests_of([1], pa.array([json.dumps(record)])).to_pylist()
     assert (made["organization_id"], made["cost"], made["input_tokens"]) == ("org", "0.125", "3")
+    cents = ("0", "100", "1000", "100.5", "0.01", "10")
+    whole = pa.array([json.dumps({**record, "cents": json.loads(amount)}) for amount in cents])
+    made = ready.requests_of(list(range(len(cents))), whole).to_pylist()
+    assert [row["cost"] for row in made] == ["0", "1", "10", "1.005", "0.0001", "0.1"]
+    ready.close()
+
+
+@pytest.mark.parametrize(
+    ("cost", "outcome", "expected"),
+    [
+        (0.4, "success", "0.400000000000"),
+        (0.000021, "success", "0.000021000000"),
+        (0.0, "success", None),
+        (0.0, "failure", "0.000000000000"),
+        ("dear", "success", "dear"),
+    ],
+)
+def test_what_the_page_says_of_costs_of_litellm_works(cost: Any, outcome: str, expected: str | None) -> None:
+    page = (Path(__file__).parent.parent / "docs/formats.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```sql\n(    case\n.*?as cost,\n)```", page, re.DOTALL)
+    shipped = (Path(__file__).parent.parent / "pipeline/formats/litellm.sql").read_text(encoding="utf-8")
+    text, replaced = re.subn(
+        r"    coalesce\(\n        cast\(round_even.*?as cost,\n", lambda _: recipe, shipped, flags=re.DOTALL
+    )
+    assert replaced == 1
+    ready = MappedRecords(read_format("litellm", text.replace("-- prices: record", "-- prices: book")))
+    record = json.loads((CASES / "litellm/log.jsonl").read_text().splitlines()[0])
+    record.update(response_cost=cost, status=outcome)
+    (made,) = ready.requests_of([1], pa.array([json.dumps(record)])).to_pylist()
+    assert made["cost"] == expected
+    ready.close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "status"),
+    [
+        ("success", "", "200"),
+        ("failure", "429", "429"),
+        ("failure", "context_length_exceeded", "500"),
+        ("failure", "", "500"),
+    ],
+)
+def test_a_failed_request_of_litellm_counts_as_one_whatever_its_code(outcome: str, code: str, status: str) -> None:
+    ready = MappedRecords(read_format("litellm", (FORMATS / "litellm.sql").read_text(encoding="utf-8")))
+    record = json.loads((CASES / "litellm/log.jsonl").read_text().splitlines()[0])
+    record.update(status=outcome, error_information={"error_code": code})
+    (made,) = ready.requests_of([1], pa.array([json.dumps(record)])).to_pylist()
+    assert made["status"] == status
     ready.close()
 
 

@@ -6,6 +6,7 @@
 -- units: tokens
 -- rounds: startTime to microseconds and response_cost to 12 decimals, half-even: both are binary floats
 -- A rejected key stands in user_api_key_hash as it was sent: what is not 64 hex digits is hashed here.
+-- An error's code that is no status, as 'context_length_exceeded', is 500: the request failed.
 -- A value that is no number is passed on as it is, to be refused by its own rule and not taken for a missing one.
 with field as (
     select
@@ -68,7 +69,11 @@ select
     null as neurons,
     nullif(model, '') as model,
     nullif(endpoint, '') as endpoint,
-    case outcome when 'success' then '200' else nullif(error_code, '') end as status,
+    case
+        when outcome = 'success' then '200'
+        when regexp_full_match(error_code, '[1-5][0-9]{2}') then error_code
+        else '500'
+    end as status,
     input_tokens,
     output_tokens,
     cached_input_tokens
