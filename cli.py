@@ -226,7 +226,10 @@ def _print_json(document: Any) -> None:
 
 
 @command(main, "rollup")
-def rollup(as_json: bool) -> int:
+@click.option(
+    "--new-currency", is_flag=True, help="Publish all days in KEYTALLY_CURRENCY, where it was another before."
+)
+def rollup(new_currency: bool, as_json: bool) -> int:
     """Take in what is new below raw/, roll up the days it touches, publish.
 
     The nightly job. Run it as often as you like: it costs what changed, and with nothing new it changes nothing.
@@ -237,7 +240,7 @@ def rollup(as_json: bool) -> int:
 
     settings = Settings.from_environment()
     with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
-        report = roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out))
+        report = roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out), new_currency=new_currency)
     return _tell(report, settings, as_json)
 
 
@@ -322,7 +325,12 @@ def _print_csv(changes: Sequence[Change]) -> None:
 
 def _show_repricing(found: Repricing, currency: str, first_day: date, last_day: date) -> None:
     if found.changes:
-        table = _table("organization", "key", "model", "requests", "cost", "change", "unpriced", numbers=False)
+        units = [
+            name
+            for name in ("synapses", "neurons")
+            if any(getattr(change, f"{name}_before") != getattr(change, f"{name}_after") for change in found.changes)
+        ]
+        table = _table("organization", "key", "model", "requests", "cost", "change", "unpriced", *units, numbers=False)
         for change in found.changes[:SHOWN_LINES]:
             _add(
                 table,
@@ -333,6 +341,10 @@ def _show_repricing(found: Repricing, currency: str, first_day: date, last_day: 
                 f"{_amount(change.cost_before)} → {_amount(change.cost_after)}",
                 f"{_exact(change.cost_after, -change.cost_before):+f}",
                 f"{change.unpriced_before:,} → {change.unpriced_after:,}",
+                *(
+                    f"{_amount(getattr(change, f'{n}_before'))} → {_amount(getattr(change, f'{n}_after'))}"
+                    for n in units
+                ),
             )
         _print_table(table)
         if len(found.changes) > SHOWN_LINES:
@@ -341,6 +353,11 @@ def _show_repricing(found: Repricing, currency: str, first_day: date, last_day: 
         after = _exact(*(change.cost_after for change in found.changes))
         organizations = count_of(len({change.organization_id for change in found.changes}), "organization")
         click.echo(f"{organizations} on {count_of(len(found.days), 'day')}: {before:f} → {after:f} {currency} in all.")
+        for name in units:
+            sums = (
+                _exact(*(getattr(change, f"{name}_{when}") for change in found.changes)) for when in ("before", "after")
+            )
+            click.echo(f"{name.capitalize()}: {' → '.join(f'{total:f}' for total in sums)}.")
     else:
         click.echo(f"The book changes nothing from {first_day} to {last_day}.")
     if found.beyond:
@@ -495,7 +512,9 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
     click.echo(
         f"UNPRICED    {count_of(requests, 'request')} of {days} count without a cost"
         f"{f'; missing: {named}' if named else ''}. Add what is missing to prices.csv or fx.csv in the data folder:"
-        " the next run prices them." + " To publish in the logs' currency, set KEYTALLY_CURRENCY to it." * converted,
+        " the next run prices them."
+        + " To publish in the logs' own currency, set KEYTALLY_CURRENCY and run rollup --new-currency."
+        * converted,
         err=err,
     )
 

@@ -50,7 +50,8 @@ class FileEntry:
 class DayEntry:
     """A published day: what it was made from, in a run started at `as_of`, and how its accepted lines were counted.
 
-    unpriced: counted requests of which no cost is known. pricing: None where it asks for no prices.
+    unpriced: counted requests of which no cost is known. pricing: None where it asks for no prices. currency: the
+    deployment's, None where that was not written down yet.
     """
 
     day: date
@@ -64,6 +65,7 @@ class DayEntry:
     session: int
     unpriced: int = 0
     pricing: Pricing | None = None
+    currency: str | None = None
 
     def path_in(self, layout: Layout) -> Path:
         return layout.daily_of(self.day) / self.artifact

@@ -117,8 +117,9 @@ def _currency(text: str) -> str:
 def _decimal(text: str, decimals: int, *, positive: bool) -> int:
     match = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?", text)
     whole, fraction = (match[1].lstrip("0"), (match[2] or "").rstrip("0")) if match else ("", "")
-    units = int(f"0{whole}{fraction.ljust(decimals, '0')}") if match and len(whole) <= MOST_DIGITS else 0
-    if match is None or len(whole) > MOST_DIGITS or len(fraction) > decimals or (positive and not units):
+    fits = match is not None and len(whole) <= MOST_DIGITS and len(fraction) <= decimals
+    units = int(f"0{whole}{fraction.ljust(decimals, '0')}") if fits else 0
+    if not fits or (positive and not units):
         least = "greater than 0 and below" if positive else "from 0 to below"
         raise _WrongError(f"must be a number {least} 1000000, written as 0.075, with at most {decimals} decimals")
     return units

@@ -24,6 +24,7 @@ import pyarrow as pa
 from pipeline import artifacts
 from pipeline.contract.store import Store
 from pipeline.contract.tables import DAY, INSTANT
+from pipeline.errors import KeytallyError
 from pipeline.price_book import MOST_BYTES, UNITS_FACTOR, Price, Rates, read_price_book, read_rates
 
 MOST_ASKED = 1_000  # models that the ledger lists of a day; of more, any change of book or rates touches the day
@@ -363,11 +364,16 @@ def read_kept(store: Store, currency: str, kept: Mapping[str, str]) -> Prices:
 
 
 def _content(store: Store, path: Path) -> bytes | None:
+    """What a file holds that nobody writes to meanwhile; None where there is none. Raises KeytallyError."""
+    signature = store.signature(path)
     try:
         with store.open(path) as file:
-            return file.read(MOST_BYTES + 1)
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         return None
+    if store.signature(path) != signature:
+        raise KeytallyError(f"{path.name} was written to while it was read; run the command again. Nothing was changed")
+    return content
 
 
 def prices_of(currency: str, book: bytes | None, rates: bytes | None, book_name: str = "prices.csv") -> Prices:

@@ -173,7 +173,7 @@ def keep_day(run: Run, day: DayInputs, of_day: DayUsage) -> DayEntry:
     made_from = f"{day.fingerprint}-{pricing.answer}" if pricing else day.fingerprint
     artifact = artifacts.keep(run.store, usage.path, run.layout.daily_of(day.day), made_from)
     counts = (day.accepted, usage.counted, duplicate, conflicting, usage.session, usage.unpriced)
-    return DayEntry(day.day, day.fingerprint, artifact, run.started, *counts, pricing)
+    return DayEntry(day.day, day.fingerprint, artifact, run.started, *counts, pricing, run.settings.currency)
 
 
 class _Asked(NamedTuple):
@@ -213,7 +213,7 @@ def _statement_for(run: Run, asked: _Asked) -> str:
         run.engine.name_arrow(name, rows)
     run.engine.run("half_even")
     run.engine.run("in_64_bits" if in_64_bits else "in_128_bits")
-    stated = any(demand.currencies for demand in asked.demands.values())
+    stated = any(demand.currencies - {run.prices.currency} for demand in asked.demands.values())
     exact = all(answer.is_exact(asked.largest) for answer in answers)
     return "roll_up_priced_days" if exact and not stated else "roll_up_rounded_days"
 

@@ -25,12 +25,13 @@ from pipeline.contract.layout import checksum_of, day_of, days_between, month_na
 from pipeline.contract.published import FINDINGS
 from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
+from pipeline.contract.wording import count_of
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
 from pipeline.fan_out import FanOut, fan_out
 from pipeline.healing import Healing, Inspection
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
-from pipeline.prices import read_prices
+from pipeline.prices import Prices, read_prices
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Pace, Report, unpriced_days
@@ -61,12 +62,13 @@ class Steps(NamedTuple):
 PLAIN_STEPS = Steps()
 
 
-def roll_up(run: Run, steps: Steps = PLAIN_STEPS) -> Report:
+def roll_up(run: Run, steps: Steps = PLAIN_STEPS, *, new_currency: bool = False) -> Report:
     """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
 
-    With nothing new, nothing is published. Raises KeytallyError when nothing could be published.
+    With nothing new, nothing is published. new_currency: publish in another currency than before, all days of it.
+    Raises KeytallyError when nothing could be published.
     """
-    return _until_committed(_Update(run, steps, frozenset()))
+    return _until_committed(_Update(run, steps, frozenset(), new_currency=new_currency))
 
 
 def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STEPS) -> Report:
@@ -98,11 +100,12 @@ def _until_committed(update: _Update) -> Report:
 class _Update:
     """One update under way, over as many attempts as it takes."""
 
-    def __init__(self, run: Run, steps: Steps, redo: frozenset[date]) -> None:
-        """redo: days to roll up even if nothing about them changed."""
+    def __init__(self, run: Run, steps: Steps, redo: frozenset[date], *, new_currency: bool = False) -> None:
+        """redo: days to roll up even if nothing about them changed. new_currency: as in `roll_up`."""
         self.run = run
         self.steps = steps
         self.redo = redo
+        self.new_currency = new_currency
         self.last_run = read_last_run(run.store)  # the newest before this one
         self.arrivals = Arrivals(
             run, steps.take_in, steps.fan_out, dict(self.last_run.confirmed) if self.last_run else {}
@@ -123,6 +126,7 @@ class _Update:
         ledger = read_ledger(self.run.store)
         # With each attempt: who published meanwhile may have done so by another book.
         self.run = replace(self.run, prices=read_prices(self.run.store, self.run.settings.currency))
+        _refuse_what_would_reprice_all(ledger, self.run.prices, self.new_currency)
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -254,6 +258,7 @@ class _Update:
             day for day, name in fingerprints.items() if day not in ledger.days or ledger.days[day].fingerprint != name
         }
         dirty |= {day for day, entry in ledger.days.items() if not self.run.prices.is_current(day, entry.pricing)}
+        dirty |= {day for day, entry in ledger.days.items() if entry.currency not in (None, self.run.settings.currency)}
         dirty |= self.redo & ledger.days.keys()
         months = {month_of(day) for day in dirty}
         layout, is_sound = self.run.layout, self.inspection.is_sound
@@ -316,7 +321,8 @@ class _Update:
 
     def _is_same(self, entry: DayEntry, before: DayEntry) -> bool:
         """Whether it is the same rows from the same inputs; in other bytes, as another DuckDB may write them."""
-        if replace(entry, artifact=before.artifact, as_of=before.as_of) != before:
+        currency = before.currency and entry.currency  # an older entry does not say it, which is no difference
+        if replace(entry, artifact=before.artifact, as_of=before.as_of, currency=currency) != before:
             return False
         kept, rolled = before.path_in(self.run.layout), entry.path_in(self.run.layout)
         return kept == rolled or (self.inspection.is_sound(kept) and same_rows(self.run, API_KEY_DAY, kept, rolled))
@@ -370,6 +376,31 @@ class _Update:
             write_file_ledger(files.values(), path)
             partitions.append(Partition(FILE_LEDGER, None, path))
         return partitions
+
+
+def _refuse_what_would_reprice_all(ledger: Ledger, prices: Prices, new_currency: bool) -> None:
+    """Raises KeytallyError where a setting or a missing file would make other amounts of all that was published.
+
+    A shell without the variable, a folder that is not mounted: none of them is a wish for other numbers.
+    """
+    currencies = {entry.currency for entry in ledger.days.values() if entry.currency and entry.accepted}
+    if (others := currencies - {prices.currency}) and not new_currency:
+        raise KeytallyError(
+            f"what is published is in {', '.join(sorted(others))}, and KEYTALLY_CURRENCY is {prices.currency}: set it"
+            f" to {min(others)}, or run 'keytally rollup --new-currency' to publish all days in {prices.currency};"
+            f" costs whose log names no currency then count as {prices.currency}. Nothing was changed"
+        )
+    pricings = [entry.pricing for entry in ledger.days.values() if entry.pricing]
+    for name, made_from, by in (
+        ("prices.csv", "prices", [pricing.book for pricing in pricings]),
+        ("fx.csv", "fx", [pricing.rates for pricing in pricings]),
+    ):
+        kept = [file for file in by if file]
+        if kept and made_from not in prices.kept:
+            raise KeytallyError(
+                f"{name} is gone, by which {count_of(len(kept), 'day')} had prices; put it back in the data root (the"
+                f" last one is books/{kept[-1]}), or a file of its header alone to do without. Nothing was changed"
+            )
 
 
 def _timed(

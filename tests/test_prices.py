@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.contract.store import FolderStore
+from pipeline.errors import KeytallyError
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
 from pipeline.update import roll_up
@@ -180,3 +182,61 @@ def test_a_run_that_lost_against_another_takes_the_book_as_it_is_then(shop: Pric
         roll_up(run, STEPS._replace(publish=publish_second))
     assert (refused, shop.costs()) == ([1], {("gpt", "2025-11-10"): (1, "3", 0)})
     assert not shop.roll_up().published
+
+
+def test_another_currency_is_refused_unless_it_is_meant(shop: PricedPlace) -> None:
+    """A shell without the variable must not make dollars of francs."""
+    shop.write_raw("a.jsonl", request(1, cost="2"))
+    shop.roll_up()
+    other = PricedPlace(shop.layout.root, KEYTALLY_CURRENCY="USD")
+    with pytest.raises(KeytallyError, match="published is in CHF, and KEYTALLY_CURRENCY is USD: set it to CHF, or run"):
+        other.roll_up()
+    assert not shop.roll_up().published
+    with start_run(other.settings, lambda: other.now) as run:
+        assert roll_up(run, STEPS, new_currency=True).published
+    assert not other.roll_up().published
+    with pytest.raises(KeytallyError, match="set it to USD"):
+        shop.roll_up()
+
+
+@pytest.mark.parametrize("file", ["prices.csv", "fx.csv"])
+def test_a_file_of_prices_that_is_gone_leaves_what_was_published(shop: PricedPlace, file: str) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,USD")
+    shop.write_rates("2025-11-10,USD,CHF,0.8")
+    shop.write_raw("a.jsonl", priced(1, input_tokens=1_000_000))
+    shop.roll_up()
+    path = shop.layout.root / file
+    header = path.read_text().splitlines()[0]
+    path.rename(path.with_suffix(".away"))
+    shop.write_raw("b.jsonl", request(2))
+    with pytest.raises(KeytallyError, match=f"{file} is gone, by which 1 day had prices"):
+        shop.roll_up()
+    assert shop.costs() == {("gpt", "2025-11-10"): (1, "0.8", 0)}
+    path.write_text(header + "\n")
+    assert shop.roll_up().unpriced[0].requests == 1
+
+
+def test_a_book_that_is_written_to_while_it_is_read_is_not_taken(
+    shop: PricedPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF")
+    honest = FolderStore.open
+
+    def written_to(store: FolderStore, path: Path) -> Any:
+        opened = honest(store, path)
+        if path.name == "prices.csv":
+            path.write_text(path.read_text() + "llama,2025-01-01,1,1,,,,,CHF\n")
+        return opened
+
+    monkeypatch.setattr(FolderStore, "open", written_to)
+    with pytest.raises(KeytallyError, match="written to while it was read"):
+        shop.roll_up()
+
+
+def test_a_session_of_any_size_fails_nothing(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,999999,999999,USD")
+    shop.write_rates("2025-11-10,USD,CHF,26000")
+    sessions = [priced(10 + number, api_key_id=None, input_tokens=2**63 - 1) for number in range(600)]
+    shop.write_raw("a.jsonl", priced(1, input_tokens=1), *sessions)
+    shop.roll_up()
+    assert shop.costs() == {("gpt", "2025-11-10"): (1, "25999.974", 0)}

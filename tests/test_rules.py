@@ -30,8 +30,8 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "622a453b429ee59a"),
-    "ROLL_UP_RULE": (1, "a54e91c5ded5b04b"),
+    "TAKE_IN_RULE": (1, "c8d2d0de5f17235b"),
+    "ROLL_UP_RULE": (1, "1b8e3a9e55771b2a"),
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.contract.tables import published_schema
 from pipeline.usage import read_usage
 from tests.conftest import Place, request
 
-SINCE = {"unpriced", "pricing", "unpriced_before", "unpriced_after"}
+SINCE = {"unpriced", "pricing", "currency", "unpriced_before", "unpriced_after"}
 
 
 def make_older(place: Place) -> None:

@@ -177,6 +177,12 @@ DAY_LEDGER = Table(
             " where these are too many). Null for a day that asks for nothing",
             nullable=True,
         ),
+        Column(
+            "currency",
+            pa.string(),
+            "the deployment's when the day was rolled up; null for a day from before that was written down",
+            nullable=True,
+        ),
     ),
 )
 FILE_LEDGER = Table(
