@@ -50,7 +50,6 @@ from prefect.runtime import flow_run
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from prefect.states import Completed, Crashed, Failed
-from prefect.task_runners import TaskRunner
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY
@@ -58,7 +57,7 @@ from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
-from pipeline.fan_out import Item, Result
+from pipeline.fan_out import dask_extra, fan_out, fan_out_of
 from pipeline.intake import take_in
 from pipeline.progress import shown
 from pipeline.publish import publish
@@ -98,22 +97,11 @@ FAILURES = (KeytallyError, SettingsError, StoreError, OSError, duckdb.Error)
 log = logging.getLogger("pipeline.flows")  # which Prefect shows with the run
 
 
-def _task_runner() -> TaskRunner[Any] | None:
-    """Prefect's own for a Dask cluster, where one is set; None: its usual one."""
-    address = os.environ.get("KEYTALLY_DASK")
-    if not address:
-        return None
-    from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  # an extra
-
-    runner: TaskRunner[Any] = DaskTaskRunner(address=address)
-    return runner
-
-
 def _nightly_name() -> str:
     return f"nightly {flow_run.scheduled_start_time:%Y-%m-%d}"
 
 
-@flow(flow_run_name=_nightly_name, task_runner=_task_runner(), persist_result=False)
+@flow(flow_run_name=_nightly_name, persist_result=False)
 def nightly() -> State[None]:
     """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
 
@@ -143,7 +131,6 @@ Day: TypeAlias = Annotated[date, Field(ge=FIRST_DAY, le=LAST_DAY)]
 @flow(
     flow_run_name="backfill {first_day} to {last_day}",
     description=ABOUT_BACKFILL,
-    task_runner=_task_runner(),
     persist_result=False,
 )
 def backfill(first_day: Day, last_day: Annotated[Day, AfterValidator(_not_before_first_day)]) -> State[None]:
@@ -326,14 +313,31 @@ STEPS = Steps(
 )
 
 
-def _over_the_cluster(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """What the workers of the flow's task runner make of each item, in their order: a task run each."""
-    from pipeline.cluster import carry_out, order_of  # noqa: PLC0415  # an extra
+@contextmanager
+def _steps_for(settings: Settings) -> Iterator[Steps]:
+    """The steps, each a task run: on this machine or, where the settings name a cluster that is there, on its workers.
 
-    order = order_of(run)
-    named = [_step(carry_out, _what_is_done(step, item)) for item in items]
-    futures = [task.submit(order, step, item) for task, item in zip(named, items, strict=True)]
-    return (future.result() for future in futures)
+    Raises KeytallyError when it cannot be used.
+    """
+    if settings.dask is None:
+        yield STEPS
+        return
+    with dask_extra():
+        from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  # an extra
+
+    @contextmanager
+    def connect(address: str, seconds: float) -> Iterator[Any]:
+        with DaskTaskRunner(address=address, client_kwargs={"timeout": seconds}) as runner:
+            yield runner.client
+
+    def task_of(carry_out: Callable[..., Any], step: Callable[..., Any], item: object) -> Task[..., Any]:
+        return _step(carry_out, _what_is_done(step, item))
+
+    with fan_out_of(settings, connect, task_of) as over_the_cluster:
+        if over_the_cluster is fan_out:
+            yield STEPS
+        else:
+            yield STEPS._replace(take_in=take_in, roll_up_days=roll_up_days, fan_out=over_the_cluster)
 
 
 def _what_is_done(step: Callable[..., Any], item: object) -> str:
@@ -345,9 +349,6 @@ def _what_is_done(step: Callable[..., Any], item: object) -> str:
     return getattr(step, "func", step).__name__.strip("_").replace("_", " ")
 
 
-STEPS_OVER_THE_CLUSTER = STEPS._replace(take_in=take_in, roll_up_days=roll_up_days, fan_out=_over_the_cluster)
-
-
 def _backfill(run: Run, steps: Steps, *, first_day: date, last_day: date) -> Report:
     return roll_up_again(run, first_day, last_day, steps)
 
@@ -356,8 +357,12 @@ def _carry_out(update: Callable[[Run, Steps], Report], stages: Sequence[str], ru
     """The state that a flow ends in. What can be said in one sentence fails with that sentence."""
     try:
         settings = Settings.from_environment()
-        with _show_progress(stages) as watch, start_run(settings, lambda: datetime.now(UTC), watch) as run:
-            report = update(run, STEPS_OVER_THE_CLUSTER if settings.dask else STEPS)
+        with (
+            _show_progress(stages) as watch,
+            start_run(settings, lambda: datetime.now(UTC), watch) as run,
+            _steps_for(settings) as steps,
+        ):
+            report = update(run, steps)
     except FAILURES as error:
         return _failed(error, run_again)
     _show(report)

@@ -56,8 +56,8 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
     """
     buckets = -(-day.accepted // LINES_A_BUCKET)
     name = f"{run.name}-{day.day}"
-    splits = list(fan_out(run, partial(_split, name, buckets), _parts(day)))
     try:
+        splits = list(fan_out(run, partial(_split, name, buckets), _parts(day)))
         files = [[file for split in splits for file in split.get(bucket, ())] for bucket in range(buckets)]
         sums = list(fan_out(run, partial(_sum, name, day.day), files))
         (entry,) = fan_out(run, partial(_merge, day), [sums])

@@ -34,6 +34,7 @@ class BadPrices(KeytallyError):
         self.file = file
         self.row = row
         self.column = column
+        self.what = what
 
 
 class FormatRefused(KeytallyError):

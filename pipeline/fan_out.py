@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
+from itertools import islice
 from queue import SimpleQueue
 from threading import Event
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.contract.settings import Settings
 from pipeline.engine import Engine
@@ -31,22 +31,41 @@ class FanOut(Protocol):
 
 
 @contextmanager
-def fan_out_of(settings: Settings) -> Iterator[FanOut]:
+def fan_out_of(settings: Settings, *how: Callable[..., Any]) -> Iterator[FanOut]:
     """Over the workers of the cluster that the settings name, or else over the cores of this machine.
 
-    Raises KeytallyError when there is such a cluster, and it cannot be used.
+    how: what `cluster_of` is given beside the settings. Raises KeytallyError when there is a cluster that cannot be
+    used.
     """
     if settings.dask is None:
         yield fan_out
         return
-    try:
+    with dask_extra():
         from pipeline.cluster import cluster_of  # noqa: PLC0415  # an extra, and half a second to import
+    with cluster_of(settings, *how) as over_the_cluster:
+        yield over_the_cluster
+
+
+@contextmanager
+def dask_extra() -> Iterator[None]:
+    """Around the imports that only KEYTALLY_DASK needs. Raises KeytallyError when one of them is not installed."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise KeytallyError(
             f"KEYTALLY_DASK is set, and {error.name} is not installed; pip install 'keytally[dask]'"
         ) from None
-    with cluster_of(settings) as over_the_cluster:
-        yield over_the_cluster
+
+
+def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """Results by their numbers, which begin at 0. What comes early waits: one slow step holds up no other."""
+    early: dict[int, Result] = {}
+    due = 0
+    for number, result in numbered:
+        early[number] = result
+        while due in early:
+            yield early.pop(due)
+            due += 1
 
 
 def fan_out(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]) -> Iterator[Result]:
@@ -76,14 +95,20 @@ def fan_out(run: Run, step: Callable[[Run, Item], Result], items: Sequence[Item]
         pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="fan-out"))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         stack.callback(watch.stop)
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            # Whoever follows what a flow does looks for its run in the context.
-            under_way.append(pool.submit(copy_context().run, with_an_idle_engine, item))
-            if len(under_way) > 2 * count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        waiting = enumerate(items)
+        under_way: dict[Future[Result], int] = {}
+
+        def results() -> Iterator[tuple[int, Result]]:
+            while True:
+                for number, item in islice(waiting, 2 * count - len(under_way)):
+                    # Whoever follows what a flow does looks for its run in the context.
+                    under_way[pool.submit(copy_context().run, with_an_idle_engine, item)] = number
+                if not under_way:
+                    return
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    yield under_way.pop(future), future.result()
+
+        yield from in_order(results())
 
 
 def _part_of(run: Run, number: int, count: int, watch: Watch, stack: ExitStack) -> Run:

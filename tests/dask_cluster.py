@@ -29,11 +29,11 @@ class Cluster:
         return self.scheduler
 
     def start_worker(
-        self, *options: str, code: Path = ROOT, memory: str = "2GB", **environment: str
+        self, *options: str, code: Path = ROOT, memory: str = "2GB", threads: int = 1, **environment: str
     ) -> subprocess.Popen[bytes]:
         preload = ROOT / "tests" / "dask_worker.py"
         return self._start(
-            *("worker", self.address, "--nthreads", "1", "--memory-limit", memory, "--no-dashboard"),
+            *("worker", self.address, "--nthreads", str(threads), "--memory-limit", memory, "--no-dashboard"),
             *("--local-directory", str(self._folder / "dask"), "--preload", str(preload), *options),
             code=code,
             **environment,

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.buckets import LINES_A_BUCKET, _parts
 from pipeline.errors import CheckFailed
+from pipeline.intake import EventFile
+from pipeline.rollup import FILES_AT_ONCE, DayInputs
 from pipeline.run import Run, start_run
 from pipeline.update import PLAIN_STEPS, backfill
 from tests.conftest import Place, Record, request
@@ -62,11 +66,70 @@ def test_a_large_day_is_rolled_up_to_the_same_bytes(
     assert place.artifacts().keys() == files.keys()
 
 
-def test_nothing_is_left_between_the_steps(place: Place, in_buckets: Callable[[int], None]) -> None:
+def name_of(step: Callable[..., object]) -> str:
+    return str(getattr(step, "func", step).__name__)
+
+
+def test_what_lies_between_the_steps_goes_and_nobody_else_s_does(
+    place: Place, in_buckets: Callable[[int], None]
+) -> None:
     in_buckets(10)
     place.write_raw("a.jsonl", *traffic(1))
+    another_run_s = place.layout.buckets / f"{'0' * 32}-{DAY}-3-of-7-{'1' * 32}.parquet"
+    another_run_s.parent.mkdir(parents=True)
+    another_run_s.touch()
     place.roll_up()
-    assert list(place.store.list(place.layout.buckets)) == []
+    assert list(place.layout.buckets.iterdir()) == [another_run_s]
+
+
+@pytest.mark.parametrize("fails", ["_split", "_sum", "_merge"])
+def test_a_step_that_fails_leaves_nothing_between_the_steps(
+    place: Place, in_buckets: Callable[[int], None], fails: str
+) -> None:
+    in_buckets(10)
+    honest = PLAIN_STEPS.fan_out
+
+    def failing_once_it_is_done(run: Run, step: Callable[..., object], items: list[object]) -> object:
+        results = list(honest(run, step, items))
+        if name_of(step) == fails:
+            raise OSError("no space left")
+        return iter(results)
+
+    place.write_raw("a.jsonl", *traffic(1))
+    with start_run(place.settings, lambda: place.now) as run, pytest.raises(OSError, match="no space left"):
+        backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=failing_once_it_is_done))
+    assert list(place.layout.buckets.iterdir()) == []
+
+
+def test_a_day_of_one_organization_is_spread_evenly(place: Place, in_buckets: Callable[[int], None]) -> None:
+    in_buckets(100)
+    honest = PLAIN_STEPS.fan_out
+    rows: list[int] = []
+
+    def weighing(run: Run, step: Callable[..., object], items: list[list[str]]) -> object:
+        if name_of(step) == "_sum":
+            buckets = [[run.layout.buckets / file for file in files] for files in items]
+            rows.extend(sum(pq.read_metadata(path).num_rows for path in files) for files in buckets)
+        return honest(run, step, items)
+
+    place.write_raw("a.jsonl", *(request(number) for number in range(800)))
+    with start_run(place.settings, lambda: place.now) as run:
+        backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=weighing))
+    assert (len(rows), sum(rows)) == (8, 800)
+    assert max(rows) <= 2 * 100
+
+
+def test_a_part_of_a_day_is_neither_many_lines_nor_many_files() -> None:
+    small = [EventFile(DAY, 1, f"{number}.parquet") for number in range(2 * FILES_AT_ONCE + 1)]
+    large = [EventFile(DAY, lines, f"large-{lines}.parquet") for lines in (LINES_A_BUCKET - 1, 2 * LINES_A_BUCKET + 1)]
+    events = [*small, *large, EventFile(DAY, 2, "last.parquet")]
+    parts = _parts(DayInputs(DAY, "", events, sum(event.accepted for event in events)))
+    assert {event for part in parts for event in part.events} == set(events)
+    for part in parts:
+        assert len(part.events) <= FILES_AT_ONCE
+        assert sum(min(event.accepted, part.end) - part.first for event in part.events) <= LINES_A_BUCKET
+    cuts = [(part.first, part.end) for part in parts if part.events == [large[1]]]
+    assert cuts == [(number * LINES_A_BUCKET, (number + 1) * LINES_A_BUCKET) for number in range(3)]
 
 
 def test_a_bucket_that_is_lost_is_found_out(
@@ -77,8 +140,7 @@ def test_a_bucket_that_is_lost_is_found_out(
 
     def losing_one(run: Run, step: Callable[..., object], items: list[object]) -> object:
         results = list(honest(run, step, items))
-        lost = getattr(step, "func", step).__name__ == "_split"
-        return iter([{**results[0], 0: []}] if lost else results)
+        return iter([{**results[0], 0: []}] if name_of(step) == "_split" else results)
 
     place.write_raw("a.jsonl", *traffic(1))
     with (

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,3 +91,17 @@ def test_every_quarantine_reason_is_explained() -> None:
 def test_every_link_between_the_pages_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_commands_of_dask_that_the_pages_name_exist_with_their_options() -> None:
+    pytest.importorskip("distributed", reason="the extra keytally[dask] is not installed")
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    typed = re.findall(r"^    (dask\b[^#\n]*)", page, re.MULTILINE)
+    in_manifest = re.findall(r"args: \[(dask\b[^\]]*)\]", page)
+    assert len(typed) == len(in_manifest) == 2
+    for line in typed + in_manifest:
+        program, command, *rest = line.replace(",", " ").split()
+        assert entry_points(group="console_scripts", name=program), line
+        (found,) = entry_points(group="dask_cli", name=command)
+        options = {option for parameter in found.load().params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options, line

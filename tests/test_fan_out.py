@@ -30,6 +30,19 @@ def test_results_come_in_the_order_of_the_items(run: Run) -> None:
     assert list(fan_out(run, slowest_first, range(20))) == list(range(20))
 
 
+def test_a_slow_step_holds_up_no_other(run: Run) -> None:
+    others = threading.Semaphore(0)
+
+    def waiting_for_all_others(_: Run, number: int) -> int:
+        if number:
+            others.release()
+        else:
+            assert all(others.acquire(timeout=30) for _ in range(49))
+        return number
+
+    assert list(fan_out(run, waiting_for_all_others, range(50))) == list(range(50))
+
+
 def test_each_step_under_way_has_an_engine_and_a_scratch_of_its_own(run: Run) -> None:
     def meet(part: Run, _: int) -> tuple[int, str, int]:
         TOGETHER.wait()

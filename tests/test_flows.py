@@ -60,7 +60,7 @@ from pipeline.report import Report, Unpriced
 from pipeline.rollup import DayInputs, roll_up_days
 from pipeline.run import Run
 from pipeline.run_page import findings_of, report_of
-from tests.dask_cluster import Cluster
+from tests.dask_cluster import Cluster, kill
 
 # One Prefect server for the whole file: with `pytest -n`, keep it on one worker (--dist loadgroup or loadfile).
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -572,7 +572,7 @@ def test_a_night_over_a_cluster_shows_each_step_as_a_task_run(
     cluster.start_worker()
     write_raw(data, "a.jsonl.gz", "2025-11-30", 5)
     write_raw(data, "b.jsonl", "2025-12-01", 3)
-    state = flows.nightly.with_options(task_runner=flows._task_runner())(return_state=True)
+    state = flows.nightly(return_state=True)
     assert state.is_completed(), state.message
     assert set(task_runs_of(client, state, 6)) == {
         "take in a.jsonl.gz",
@@ -586,6 +586,57 @@ def test_a_night_over_a_cluster_shows_each_step_as_a_task_run(
         ("acme", "2025-11-30"): (5, Decimal("1.25")),
         ("acme", "2025-12-01"): (3, Decimal("0.75")),
     }
+
+
+def test_a_night_whose_cluster_is_gone_fails_with_a_sentence_or_is_done_on_this_machine(
+    client: SyncPrefectClient, data: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask", reason="the extra keytally[dask] is not installed")
+    monkeypatch.setattr("pipeline.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setenv("KEYTALLY_DASK", cluster.address)
+    cluster.end()
+    write_raw(data, "a.jsonl", "2025-11-30", 5)
+    state = flows.nightly(return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(f"the Dask scheduler at {cluster.address} does not answer")
+    assert "nothing was published. Start it and run" in str(state.message)
+    assert published(data) == {}
+    monkeypatch.setenv("KEYTALLY_DASK_LOST", "local")
+    state = flows.nightly(return_state=True)
+    assert state.is_completed(), state.message
+    assert "take in a.jsonl" in task_runs_of(client, state, 4)  # as in any night on this machine
+    assert published(data) == {("acme", "2025-11-30"): (5, Decimal("1.25"))}
+
+
+def test_a_night_whose_workers_die_over_a_step_fails_with_a_sentence(
+    client: SyncPrefectClient, data: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask", reason="the extra keytally[dask] is not installed")
+    monkeypatch.setenv("KEYTALLY_DASK", cluster.address)
+    kill(cluster.scheduler)
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+    cluster.start_scheduler()
+    cluster.start_worker(TEST_DIES_WHILE="always")
+    write_raw(data, "a.jsonl", "2025-11-30", 5)
+    state = flows.nightly(return_state=True)
+    assert state.is_failed()
+    assert "1 workers died over one step" in str(state.message)
+    assert published(data) == {}
+
+
+def test_a_night_over_a_cluster_without_the_extra_says_what_to_install(
+    client: SyncPrefectClient, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client
+    monkeypatch.setenv("KEYTALLY_DASK", "tcp://127.0.0.1:1")
+    for module in ("prefect_dask.task_runners", "pipeline.cluster"):
+        monkeypatch.setitem(sys.modules, module, None)
+    write_raw(data, "a.jsonl", "2025-11-30", 5)
+    state = flows.nightly(return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(
+        "KEYTALLY_DASK is set, and prefect_dask.task_runners is not installed; pip install 'keytally[dask]'"
+    )
 
 
 def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClient, data: Path) -> None:

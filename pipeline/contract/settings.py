@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,6 +23,10 @@ class SettingsError(ValueError):
         self.variable = variable
         self.value = value
         self.expected = expected
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[str, str, str]]:
+        # Sent from a worker or kept by Prefect, it is made anew: by itself, it would be made from its sentence.
+        return type(self), (self.variable, self.value, self.expected)
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,11 @@ class Settings:
             data = self.data.absolute()
         return dataclasses.replace(self, data=data, rate_limit_store=None, dask=None)
 
-    def with_keys_of(self, environment: Mapping[str, str]) -> Settings:
-        """The same, with the keys of a bucket that a machine's own environment has."""
+    def on_this_machine(self, environment: Mapping[str, str]) -> Settings:
+        """The same where the data root is a bucket, with what a machine's own environment says of keys and cache.
+
+        Raises SettingsError for a value of these that cannot be used.
+        """
         if not isinstance(self.data, Bucket):
             return self
         data = dataclasses.replace(
@@ -108,7 +116,8 @@ class Settings:
             secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY") or None,
             session_token=environment.get("AWS_SESSION_TOKEN") or None,
         )
-        return dataclasses.replace(self, data=data)
+        cache, cache_size = _cache(environment)
+        return dataclasses.replace(self, data=data, cache=cache, cache_size=cache_size)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -118,13 +127,7 @@ class Settings:
         """
         given = os.environ if environment is None else environment
 
-        def read(variable: str, default: str, parse: Callable[[str], _T | None], expected: str) -> _T:
-            value = given.get(variable) or default
-            parsed = parse(value)
-            if parsed is None:
-                raise SettingsError(variable, value, expected)
-            return parsed
-
+        read = partial(_read, given)
         data = cast(
             "Path | Bucket",
             read(
@@ -135,12 +138,11 @@ class Settings:
             ),
         )
         in_bucket = isinstance(data, Bucket)
+        cache, cache_size = _cache(given)
         return cls(
             data=data,
-            cache=read(
-                "KEYTALLY_CACHE", str(_home() / ".cache" / "keytally"), _folder, "the path of a folder on this machine"
-            ),
-            cache_size=read("KEYTALLY_CACHE_SIZE", "4GiB", _size_from(10**6), "a size of at least 1MB, as 4GiB"),
+            cache=cache,
+            cache_size=cache_size,
             keys=read(
                 "KEYTALLY_KEYS",
                 "" if isinstance(data, Bucket) else str(data / "keys.sqlite"),
@@ -193,6 +195,25 @@ AWS_UNSIGNED_PAYLOAD AWS_VIRTUAL_HOSTED_STYLE_REQUEST
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CRON_FIELDS = (range(60), range(24), range(1, 32), range(1, 13), range(8))
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+
+
+def _read(
+    given: Mapping[str, str], variable: str, default: str, parse: Callable[[str], _T | None], expected: str
+) -> _T:
+    value = given.get(variable) or default
+    parsed = parse(value)
+    if parsed is None:
+        raise SettingsError(variable, value, expected)
+    return parsed
+
+
+def _cache(given: Mapping[str, str]) -> tuple[Path, int]:
+    """The folder for copies of what lies in a bucket, and the bytes of them that stay."""
+    here = str(_home() / ".cache" / "keytally")
+    return (
+        _read(given, "KEYTALLY_CACHE", here, _folder, "the path of a folder on this machine"),
+        _read(given, "KEYTALLY_CACHE_SIZE", "4GiB", _size_from(10**6), "a size of at least 1MB, as 4GiB"),
+    )
 
 
 def _folder(value: str) -> Path | None:
