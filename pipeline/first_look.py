@@ -245,17 +245,26 @@ def _drafted(path: Path, lines: pa.Table) -> Format:
 def _sources(format: Format) -> dict[str, str]:
     """For each field of a request what gives it, as the last select of a format says.
 
-    A name that an earlier select gave in one line is told as what that line says, a value by its path.
+    A name that an earlier select gave is told as what that says, a value by its path.
     """
     if not format.is_mapped:
         return {name: name for name in FIELDS if name != "cached_input_tokens"}
     *before, last = re.split(r"\bselect$", re.sub(r"--[^\n]*", "", format.text), flags=re.MULTILINE)
     code = re.split(r"^from\b", last, flags=re.MULTILINE)[0]
     paths = re.findall(r"'\$\.([\w.]+)'", "".join(before))
-    given = {name: source for source, name in re.findall(r"^ +(.+) as (\w+),?$", "".join(before), re.MULTILINE)}
+    given: dict[str, str] = {}
+    for select in before[1:]:
+        for column in _columns(re.split(r"^ *from\b", select, flags=re.MULTILINE)[0]):
+            source, is_named, name = column.rpartition(" as ")
+            if is_named and name.isidentifier() and f"{name}[" not in code:
+                given[name] = source
+    constants = {name: source for name, source in given.items() if source.startswith("'")}
+
+    def put_in(source: str, known: Mapping[str, str]) -> str:
+        return re.sub(r"[a-z_]+", lambda name: known.get(name[0], name[0]), source)
 
     def told(source: str) -> str:
-        source = " ".join(re.sub(r"[a-z_]+", lambda name: given.get(name[0], name[0]), source).split())
+        source = " ".join(put_in(put_in(source, given), constants).split())
         return re.sub(r"value\[(\d+)\]", lambda value: paths[int(value[1]) - 1], source)
 
     found: dict[str, str] = {}

@@ -71,7 +71,10 @@ def test_the_mapping_tells_where_each_field_is_from(look: Look) -> None:
     assert fields["organization_id"] == "metadata.user_api_key_org_id"
     assert "response_cost" in fields["cost"]
     assert "sha256(metadata.user_api_key_hash)" in fields["api_key_id"]
-    assert "gen_ai.request.model" in look(CASES / "otel_genai/gateway.jsonl").fields["model"]
+    spans = look(CASES / "otel_genai/gateway.jsonl").fields
+    assert "gen_ai.request.model" in spans["model"]
+    assert spans["organization_id"].startswith("coalesce( attributes[list_position(names, 'keytally.organization_id')]")
+    assert look(CASES / "nginx/access.jsonl").fields["organization_id"] == "nullif(http_x_org_id, '')"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
