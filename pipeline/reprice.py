@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 from pipeline.artifacts import verify
 from pipeline.contents import events_by_day
 from pipeline.contract.tables import API_KEY_DAY
-from pipeline.errors import KeytallyError
+from pipeline.errors import BadPrices, KeytallyError
 from pipeline.ledger import Ledger, read_ledger
-from pipeline.prices import Prices
+from pipeline.prices import Prices, read_prices
 from pipeline.report import Report
 from pipeline.rollup import DayInputs, grouped, use_of
 from pipeline.run import Run
@@ -99,7 +100,8 @@ def _inputs(run: Run, ledger: Ledger, days: Sequence[date]) -> list[DayInputs]:
 
 
 def put_in_force(run: Run, repricing: Repricing, book: bytes) -> Report:
-    """Put a book in the place of the data root's, and roll up what it touches, with whatever else is new in raw/.
+    """Put a book in the place of the data root's, which stays below books/, and roll up what it touches, with what
+    else is new in raw/.
 
     A crash leaves the one book or the other, and the next run rolls up what is to be. Raises KeytallyError when the
     book touches days that were not looked at; then nothing is changed.
@@ -110,6 +112,8 @@ def put_in_force(run: Run, repricing: Repricing, book: bytes) -> Report:
             f"the book also changes days outside of the range, from {first} to {last}; look at these too, with a range"
             " that has them, then apply it; nothing was changed"
         )
+    with suppress(BadPrices):  # one that cannot be read priced nothing
+        read_prices(run.store, run.settings.currency).keep(run.store, run.scratch)
     finished = run.scratch / run.layout.prices.name
     finished.write_bytes(book)
     run.store.write(finished, run.layout.prices)

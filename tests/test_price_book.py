@@ -91,6 +91,7 @@ def test_a_book_is_read_as_spreadsheets_write_it() -> None:
         (book(ROW) + b"\n\xff\xfe,2025-11-01,1,1,USD", "row 3", "UTF-8"),
         (book("x" * 200_000 + ",2025-11-01,1,1,USD"), "row 2", "prices.csv"),
         (b"a" * (32 * 2**20 + 1), "prices.csv", "larger than"),
+        (book(f"gpt,2025-11-01,0.{'1' * 5_000},1,USD"), "row 2, column input_per_million", "12 decimals"),
     ],
 )
 def test_a_bad_book_gets_a_sentence_with_row_and_column(content: bytes, where: str, what: str) -> None:

@@ -155,6 +155,15 @@ def test_a_book_that_is_applied_makes_what_was_shown(shop: Shop) -> None:
     assert json.loads(shop.reprice(*NEW).stdout)["changes"] == []
 
 
+def test_the_book_that_is_replaced_stays_whatever_it_said(shop: Shop) -> None:
+    shop.write_book(*OLD)
+    shop.run("rollup")
+    shop.write_book(*OLD, "nobody-asks-for-it,2025-01-01,1,1,CHF")
+    before = shop.place.layout.prices.read_bytes()
+    assert shop.reprice(*NEW, more="--apply").exit_code == 0
+    assert before in {path.read_bytes() for path in shop.place.layout.books.iterdir()}
+
+
 def test_what_was_not_shown_is_not_changed(shop: Shop) -> None:
     shop.write_book(*OLD)
     shop.run("rollup")

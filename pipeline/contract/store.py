@@ -281,6 +281,7 @@ class FolderStore(Store):
         self.sync(finished)
         step("replace a document")
         finished.replace(path)
+        self.sync(path.parent)
 
     def signature(self, path: Path) -> Signature | None:
         try:
