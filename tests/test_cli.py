@@ -102,7 +102,7 @@ def test_an_engine_that_runs_out_of_memory_says_which_limit_to_raise(
         with pytest.raises(duckdb.OutOfMemoryException) as refused:
             small.execute("select count(distinct range) from range(10000000)").fetchall()
 
-    def run_out(*_: object) -> None:
+    def run_out(*_: object, **__: object) -> None:
         raise refused.value
 
     monkeypatch.setattr("pipeline.update.roll_up", run_out)
@@ -116,7 +116,7 @@ def test_an_engine_that_runs_out_of_memory_says_which_limit_to_raise(
 def test_an_accident_says_what_to_do_about_it(
     keytally: Keytally, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "from", None, "where it goes")
 
     monkeypatch.setattr("pipeline.update.roll_up", fail)
