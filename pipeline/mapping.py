@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -47,6 +46,8 @@ class MappedRecords:
     """
 
     def __init__(self, format: Format) -> None:
+        import duckdb  # noqa: PLC0415  # a run with nothing new does not wait for it
+
         if format.problem:
             raise FormatRefused(format.problem)
         self._name = format.name
@@ -156,6 +157,8 @@ class MappedRecords:
 
         A record may become one request, several or none. Raises FormatRefused when it fails.
         """
+        import duckdb  # noqa: PLC0415
+
         lines = lines if isinstance(lines, pa.Array) else pa.array(lines, pa.int64())
         if len(lines) > MOST_RECORDS:
             return self._in_halves(lines, records)
@@ -197,6 +200,8 @@ class MappedRecords:
 
     def _failing(self, lines: pa.Array, records: pa.Array) -> int:
         """The number of the first line that the SQL fails at, which it does."""
+        import duckdb  # noqa: PLC0415
+
         while len(lines) > 1:
             half = len(lines) // 2
             try:

@@ -52,6 +52,24 @@ def test_no_command_loads_pandas(place: Place, monkeypatch: pytest.MonkeyPatch, 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_run_with_nothing_new_does_not_load_duckdb(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+    script = SCRIPT.replace(
+        'sys.modules.get("pandas"), "pandas is loaded"', '"duckdb" in sys.modules, "DuckDB is loaded"'
+    )
+    for command in ("status", "rollup"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, command],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_where_pandas_is_loaded_it_stays(place: Place) -> None:
     assert "pandas" in sys.modules
     leave_pandas_out()

@@ -30,7 +30,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "c8d2d0de5f17235b"),
+    "TAKE_IN_RULE": (1, "efdcaa2588515313"),
     "ROLL_UP_RULE": (1, "1b8e3a9e55771b2a"),
 }
 
