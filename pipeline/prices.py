@@ -143,29 +143,28 @@ class Answer(NamedTuple):
 
 
 _WIDE, _NARROW = pa.decimal128(38, 0), pa.int64()
+_MODEL_OF_A_DAY = [("day", DAY), ("model", pa.string())]
+_FACTORS = pa.schema([*_MODEL_OF_A_DAY, *((name, _WIDE) for name in Factor._fields[2:])])
 
 
 def _schemas(number: pa.DataType) -> dict[str, pa.Schema]:
-    of_a_day = [("day", DAY), ("model", pa.string())]
     stretch = [("start", INSTANT), ("end", INSTANT)]
     return {
-        "tariff": pa.schema([*of_a_day, *stretch, *((name, number) for name in Tariff._fields[4:])]),
-        "factor": pa.schema([*of_a_day, *((name, _WIDE) for name in Factor._fields[2:])]),
+        "tariff": pa.schema([*_MODEL_OF_A_DAY, *stretch, *((name, number) for name in Tariff._fields[4:])]),
         "exchange": pa.schema([("day", DAY), ("currency", pa.string()), ("rate", number), ("divisor", number)]),
         "period": pa.schema([("day", DAY), *stretch]),
     }
 
 
 def tables_of(answers: Sequence[Answer], *, in_64_bits: bool) -> dict[str, pa.Table]:
-    """Answers of different days as tables that statements read, by name.
+    """What answers of different days say of costs, as tables that statements read, by name.
 
     With the table period: the stretches of these days in which no tariff begins or ends. in_64_bits: so wide are the
     numbers of tariffs and exchanges; else they are decimals, from which DuckDB takes a while to make a whole number.
     """
     tariffs = [tariff for answer in answers for tariff in answer.tariffs]
-    rows: dict[str, Iterable[Tariff | Factor | Exchange | _Period]] = {
+    rows: dict[str, Iterable[Tariff | Exchange | _Period]] = {
         "tariff": tariffs,
-        "factor": [factor for answer in answers for factor in answer.factors],
         "exchange": [exchange for answer in answers for exchange in answer.exchanges],
         "period": _periods(tariffs),
     }
@@ -173,6 +172,11 @@ def tables_of(answers: Sequence[Answer], *, in_64_bits: bool) -> dict[str, pa.Ta
         name: pa.Table.from_pylist([row._asdict() for row in rows[name]], schema=schema)
         for name, schema in _schemas(_NARROW if in_64_bits else _WIDE).items()
     }
+
+
+def table_of_factors(factors: Iterable[Factor]) -> pa.Table:
+    """Factors as the table that tokens_in_units.sql reads."""
+    return pa.Table.from_pylist([factor._asdict() for factor in factors], schema=_FACTORS)
 
 
 class _Period(NamedTuple):
@@ -206,11 +210,15 @@ class Prices:
     files: Mapping[str, _File] = field(default_factory=dict)
     _matching: dict[str | None, Sequence[Sequence[Price]]] = field(default_factory=dict, init=False, compare=False)
 
+    def factors(self, day: date, demand: Demand) -> tuple[Factor, ...]:
+        """How the tokens of the models that a day asks units for become units."""
+        return tuple(self._factor(day, model) for model in in_order(demand.units))
+
     def answer(self, day: date, demand: Demand) -> Answer:
         """What is known of what a day asks for."""
         return Answer(
             tuple(tariff for model in in_order(demand.models) for tariff in self._tariffs(day, model)),
-            tuple(self._factor(day, model) for model in in_order(demand.units)),
+            self.factors(day, demand),
             tuple(
                 Exchange(day, currency, *_reduced(rate, _RATE_UNITS))
                 for currency in sorted(demand.currencies)

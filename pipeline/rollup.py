@@ -26,7 +26,7 @@ from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
-from pipeline.prices import Demand, Largest, Pricing, tables_of
+from pipeline.prices import Demand, Largest, Pricing, table_of_factors, tables_of
 from pipeline.run import Run
 
 LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
@@ -222,8 +222,8 @@ def _in_units(run: Run, found: Found) -> str:
     """The statement whose rows are the usage, tokens made into units; with what it reads named."""
     if not any(demand.units for demand in found.demands.values()):
         return found.statement
-    answers = [run.prices.answer(day, demand) for day, demand in found.demands.items()]
-    run.engine.name_arrow("factor", tables_of(answers, in_64_bits=False)["factor"])
+    factors = (factor for day, demand in found.demands.items() for factor in run.prices.factors(day, demand))
+    run.engine.name_arrow("factor", table_of_factors(factors))
     run.engine.run("half_even")
     run.engine.name_statement("sums", found.statement)
     return "tokens_in_units"

@@ -1,7 +1,7 @@
 -- Grain: day, organization, API key, model. What the days' requests sum to, each request once: all lines, less the copies
 -- that do not count. Sums are exact, so what was added is taken away again without a trace.
--- Inputs: events, copies; every line says its cost, synapses and neurons. Interactive sessions are the rows without an API key; lines: those of events, copies too. Where
--- every line is a copy that does not count, requests are none.
+-- Inputs: events, copies; every line says its cost, synapses and neurons. Interactive sessions are the rows without an API
+-- key; lines: those of events, copies too. Where every line is a copy that does not count, requests are none.
 with line as (
     select
         date '1970-01-01' + cast(epoch_us(timestamp) // 86400000000 as integer) as day,

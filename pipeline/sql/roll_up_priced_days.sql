@@ -1,8 +1,8 @@
 -- Grain: day, organization, API key, model. As roll_up_days, where some lines do not say what they cost or used, and every
 -- price is a whole number of 10^-12 for a token: then the cost of all tokens of a row is the sum of its requests' costs to
 -- the last digit, and nothing is looked up line by line. Else see roll_up_rounded_days.
--- Inputs: events, copies; period (stretches of the days in which no price changes), tariff, factor (what the book says to
--- the days' demand).
+-- Inputs: events, copies; period (stretches of the days in which no price changes), tariff (what the book says to the days'
+-- demand).
 with line as (
     select
         date '1970-01-01' + cast(epoch_us(timestamp) // 86400000000 as integer) as day,

@@ -1,6 +1,6 @@
 -- Grain: day, organization, API key, model. As roll_up_priced_days, where prices or rates have so many decimals that a request's
 -- cost is to be rounded, or an own cost is in another currency than the deployment's: line by line.
--- Inputs: events, copies; tariff, factor, exchange (what book and rates say to the days' demand); in_64_bits or in_128_bits.
+-- Inputs: events, copies; tariff, exchange (what book and rates say to the days' demand); in_64_bits or in_128_bits.
 -- The price in force at a request's own moment is that of its model whose stretch of time it falls in. That is an ASOF join;
 -- DuckDB's own sorts all lines for it and takes seven times as long as this one, by hash and range.
 with line as (
