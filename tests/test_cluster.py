@@ -114,6 +114,17 @@ def assert_equal(place: Place, alone: Place) -> None:
         assert place.published(table).equals(alone.published(table)), table
 
 
+def assert_fails_or_goes_on_alone(place: Place, alone: Place, cluster: Cluster, lost: str, says: str) -> None:
+    """What a run does that loses the cluster: with `fail` it says so and publishes nothing; `local` finishes here."""
+    if lost == "fail":
+        with pytest.raises(KeytallyError, match=says):
+            rolled_up(place, cluster.address)
+        assert not place.layout.log.exists()
+    else:
+        rolled_up(place, cluster.address, KEYTALLY_DASK_LOST="local")
+        assert_equal(place, alone)
+
+
 def soon(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -391,13 +402,9 @@ def test_workers_that_all_go_away_fail_the_run_or_are_done_without(
 
     meanwhile = threading.Thread(target=go_away)
     meanwhile.start()
-    if lost == "fail":
-        with pytest.raises(KeytallyError, match=r"has no workers any more; nothing was published\. Start one with"):
-            rolled_up(place, cluster.address)
-        assert not place.layout.log.exists()
-    else:
-        rolled_up(place, cluster.address, KEYTALLY_DASK_LOST="local")
-        assert_equal(place, alone)
+    assert_fails_or_goes_on_alone(
+        place, alone, cluster, lost, r"has no workers any more; nothing was published\. Start one with"
+    )
     meanwhile.join()
 
 
@@ -414,13 +421,7 @@ def test_a_cluster_that_goes_away_fails_the_run_or_is_done_without(
     alone.roll_up()
     meanwhile = threading.Thread(target=lambda: (soon(has_begun.exists), cluster.end()))
     meanwhile.start()
-    if lost == "fail":
-        with pytest.raises(KeytallyError, match=r"does not answer .*; nothing was published\. Start it"):
-            rolled_up(place, cluster.address)
-        assert not place.layout.log.exists()
-    else:
-        rolled_up(place, cluster.address, KEYTALLY_DASK_LOST="local")
-        assert_equal(place, alone)
+    assert_fails_or_goes_on_alone(place, alone, cluster, lost, r"does not answer .*; nothing was published\. Start it")
     meanwhile.join()
 
 
