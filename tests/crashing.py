@@ -16,7 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+import pipeline.buckets
 import pipeline.contract.seam
+import pipeline.update
 from pipeline.ledger import read_ledger
 from serving.reader import Reader
 from tests.conftest import Place, request
@@ -75,6 +77,25 @@ def later_scene(folder: Path) -> Scene:
     return _scene(folder, place)
 
 
+def large_scene(folder: Path) -> Scene:
+    """A day of more lines than one step may hold, as `in_buckets` has it; copies of its requests in several files."""
+    place = _place(folder)
+    for file in range(3):
+        place.write_raw(f"{file}.jsonl", *(request(number, model=f"m{number % 2}") for number in range(file, file + 6)))
+    return _scene(folder, place)
+
+
+@contextmanager
+def in_buckets(lines: int) -> Iterator[None]:
+    """Has days of more than so many lines rolled up in buckets of so many."""
+    held = pipeline.buckets.LINES_A_BUCKET, pipeline.update.LINES_IN_ONE_STEP
+    pipeline.buckets.LINES_A_BUCKET = pipeline.update.LINES_IN_ONE_STEP = lines
+    try:
+        yield
+    finally:
+        pipeline.buckets.LINES_A_BUCKET, pipeline.update.LINES_IN_ONE_STEP = held
+
+
 def _place(folder: Path) -> Place:
     (folder / "raw").mkdir(parents=True)
     (folder / "data").mkdir()
@@ -131,7 +152,8 @@ def failing_at(number: int, failure: Callable[[], Exception] = Crash) -> Callabl
 class Killer:
     """A process that runs `keytally rollup` in children of its own, each killed at a step. A context manager.
 
-    It has imported everything already and started no thread, so a child costs what its run costs.
+    It has imported everything already and started no thread, so a child costs what its run costs. bucket: as many lines
+    as a run may roll up in one step, as `in_buckets` has it; else as it is.
     """
 
     PROGRAM = """
@@ -139,8 +161,10 @@ import os, signal, sys
 from datetime import datetime
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import pipeline.contract.seam
+import pipeline.buckets, pipeline.contract.seam, pipeline.update
 from tests.conftest import Place
+if sys.argv[2:]:
+    pipeline.buckets.LINES_A_BUCKET = pipeline.update.LINES_IN_ONE_STEP = int(sys.argv[2])
 for line in sys.stdin:
     root, now, number = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -159,8 +183,11 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+    def __init__(self, bucket: int | None = None) -> None:
+        self._arguments = [str(bucket)] if bucket else []
+
     def __enter__(self) -> Killer:
-        command = [sys.executable, "-c", self.PROGRAM, str(Path(__file__).parent.parent)]
+        command = [sys.executable, "-c", self.PROGRAM, str(Path(__file__).parent.parent), *self._arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         return self
 
@@ -245,7 +272,7 @@ def assert_nothing_unfinished(place: Place) -> None:
     assert list(place.layout.scratch.iterdir()) == []
     assert list((place.layout.rollups / "_delta_log").glob("*#*")) == []
     ours = {path.name for path in place.layout.root.iterdir()}
-    assert ours <= {"raw", "events", "daily", "rejected", "rollups", "scratch", "last_run.json"}
+    assert ours <= {"raw", "events", "daily", "rejected", "buckets", "rollups", "scratch", "last_run.json"}
     for folder in (place.layout.events, place.layout.daily, place.layout.rejected, place.layout.rollups):
         for path in folder.rglob("*"):
             if path.is_file() and "_delta_log" not in path.parts:

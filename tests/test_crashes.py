@@ -25,10 +25,14 @@ from tests.crashing import (
     assert_one_version,
     failing_at,
     first_scene,
+    in_buckets,
+    large_scene,
     later_scene,
     shown,
     stepping,
 )
+
+LINES = 8  # in a bucket
 
 
 @pytest.fixture(scope="module", params=[first_scene, later_scene])
@@ -93,6 +97,28 @@ def test_a_run_killed_twice_is_made_up_for_by_the_third(
     assert_heals(place, later)
 
 
+def test_a_run_killed_over_a_large_day_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+    """Behind each file between the steps that comes or goes. What lies there is that run's, and nobody else's."""
+    with in_buckets(LINES):
+        large = large_scene(tmp_path / "large")
+        watched = large.copy(tmp_path / "watched")
+        between: list[int] = []
+        with stepping(lambda _: between.append(sum(1 for _ in watched.layout.buckets.glob("*")))):
+            watched.roll_up()
+    changes = [number for number in range(1, len(between)) if between[number] != between[number - 1]]
+    assert max(between) > 6
+    with Killer(LINES) as killer:
+        for number in changes:
+            place = large.copy(tmp_path / "data")
+            assert killer.kill(place, number)
+            left = {*place.layout.buckets.glob("*")}
+            assert len(left) == between[number]
+            with in_buckets(LINES):
+                assert_heals(place, large)
+            assert {*place.layout.buckets.glob("*")} == left
+            shutil.rmtree(place.layout.root)
+
+
 def test_what_a_killed_run_superseded_keeps_its_grace(later: Scene, tmp_path: Path, killer: Killer) -> None:
     """It died behind its commit. A reader may hold the version before for a week from that moment, not from its own."""
     place = later.copy(tmp_path / "data")
@@ -112,6 +138,9 @@ def test_what_killed_runs_left_is_swept_after_its_grace(later: Scene, tmp_path: 
     place = later.copy(tmp_path / "data")
     place.layout.raw.unlink()  # a folder of its own, for its files change
     shutil.copytree(later.root / "raw", place.layout.raw)
+    place.layout.buckets.mkdir()
+    between = place.layout.buckets / f"{'0' * 32}-2025-11-10-0-of-3-{'1' * 32}.parquet"
+    between.touch()
     assert killer.kill(place, later.steps.index("commit"))
     (place.layout.raw / "late.jsonl").unlink()  # so that no later run needs what was made of it
     place.roll_up()
@@ -126,6 +155,7 @@ def test_what_killed_runs_left_is_swept_after_its_grace(later: Scene, tmp_path: 
         needed |= {place.layout.rejected / entry.take_in.rejected} if entry.take_in.rejected else set()
     old = {place.layout.root / name for name in place.artifacts()} - needed
     # What the last two runs superseded is in its grace; nothing that a killed run left is there.
+    assert not between.exists()
     assert not [path for path in old if path.stat().st_mtime < place.now.timestamp() - GRACE.total_seconds()]
 
 
