@@ -19,7 +19,7 @@ from pipeline.prices import Prices, read_prices
 from pipeline.report import Report
 from pipeline.rollup import DayInputs, grouped, use_of
 from pipeline.run import Run
-from pipeline.update import roll_up
+from pipeline.update import refuse_what_would_reprice_all, roll_up
 
 
 class Change(NamedTuple):
@@ -66,10 +66,11 @@ class Repricing:
 def reprice(run: Run, prices: Prices, first_day: date, last_day: date) -> Repricing:
     """What `prices` would change of the published days from `first_day` to `last_day` (both included).
 
-    Nothing is written but what lies in scratch. Raises ArtifactDamaged when a file that it takes is not what was
-    written.
+    Nothing is written but what lies in scratch. Raises KeytallyError where a run would refuse these prices, and
+    ArtifactDamaged when a file that it takes is not what was written.
     """
     ledger = read_ledger(run.store)
+    refuse_what_would_reprice_all(ledger, prices)
     touched = sorted(day for day, entry in ledger.days.items() if not prices.is_current(day, entry.pricing))
     days = [day for day in touched if first_day <= day <= last_day]
     inputs = _inputs(run, ledger, days)

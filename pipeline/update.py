@@ -126,7 +126,7 @@ class _Update:
         ledger = read_ledger(self.run.store)
         # With each attempt: who published meanwhile may have done so by another book.
         self.run = replace(self.run, prices=read_prices(self.run.store, self.run.settings.currency))
-        _refuse_what_would_reprice_all(ledger, self.run.prices, self.new_currency)
+        refuse_what_would_reprice_all(ledger, self.run.prices, new_currency=self.new_currency)
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -378,7 +378,7 @@ class _Update:
         return partitions
 
 
-def _refuse_what_would_reprice_all(ledger: Ledger, prices: Prices, new_currency: bool) -> None:
+def refuse_what_would_reprice_all(ledger: Ledger, prices: Prices, *, new_currency: bool = False) -> None:
     """Raises KeytallyError where a setting or a missing file would make other amounts of all that was published.
 
     A shell without the variable, a folder that is not mounted: none of them is a wish for other numbers.

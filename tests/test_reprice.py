@@ -190,6 +190,18 @@ def test_a_bad_book_is_not_put_in_force(shop: Shop) -> None:
     assert shop.reprice(*NEW, more="--apply").exit_code == 0, "and takes the place of one that cannot be used"
 
 
+@pytest.mark.parametrize("more", ["--json", "--apply"])
+def test_a_book_is_not_looked_at_in_another_currency(shop: Shop, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    shop.write_book(*OLD)
+    shop.run("rollup")
+    before = shop.place.artifacts(), shop.place.layout.prices.read_bytes(), shop.place.publication().version
+    monkeypatch.setenv("KEYTALLY_CURRENCY", "USD")
+    refused = shop.reprice(*NEW, more=more)
+    assert refused.exit_code == 1
+    assert "what is published is in CHF, and KEYTALLY_CURRENCY is USD" in refused.output
+    assert (shop.place.artifacts(), shop.place.layout.prices.read_bytes(), shop.place.publication().version) == before
+
+
 def test_a_recount_by_other_code_finds_the_same_costs_and_units(shop: Shop) -> None:
     shop.write_book(*NEW, "llama,2025-11-11T12:00:00Z,0.333333333333,1,,,7,3,USD")
     shop.place.layout.rates.write_text("day,from,to,rate\n2025-11-11,USD,CHF,0.88451\n")
