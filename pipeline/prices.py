@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -28,6 +27,7 @@ from pipeline.errors import KeytallyError
 from pipeline.price_book import MOST_BYTES, UNITS_FACTOR, Price, Rates, read_price_book, read_rates
 
 MOST_ASKED = 1_000  # models that the ledger lists of a day; of more, any change of book or rates touches the day
+_A_DAY = timedelta(days=1)
 COST_LIMIT = 10**18  # in 10^-12: a request that a price makes dearer than a record may say has no price
 _RATE_UNITS = 10**12
 _PRICE_UNITS = 10**6 * _RATE_UNITS  # a million tokens, and a rate
@@ -129,9 +129,13 @@ class Answer(NamedTuple):
     factors: tuple[Factor, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
 
-    def is_exact(self, largest: Largest) -> bool:
-        """Whether the cost of every request needs no rounding, and is one it may have."""
-        return all(tariff.divisor == 1 and tariff.most(largest) < COST_LIMIT for tariff in self.tariffs)
+    def is_of_sums(self, largest: Largest) -> bool:
+        """Whether the tokens of a day and model cost what its requests cost together: each has the same price, needs no
+        rounding, and costs what it may."""
+        return all(
+            tariff.divisor == 1 and tariff.most(largest) < COST_LIMIT and tariff.end - tariff.start == _A_DAY
+            for tariff in self.tariffs
+        )
 
     def fits_64_bits(self, largest: Largest) -> bool:
         """Whether no number that a cost is reckoned with is larger than 64 bits hold."""
@@ -148,25 +152,22 @@ _FACTORS = pa.schema([*_MODEL_OF_A_DAY, *((name, _WIDE) for name in Factor._fiel
 
 
 def _schemas(number: pa.DataType) -> dict[str, pa.Schema]:
-    stretch = [("start", INSTANT), ("end", INSTANT)]
     return {
-        "tariff": pa.schema([*_MODEL_OF_A_DAY, *stretch, *((name, number) for name in Tariff._fields[4:])]),
+        "tariff": pa.schema(
+            [*_MODEL_OF_A_DAY, ("start", INSTANT), ("end", INSTANT), *((name, number) for name in Tariff._fields[4:])]
+        ),
         "exchange": pa.schema([("day", DAY), ("currency", pa.string()), ("rate", number), ("divisor", number)]),
-        "period": pa.schema([("day", DAY), *stretch]),
     }
 
 
 def tables_of(answers: Sequence[Answer], *, in_64_bits: bool) -> dict[str, pa.Table]:
     """What answers of different days say of costs, as tables that statements read, by name.
 
-    With the table period: the stretches of these days in which no tariff begins or ends. in_64_bits: so wide are the
-    numbers of tariffs and exchanges; else they are decimals, from which DuckDB takes a while to make a whole number.
+    in_64_bits: so wide are their numbers; else decimals, from which DuckDB takes a while to make a whole number.
     """
-    tariffs = [tariff for answer in answers for tariff in answer.tariffs]
-    rows: dict[str, Iterable[Tariff | Exchange | _Period]] = {
-        "tariff": tariffs,
+    rows: dict[str, Iterable[Tariff | Exchange]] = {
+        "tariff": [tariff for answer in answers for tariff in answer.tariffs],
         "exchange": [exchange for answer in answers for exchange in answer.exchanges],
-        "period": _periods(tariffs),
     }
     return {
         name: pa.Table.from_pylist([row._asdict() for row in rows[name]], schema=schema)
@@ -177,19 +178,6 @@ def tables_of(answers: Sequence[Answer], *, in_64_bits: bool) -> dict[str, pa.Ta
 def table_of_factors(factors: Iterable[Factor]) -> pa.Table:
     """Factors as the table that tokens_in_units.sql reads."""
     return pa.Table.from_pylist([factor._asdict() for factor in factors], schema=_FACTORS)
-
-
-class _Period(NamedTuple):
-    day: date
-    start: datetime
-    end: datetime
-
-
-def _periods(tariffs: Iterable[Tariff]) -> list[_Period]:
-    moments: dict[date, set[datetime]] = defaultdict(set)
-    for tariff in tariffs:
-        moments[tariff.day] |= {tariff.start, tariff.end}
-    return [_Period(day, *ends) for day, found in moments.items() for ends in pairwise(sorted(found))]
 
 
 @dataclass(frozen=True)
@@ -309,7 +297,7 @@ class Prices:
     def _in_force(self, day: date, model: str | None) -> Iterator[tuple[datetime, datetime, Price | None]]:
         """Each price of a model on a day, with the moments from which and until which it is in force."""
         start = datetime.combine(day, time(), UTC)
-        end = start + timedelta(days=1)
+        end = start + _A_DAY
         histories = self._histories(model)
         changes = {
             price.valid_from

@@ -214,8 +214,8 @@ def _statement_for(run: Run, asked: _Asked) -> str:
     run.engine.run("half_even")
     run.engine.run("in_64_bits" if in_64_bits else "in_128_bits")
     stated = any(demand.currencies - {run.prices.currency} for demand in asked.demands.values())
-    exact = all(answer.is_exact(asked.largest) for answer in answers)
-    return "roll_up_priced_days" if exact and not stated else "roll_up_rounded_days"
+    of_sums = all(answer.is_of_sums(asked.largest) for answer in answers)
+    return "roll_up_priced_days" if of_sums and not stated else "roll_up_rounded_days"
 
 
 def _in_units(run: Run, found: Found) -> str:
