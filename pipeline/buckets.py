@@ -1,8 +1,9 @@
-"""A day too large for one step: its events are split into buckets, each bucket is summed, and the sums are merged.
+"""A day too large for one step: its events are summed part by part, and what copies added is taken off again.
 
-All copies of a request fall into one bucket, by a hash of what identifies it, so a bucket is summed as a day is. What
-lies between the steps is in buckets/, where whoever does the next one finds it, until the day is done. Its names begin
-with the run's, so that no other run deletes it, and end in the checksum: done twice, a step makes the same file.
+Copies are found bucket by bucket. A bucket is a range of hashes of what identifies a request: all copies of one fall
+into the same, whatever parts they stand in. What lies between the steps is in buckets/, until the day is done: a file
+for each part or bucket, in the order in which the next step looks for its share of it. Names begin with the run's, so
+that no other run deletes them, and end in the checksum: done twice, a step makes the same file.
 """
 
 from __future__ import annotations
@@ -14,39 +15,68 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from pipeline import artifacts
-from pipeline.contract.tables import API_KEY_DAY, EVENT
-from pipeline.engine import SCAN_ROWS
+from pipeline.contract.tables import API_KEY_DAY, EVENT, Column, Table
+from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS
 from pipeline.fan_out import FanOut
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
 from pipeline.prices import Demand
-from pipeline.rollup import FILES_AT_ONCE, DayInputs, Found, finish_days, keep_day, look_at
+from pipeline.rollup import FILES_AT_ONCE, DayInputs, Found, find_copies, finish_days, keep_day, statement_for
 from pipeline.run import Run
 
-LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly
+LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly; of a part no more
 LINES_IN_ONE_STEP = 2 * LINES_A_BUCKET
+_HASHES = 2**64
 
-Split = dict[int, list[str]]  # by bucket, the files that hold some events' share of it
+_IDENTITY_HASH = Table(
+    "identity_hash",
+    "a line, or a request of a part",
+    (),
+    (
+        Column("identity_hash", pa.uint64(), "hash of what identifies its request"),
+        Column("part", pa.int32(), "number of the part that it stands in"),
+    ),
+)
 
 
 class Part(NamedTuple):
     """Some of a day's events: of each of these files the rows from `first` up to, but not including, `end`."""
 
+    number: int
     events: Sequence[EventFile]
     first: int
     end: int
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What a bucket sums to, in a file; its copies that do not count, those of them that differ, and what it asks of a
-    price book."""
+class HashRange(NamedTuple):
+    """A bucket: the requests whose hashes are from `first` to `last`."""
 
-    file: str
+    number: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What the lines of a part come to, copies too, and the hashes of their requests, in a file each; what they ask of
+    a price book."""
+
+    sums: str
+    hashes: str
+    demand: Demand
+
+
+@dataclass(frozen=True)
+class TakenOff:
+    """What the copies in a bucket that do not count come to, as sums below zero, in a file; how many they are, and how
+    many of them differ."""
+
+    sums: str
     duplicate: int
     conflicting: int
-    demand: Demand
 
 
 def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
@@ -54,13 +84,15 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
 
     Raises CheckFailed when the lines of the day do not add up; then it is not kept.
     """
-    buckets = -(-day.accepted // LINES_A_BUCKET)
     name = f"{run.name}-{day.day}"
+    parts, buckets = _parts(day), _buckets(day.accepted)
     try:
-        splits = list(fan_out(run, partial(_split, name, buckets), _parts(day)))
-        files = [[file for split in splits for file in split.get(bucket, ())] for bucket in range(buckets)]
-        sums = list(fan_out(run, partial(_sum, name, day.day), files))
-        (entry,) = fan_out(run, partial(_merge, day), [sums])
+        summed = list(fan_out(run, partial(_sum, name), parts))
+        hashes = [one.hashes for one in summed]
+        repeated = [file for file in fan_out(run, partial(_find_repeated, name, hashes), buckets) if file]
+        copies = [file for file in fan_out(run, partial(_copies, name, repeated), parts) if file] if repeated else []
+        taken_off = list(fan_out(run, partial(_take_off, name, day.day, copies), buckets)) if copies else []
+        (entry,) = fan_out(run, partial(_merge, day), [(summed, taken_off)])
     finally:
         for found in run.store.list(run.layout.buckets):
             if found.path.name.startswith(name):
@@ -70,47 +102,95 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
 
 def _parts(day: DayInputs) -> list[Part]:
     """The day's events, some of them at a time: neither many lines nor many files. A large file is cut."""
-    parts: list[Part] = []
+    parts: list[tuple[Sequence[EventFile], int]] = []
     some: list[EventFile] = []
     lines = 0
     for event in day.events:
         if event.accepted > LINES_A_BUCKET:
-            cuts = range(0, event.accepted, LINES_A_BUCKET)
-            parts += [Part([event], first, first + LINES_A_BUCKET) for first in cuts]
+            parts += [([event], first) for first in range(0, event.accepted, LINES_A_BUCKET)]
             continue
         if some and (lines + event.accepted > LINES_A_BUCKET or len(some) == FILES_AT_ONCE):
-            parts.append(Part(some, 0, LINES_A_BUCKET))
+            parts.append((some, 0))
             some, lines = [], 0
         some.append(event)
         lines += event.accepted
-    return [*parts, Part(some, 0, LINES_A_BUCKET)] if some else parts
+    if some:
+        parts.append((some, 0))
+    return [Part(number, events, first, first + LINES_A_BUCKET) for number, (events, first) in enumerate(parts)]
 
 
-def _split(name: str, buckets: int, run: Run, part: Part) -> Split:
-    """Split some events by the hash of what identifies a request."""
-    files = [event.path_in(run.layout) for event in part.events]
-    run.engine.name_files("some_event_files", files, EVENT, with_rows=True)
-    split = run.engine.copy_by(
-        "bucket", "split_events", run.scratch / "split", buckets=buckets, first=part.first, end=part.end
+def _buckets(lines: int) -> list[HashRange]:
+    """All hashes, in ranges that have as many lines as a part, or so."""
+    count = -(-lines // LINES_A_BUCKET)
+    bounds = [_HASHES * number // count for number in range(count + 1)]
+    return [HashRange(number, bounds[number], bounds[number + 1] - 1) for number in range(count)]
+
+
+def _sum(name: str, run: Run, part: Part) -> Summed:
+    """What a part's lines come to."""
+    run.engine.name_files("events", [], EVENT)
+    find_copies(run)  # none, as yet
+    _name_events(run, part)
+    statement, demands = statement_for(run)
+    sums, hashes = (run.scratch / f"{what}.parquet" for what in ("sums", "hashes"))
+    run.engine.copy(statement, sums, SCAN_ROWS)
+    run.engine.copy("identity_hashes", hashes, POINT_READ_ROWS, part=part.number)
+    return Summed(
+        _keep(run, sums, f"{name}-part-{part.number}-sums"),
+        _keep(run, hashes, f"{name}-part-{part.number}-hashes"),
+        Demand().union(*demands.values()),
     )
-    return {bucket: [_keep(run, path, f"{name}-{bucket}-of-{buckets}") for path in split[bucket]] for bucket in split}
 
 
-def _sum(name: str, day: date, run: Run, files: Sequence[str]) -> Sums:
-    """What one bucket of the day sums to."""
-    found = look_at(run, _paths(run, files))
-    path = run.scratch / "sums.parquet"
-    run.engine.copy(found.statement, path, SCAN_ROWS)
-    return Sums(_keep(run, path, f"{name}-sums"), *found.copies.get(day, (0, 0)), found.demands.get(day, Demand()))
+def _find_repeated(name: str, hashes: Sequence[str], run: Run, bucket: HashRange) -> str | None:
+    """The hashes in a bucket that occur more than once, for each part in which they do; None where there are none."""
+    run.engine.name_files("identity_hashes", _paths(run, hashes), _IDENTITY_HASH, where=_range_of(bucket))
+    repeated = run.scratch / "repeated.parquet"
+    if not run.engine.copy("repeated_hashes", repeated, POINT_READ_ROWS):
+        return None
+    return _keep(run, repeated, f"{name}-bucket-{bucket.number}-repeated")
 
 
-def _merge(day: DayInputs, run: Run, sums: Sequence[Sums]) -> DayEntry:
-    """The day that its buckets sum to."""
-    run.engine.name_files("bucket_sums", _paths(run, [one.file for one in sums]), API_KEY_DAY)
-    copies = (sum(one.duplicate for one in sums), sum(one.conflicting for one in sums))
-    demand = Demand().union(*(one.demand for one in sums))
-    (usage,) = finish_days(run, [day], Found("merge_buckets", {day.day: copies}, {day.day: demand} if demand else {}))
+def _copies(name: str, repeated: Sequence[str], run: Run, part: Part) -> str | None:
+    """The events of a part that may be copies of another, or what it is a copy of; None where there are none."""
+    _name_events(run, part)
+    run.engine.name_files("repeated_hashes", _paths(run, repeated), _IDENTITY_HASH, where=f"part = {part.number}")
+    copies = run.scratch / "copies.parquet"
+    if not run.engine.copy("repeated_events", copies, POINT_READ_ROWS):
+        return None
+    return _keep(run, copies, f"{name}-part-{part.number}-copies")
+
+
+def _take_off(name: str, day: date, copies: Sequence[str], run: Run, bucket: HashRange) -> TakenOff:
+    """What the copies in a bucket come to that do not count."""
+    run.engine.name_files("events", _paths(run, copies), EVENT, where=_range_of(bucket))
+    found = find_copies(run)
+    statement, _ = statement_for(run)
+    run.engine.name_files("events", [], EVENT)
+    sums = run.scratch / "sums.parquet"
+    run.engine.copy(statement, sums, SCAN_ROWS)
+    return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), *found.get(day, (0, 0)))
+
+
+def _merge(day: DayInputs, run: Run, sums: tuple[Sequence[Summed], Sequence[TakenOff]]) -> DayEntry:
+    """The day that the sums of its parts come to, less what is taken off."""
+    summed, taken_off = sums
+    files = [*(one.sums for one in summed), *(one.sums for one in taken_off)]
+    run.engine.name_files("some_sums", _paths(run, files), API_KEY_DAY)
+    copies = (sum(one.duplicate for one in taken_off), sum(one.conflicting for one in taken_off))
+    demand = Demand().union(*(one.demand for one in summed))
+    (usage,) = finish_days(run, [day], Found("merge_sums", {day.day: copies}, {day.day: demand} if demand else {}))
     return keep_day(run, day, usage)
+
+
+def _name_events(run: Run, part: Part) -> None:
+    files = [event.path_in(run.layout) for event in part.events]
+    rows = f"file_row_number >= {part.first} and file_row_number < {part.end}"
+    run.engine.name_files("events", files, EVENT, where=rows)
+
+
+def _range_of(bucket: HashRange) -> str:
+    return f"identity_hash between {bucket.first}::ubigint and {bucket.last}::ubigint"
 
 
 def _keep(run: Run, finished: Path, name: str) -> str:

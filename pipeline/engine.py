@@ -135,28 +135,16 @@ class Engine:
         """The rows of a statement over named tables, `rows` at a time; no other statement may run meanwhile."""
         return self._connection.sql(statement(name)).to_arrow_reader(rows)
 
-    def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> None:
-        """Write the rows of a statement, in its order, as one Parquet file."""
+    def copy(self, name: str, path: Path, row_group_size: int, **parameters: object) -> int:
+        """Write the rows of a statement, in its order, as one Parquet file; how many they are."""
         step("write a file in scratch")
         self._connection.execute(
             f"copy ({statement(name)}) to $path "
             f"(format parquet, compression zstd, parquet_version v2, row_group_size {row_group_size})",
             {**parameters, "path": str(path)},
         )
-
-    def copy_by(self, column: str, name: str, folder: Path, **parameters: object) -> dict[int, list[Path]]:
-        """Write the rows of a statement as Parquet files below a folder that is made anew: which of them hold each
-        value of `column`, a number that is not written."""
-        step("write a file in scratch")
-        shutil.rmtree(folder, ignore_errors=True)
-        self._connection.execute(
-            f"copy ({statement(name)}) to $folder (format parquet, compression zstd, partition_by ({column}))",
-            {**parameters, "folder": str(folder)},
-        )
-        files: dict[int, list[Path]] = {}
-        for path in sorted(folder.glob("*/*.parquet")):
-            files.setdefault(int(path.parent.name.removeprefix(f"{column}=")), []).append(path)
-        return files
+        ((rows,),) = self._connection.fetchall()
+        return int(rows)
 
     def name_arrow(self, table: str, rows: pa.Table) -> None:
         """Let statements read `rows` as `table`, until the name is given anew."""
@@ -176,12 +164,19 @@ class Engine:
             self._planned.clear()
 
     def name_files(
-        self, table: str, files: Sequence[Path], schema: Table, *, with_names: bool = False, with_rows: bool = False
+        self,
+        table: str,
+        files: Sequence[Path],
+        schema: Table,
+        *,
+        with_names: bool = False,
+        where: str | None = None,
     ) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from. with_rows: `file_row_number`, its number there. A
-        file from before its table had a column has there what the table says, or nulls.
+        with_names: a column `filename` says where each row is from. where: those rows alone, by any column of the files
+        and `file_row_number`; row groups that have none of them are not read. A file from before its table had a column
+        has there what the table says, or nulls.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view
         self._named.pop(table, None)
@@ -194,9 +189,11 @@ class Engine:
                 [str(file) for file in files],
                 hive_partitioning=False,
                 filename=with_names,
-                file_row_number=with_rows,
+                file_row_number=where is not None,
                 union_by_name=True,
             )
+            if where is not None:
+                rows = rows.filter(where)
             for field in schema.arrow_schema:
                 if field.name not in rows.columns:
                     rows = rows.project(f"*, cast(null as {_SQL_TYPES[field.type]}) as {field.name}")

@@ -137,10 +137,31 @@ def use_of(run: Run, days: Sequence[DayInputs]) -> list[DayUsage]:
 def look_at(run: Run, events: Sequence[Path]) -> Found:
     """Name the event files `events`, and all else that the statement reads that sums them up."""
     run.engine.name_files("events", _gathered(run, events), EVENT)
+    copies = find_copies(run)
+    statement, demands = statement_for(run)
+    return Found(statement, copies, demands)
+
+
+def find_copies(run: Run) -> CopiesFound:
+    """Find the copies among the named events, for the statements that read them."""
     run.engine.run("copies")
-    copies = {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+    return {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+
+
+def statement_for(run: Run) -> tuple[str, Mapping[date, Demand]]:
+    """The statement that sums up the named events, with what it reads named; what each day asks of a price book."""
     asked = _asked(run)
-    return Found(_statement_for(run, asked), copies, asked.demands)
+    if not asked.demands:
+        return "roll_up_days", {}
+    answers = [run.prices.answer(day, demand) for day, demand in asked.demands.items()]
+    in_64_bits = all(answer.fits_64_bits(asked.largest) for answer in answers)
+    for name, rows in tables_of(answers, in_64_bits=in_64_bits).items():
+        run.engine.name_arrow(name, rows)
+    run.engine.run("half_even")
+    run.engine.run("in_64_bits" if in_64_bits else "in_128_bits")
+    stated = any(demand.currencies - {run.prices.currency} for demand in asked.demands.values())
+    of_sums = all(answer.is_of_sums(asked.largest) for answer in answers)
+    return "roll_up_priced_days" if of_sums and not stated else "roll_up_rounded_days", asked.demands
 
 
 def finish_days(run: Run, days: Sequence[DayInputs], found: Found) -> list[DayUsage]:
@@ -201,21 +222,6 @@ def _asked(run: Run) -> _Asked:
         for day, (models, units, currencies) in asked.items()
     }
     return _Asked(demands, largest)
-
-
-def _statement_for(run: Run, asked: _Asked) -> str:
-    """The statement that sums up the named events, with what it reads named."""
-    if not asked.demands:
-        return "roll_up_days"
-    answers = [run.prices.answer(day, demand) for day, demand in asked.demands.items()]
-    in_64_bits = all(answer.fits_64_bits(asked.largest) for answer in answers)
-    for name, rows in tables_of(answers, in_64_bits=in_64_bits).items():
-        run.engine.name_arrow(name, rows)
-    run.engine.run("half_even")
-    run.engine.run("in_64_bits" if in_64_bits else "in_128_bits")
-    stated = any(demand.currencies - {run.prices.currency} for demand in asked.demands.values())
-    of_sums = all(answer.is_of_sums(asked.largest) for answer in answers)
-    return "roll_up_priced_days" if of_sums and not stated else "roll_up_rounded_days"
 
 
 def _in_units(run: Run, found: Found) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.buckets import LINES_A_BUCKET, _parts
+from pipeline.buckets import LINES_A_BUCKET, HashRange, _buckets, _parts
 from pipeline.errors import CheckFailed
 from pipeline.intake import EventFile
 from pipeline.rollup import FILES_AT_ONCE, DayInputs
@@ -75,14 +76,14 @@ def test_what_lies_between_the_steps_goes_and_nobody_else_s_does(
 ) -> None:
     in_buckets(10)
     place.write_raw("a.jsonl", *traffic(1))
-    another_run_s = place.layout.buckets / f"{'0' * 32}-{DAY}-3-of-7-{'1' * 32}.parquet"
+    another_run_s = place.layout.buckets / f"{'0' * 32}-{DAY}-part-3-sums-{'1' * 32}.parquet"
     another_run_s.parent.mkdir(parents=True)
     another_run_s.touch()
     place.roll_up()
     assert list(place.layout.buckets.iterdir()) == [another_run_s]
 
 
-@pytest.mark.parametrize("fails", ["_split", "_sum", "_merge"])
+@pytest.mark.parametrize("fails", ["_sum", "_find_repeated", "_copies", "_take_off", "_merge"])
 def test_a_step_that_fails_leaves_nothing_between_the_steps(
     place: Place, in_buckets: Callable[[int], None], fails: str
 ) -> None:
@@ -106,10 +107,11 @@ def test_a_day_of_one_organization_is_spread_evenly(place: Place, in_buckets: Ca
     honest = PLAIN_STEPS.fan_out
     rows: list[int] = []
 
-    def weighing(run: Run, step: Callable[..., object], items: list[list[str]]) -> object:
-        if name_of(step) == "_sum":
-            buckets = [[run.layout.buckets / file for file in files] for files in items]
-            rows.extend(sum(pq.read_metadata(path).num_rows for path in files) for files in buckets)
+    def weighing(run: Run, step: Callable[..., object], items: list[HashRange]) -> object:
+        if name_of(step) == "_find_repeated":
+            files = run.layout.buckets.glob("*-hashes-*")
+            hashes = [hashed for file in files for hashed in pq.read_table(file)["identity_hash"].to_pylist()]
+            rows.extend(sum(one.first <= hashed <= one.last for hashed in hashes) for one in items)
         return honest(run, step, items)
 
     place.write_raw("a.jsonl", *(request(number) for number in range(800)))
@@ -125,6 +127,7 @@ def test_a_part_of_a_day_is_neither_many_lines_nor_many_files() -> None:
     events = [*small, *large, EventFile(DAY, 2, "last.parquet")]
     parts = _parts(DayInputs(DAY, "", events, sum(event.accepted for event in events)))
     assert {event for part in parts for event in part.events} == set(events)
+    assert [part.number for part in parts] == list(range(len(parts)))
     for part in parts:
         assert len(part.events) <= FILES_AT_ONCE
         assert sum(min(event.accepted, part.end) - part.first for event in part.events) <= LINES_A_BUCKET
@@ -132,7 +135,15 @@ def test_a_part_of_a_day_is_neither_many_lines_nor_many_files() -> None:
     assert cuts == [(number * LINES_A_BUCKET, (number + 1) * LINES_A_BUCKET) for number in range(3)]
 
 
-def test_a_bucket_that_is_lost_is_found_out(
+@pytest.mark.parametrize("lines", [1, LINES_A_BUCKET, LINES_A_BUCKET + 1, 10**11])
+def test_each_hash_is_in_one_bucket(lines: int) -> None:
+    buckets = _buckets(lines)
+    assert (buckets[0].first, buckets[-1].last) == (0, 2**64 - 1)
+    assert all(one.last + 1 == other.first for one, other in pairwise(buckets))
+    assert len(buckets) == -(-lines // LINES_A_BUCKET)
+
+
+def test_a_part_that_is_lost_is_found_out(
     place: Place, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_buckets(10)
@@ -140,7 +151,7 @@ def test_a_bucket_that_is_lost_is_found_out(
 
     def losing_one(run: Run, step: Callable[..., object], items: list[object]) -> object:
         results = list(honest(run, step, items))
-        return iter([{**results[0], 0: []}] if name_of(step) == "_split" else results)
+        return iter(results[1:] if name_of(step) == "_sum" else results)
 
     place.write_raw("a.jsonl", *traffic(1))
     with (

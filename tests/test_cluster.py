@@ -267,7 +267,9 @@ def test_workers_price_by_the_book_that_the_run_found(place: Place, alone: Place
     ("step", "within"),
     [
         ("read a raw file", "take_in"),
-        ("rename a file to where it stays", "_split"),
+        ("rename a file to where it stays", "_sum"),
+        ("write a file in scratch", "_take_off"),
+        ("rename a file to where it stays", "_merge"),
         ("write a file in scratch", "roll_up_days"),
     ],
 )
@@ -287,7 +289,7 @@ def test_a_worker_that_is_killed_over_a_step_changes_nothing(
     write_traffic(place, 3)
     write_traffic(alone, 3)
     alone.roll_up()
-    if within == "_split":
+    if within.startswith("_"):
         in_buckets(monkeypatch)
     rolled_up(place, cluster.address)
     assert not last.exists()
@@ -305,12 +307,12 @@ def test_a_step_that_kills_every_worker_ends_the_run_with_a_sentence(place: Plac
 def test_a_scheduler_that_is_restarted_is_asked_again(
     place: Place, alone: Place, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over a day in buckets: what was split is not split again, and nothing is done here."""
+    """Over a day in buckets: what was summed is not summed again, and nothing is done here."""
     waits, has_begun = tmp_path / "wait", tmp_path / "begun"
     waits.touch()
     worker = cluster.start_worker(
         TEST_STEP="write a file in scratch",
-        TEST_WITHIN="_sum",
+        TEST_WITHIN="_find_repeated",
         TEST_WAITS_WHILE=str(waits),
         TEST_HAS_BEGUN=str(has_begun),
     )

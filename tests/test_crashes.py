@@ -139,7 +139,7 @@ def test_what_killed_runs_left_is_swept_after_its_grace(later: Scene, tmp_path: 
     place.layout.raw.unlink()  # a folder of its own, for its files change
     shutil.copytree(later.root / "raw", place.layout.raw)
     place.layout.buckets.mkdir()
-    between = place.layout.buckets / f"{'0' * 32}-2025-11-10-0-of-3-{'1' * 32}.parquet"
+    between = place.layout.buckets / f"{'0' * 32}-2025-11-10-part-0-sums-{'1' * 32}.parquet"
     between.touch()
     assert killer.kill(place, later.steps.index("commit"))
     (place.layout.raw / "late.jsonl").unlink()  # so that no later run needs what was made of it

@@ -1,6 +1,6 @@
 -- Grain: day, organization, API key, model. As roll_up_days, in its order, with the neurons and synapses that were not said
 -- made of tokens: once, of the sum of a day, key and model.
--- Inputs: sums (the rows of roll_up_days, of one of its like, or of merge_buckets); factor (what the book says to the days'
+-- Inputs: sums (the rows of roll_up_days, of one of its like, or of merge_sums); factor (what the book says to the days'
 -- demand); half_even.
 select
     sums.organization_id,

@@ -1,5 +1,5 @@
--- Grain: day, organization, API key, model. What a day's buckets sum to, in the columns and the order of roll_up_days.
--- Inputs: bucket_sums: the rows of roll_up_days for each bucket.
+-- Grain: day, organization, API key, model. What sums of a day's events sum to, in the columns and the order of roll_up_days.
+-- Inputs: some_sums: rows of roll_up_days, or of one of its like, over some of the events or of the copies.
 select
     organization_id,
     day,
@@ -16,7 +16,7 @@ select
     cast(sum(synapse_tokens) as decimal(38, 0)) as synapse_tokens,
     cast(sum(unpriced) as bigint) as unpriced,
     cast(sum(lines) as bigint) as lines
-from bucket_sums
+from some_sums
 group by
     organization_id,
     day,
