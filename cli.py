@@ -286,6 +286,7 @@ def reprice(book: Path, first_day: date, last_day: date, as_csv: bool, applied: 
         raise click.UsageError(f"--to {last_day} is before --from {first_day}")
     if as_csv and as_json:
         raise click.UsageError("give one of --csv and --json")
+    from pipeline.fan_out import fan_out_of
     from pipeline.price_book import MOST_BYTES
     from pipeline.prices import read_prices
     from pipeline.reprice import put_in_force
@@ -295,10 +296,10 @@ def reprice(book: Path, first_day: date, last_day: date, as_csv: bool, applied: 
     settings = Settings.from_environment()
     with book.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
-    with _progress() as watch, start_run(settings, utc_now, watch) as run:
+    with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
         prices = read_prices(run.store, settings.currency, content, str(book))
-        found = reprice_days(run, prices, first_day, last_day)
-        report = put_in_force(run, found, content) if applied else None
+        found = reprice_days(run, prices, first_day, last_day, fan_out)
+        report = put_in_force(run, found, content, fan_out) if applied else None
     if as_json:
         _print_json({**found.as_json(), "applied": report.as_json() if report else None})
     elif as_csv:

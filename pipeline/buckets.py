@@ -8,7 +8,8 @@ that no other run deletes them, and end in the checksum: done twice, a step make
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -24,7 +25,7 @@ from pipeline.fan_out import FanOut
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
 from pipeline.prices import Demand
-from pipeline.rollup import FILES_AT_ONCE, DayInputs, Found, find_copies, finish_days, keep_day, statement_for
+from pipeline.rollup import FILES_AT_ONCE, DayInputs, DayUsage, Found, find_copies, finish_days, keep_day, statement_for
 from pipeline.run import Run
 
 LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly; of a part no more
@@ -79,11 +80,37 @@ class TakenOff:
     conflicting: int
 
 
+class Sums(NamedTuple):
+    """What a day comes to, once they are merged."""
+
+    parts: Sequence[Summed]
+    taken_off: Sequence[TakenOff]
+
+
+def is_large(day: DayInputs) -> bool:
+    """Whether a day is too large for one step."""
+    return day.accepted > LINES_IN_ONE_STEP
+
+
 def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
     """Roll a large day up whole; each step has to hold some million lines at most.
 
     Raises CheckFailed when the lines of the day do not add up; then it is not kept.
     """
+    with _summed(run, day, fan_out) as sums:
+        (entry,) = fan_out(run, partial(_merge, day), [sums])
+    return entry
+
+
+def use_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayUsage:
+    """What was used on a large day, in a finished file in scratch. Raises CheckFailed."""
+    with _summed(run, day, fan_out) as sums:
+        return _merged(run, day, sums)
+
+
+@contextmanager
+def _summed(run: Run, day: DayInputs, fan_out: FanOut) -> Iterator[Sums]:
+    """The sums of a day, for as long as it takes to merge them; then all that lies between the steps is deleted."""
     name = f"{run.name}-{day.day}"
     parts, buckets = _parts(day), _buckets(day.accepted)
     try:
@@ -92,12 +119,11 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
         repeated = [file for file in fan_out(run, partial(_find_repeated, name, hashes), buckets) if file]
         copies = [file for file in fan_out(run, partial(_copies, name, repeated), parts) if file] if repeated else []
         taken_off = list(fan_out(run, partial(_take_off, name, day.day, copies), buckets)) if copies else []
-        (entry,) = fan_out(run, partial(_merge, day), [(summed, taken_off)])
+        yield Sums(summed, taken_off)
     finally:
         for found in run.store.list(run.layout.buckets):
             if found.path.name.startswith(name):
                 run.store.delete(found.path)
-    return entry
 
 
 def _parts(day: DayInputs) -> list[Part]:
@@ -172,15 +198,18 @@ def _take_off(name: str, day: date, copies: Sequence[str], run: Run, bucket: Has
     return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), *found.get(day, (0, 0)))
 
 
-def _merge(day: DayInputs, run: Run, sums: tuple[Sequence[Summed], Sequence[TakenOff]]) -> DayEntry:
-    """The day that the sums of its parts come to, less what is taken off."""
-    summed, taken_off = sums
-    files = [*(one.sums for one in summed), *(one.sums for one in taken_off)]
+def _merge(day: DayInputs, run: Run, sums: Sums) -> DayEntry:
+    """The day that its sums come to, where it stays."""
+    return keep_day(run, day, _merged(run, day, sums))
+
+
+def _merged(run: Run, day: DayInputs, sums: Sums) -> DayUsage:
+    files = [*(one.sums for one in sums.parts), *(one.sums for one in sums.taken_off)]
     run.engine.name_files("some_sums", _paths(run, files), API_KEY_DAY)
-    copies = (sum(one.duplicate for one in taken_off), sum(one.conflicting for one in taken_off))
-    demand = Demand().union(*(one.demand for one in summed))
+    copies = (sum(one.duplicate for one in sums.taken_off), sum(one.conflicting for one in sums.taken_off))
+    demand = Demand().union(*(one.demand for one in sums.parts))
     (usage,) = finish_days(run, [day], Found("merge_sums", {day.day: copies}, {day.day: demand} if demand else {}))
-    return keep_day(run, day, usage)
+    return usage
 
 
 def _name_events(run: Run, part: Part) -> None:

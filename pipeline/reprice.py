@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts import verify
+from pipeline.buckets import is_large, use_in_buckets
 from pipeline.contents import events_by_day
 from pipeline.contract.tables import API_KEY_DAY
 from pipeline.errors import BadPrices, KeytallyError
+from pipeline.fan_out import FanOut, fan_out
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.prices import Prices, read_prices
 from pipeline.report import Report
 from pipeline.rollup import DayInputs, grouped, use_of
 from pipeline.run import Run
-from pipeline.update import refuse_what_would_reprice_all, roll_up
+from pipeline.update import PLAIN_STEPS, refuse_what_would_reprice_all, roll_up
 
 
 class Change(NamedTuple):
@@ -63,10 +65,11 @@ class Repricing:
         }
 
 
-def reprice(run: Run, prices: Prices, first_day: date, last_day: date) -> Repricing:
+def reprice(run: Run, prices: Prices, first_day: date, last_day: date, fan_out: FanOut = fan_out) -> Repricing:
     """What `prices` would change of the published days from `first_day` to `last_day` (both included).
 
-    Nothing is written but what lies in scratch. Raises KeytallyError where a run would refuse these prices, and
+    Nothing is written but what lies in scratch and, while a large day is rolled up, in buckets/; and below books/ these
+    prices, where other machines do its steps. Raises KeytallyError where a run would refuse these prices, and
     ArtifactDamaged when a file that it takes is not what was written.
     """
     ledger = read_ledger(run.store)
@@ -76,9 +79,13 @@ def reprice(run: Run, prices: Prices, first_day: date, last_day: date) -> Repric
     inputs = _inputs(run, ledger, days)
     run.watch.begin("rolling up days", len(days))
     rolled: list[Path] = []
-    for group in grouped(inputs):
-        rolled += (of_day.usage.path for of_day in use_of(replace(run, prices=prices), group))
+    repriced = replace(run, prices=prices)
+    for group in grouped(day for day in inputs if not is_large(day)):
+        rolled += (of_day.usage.path for of_day in use_of(repriced, group))
         run.watch.advance(len(group))
+    for day in filter(is_large, inputs):
+        rolled.append(use_in_buckets(repriced, day, fan_out).usage.path)
+        run.watch.advance(1)
     published = [ledger.days[day].path_in(run.layout) for day in days]
     for path in published:
         verify(run.store, path)
@@ -100,7 +107,7 @@ def _inputs(run: Run, ledger: Ledger, days: Sequence[date]) -> list[DayInputs]:
     return inputs
 
 
-def put_in_force(run: Run, repricing: Repricing, book: bytes) -> Report:
+def put_in_force(run: Run, repricing: Repricing, book: bytes, fan_out: FanOut = fan_out) -> Report:
     """Put a book in the place of the data root's, which stays below books/, and roll up what it touches, with what
     else is new in raw/.
 
@@ -118,4 +125,4 @@ def put_in_force(run: Run, repricing: Repricing, book: bytes) -> Report:
     finished = run.scratch / run.layout.prices.name
     finished.write_bytes(book)
     run.store.write(finished, run.layout.prices)
-    return roll_up(run)
+    return roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out))

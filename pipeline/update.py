@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
-from pipeline.buckets import LINES_IN_ONE_STEP, roll_up_in_buckets
+from pipeline.buckets import is_large, roll_up_in_buckets
 from pipeline.contents import days_touched, events_by_day, quarantined_by_day
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
@@ -304,11 +304,11 @@ class _Update:
             if self.run.prices.is_current(day, entry.pricing)
         }
         waiting = [day for day in days if (day.day, day.fingerprint) not in current]
-        groups = grouped(day for day in waiting if day.accepted <= LINES_IN_ONE_STEP)
+        groups = grouped(day for day in waiting if not is_large(day))
         for entries, seconds in self.steps.fan_out(self.run, partial(_timed, self.steps.roll_up_days), groups):
             self._note_rolled(entries, seconds)
         for day in waiting:
-            if day.accepted > LINES_IN_ONE_STEP:
+            if is_large(day):
                 begun = time.monotonic()
                 entry = roll_up_in_buckets(self.run, day, self.steps.fan_out)
                 self._note_rolled([entry], time.monotonic() - begun)

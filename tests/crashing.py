@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 import pipeline.buckets
 import pipeline.contract.seam
-import pipeline.update
 from pipeline.ledger import read_ledger
 from serving.reader import Reader
 from tests.conftest import Place, request
@@ -88,12 +87,12 @@ def large_scene(folder: Path) -> Scene:
 @contextmanager
 def in_buckets(lines: int) -> Iterator[None]:
     """Has days of more than so many lines rolled up in buckets of so many."""
-    held = pipeline.buckets.LINES_A_BUCKET, pipeline.update.LINES_IN_ONE_STEP
-    pipeline.buckets.LINES_A_BUCKET = pipeline.update.LINES_IN_ONE_STEP = lines
+    held = pipeline.buckets.LINES_A_BUCKET, pipeline.buckets.LINES_IN_ONE_STEP
+    pipeline.buckets.LINES_A_BUCKET = pipeline.buckets.LINES_IN_ONE_STEP = lines
     try:
         yield
     finally:
-        pipeline.buckets.LINES_A_BUCKET, pipeline.update.LINES_IN_ONE_STEP = held
+        pipeline.buckets.LINES_A_BUCKET, pipeline.buckets.LINES_IN_ONE_STEP = held
 
 
 def _place(folder: Path) -> Place:
@@ -161,10 +160,10 @@ import os, signal, sys
 from datetime import datetime
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import pipeline.buckets, pipeline.contract.seam, pipeline.update
+import pipeline.buckets, pipeline.contract.seam
 from tests.conftest import Place
 if sys.argv[2:]:
-    pipeline.buckets.LINES_A_BUCKET = pipeline.update.LINES_IN_ONE_STEP = int(sys.argv[2])
+    pipeline.buckets.LINES_A_BUCKET = pipeline.buckets.LINES_IN_ONE_STEP = int(sys.argv[2])
 for line in sys.stdin:
     root, now, number = line.rstrip("\\n").split("\\t")
     child = os.fork()

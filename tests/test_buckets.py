@@ -27,7 +27,7 @@ DAY = date(2025, 11, 10)
 def in_buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def of(lines: int) -> None:
         monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", lines)
-        monkeypatch.setattr("pipeline.update.LINES_IN_ONE_STEP", lines)
+        monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", lines)
 
     return of
 

@@ -24,13 +24,16 @@ import pytest
 import pipeline
 from pipeline import errors
 from pipeline.contract import seam
+from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import FanOut, fan_out_of
 from pipeline.intake import take_in
+from pipeline.prices import read_prices
 from pipeline.raw import list_raw
 from pipeline.report import Report
+from pipeline.reprice import reprice
 from pipeline.run import Run, Watch, start_run
 from pipeline.update import PLAIN_STEPS, backfill, roll_up
 from pipeline.usage import NothingPublished
@@ -96,7 +99,7 @@ def nothing_here(*_: object) -> None:
 def in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every day is too large for one step."""
     monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 100)
-    monkeypatch.setattr("pipeline.update.LINES_IN_ONE_STEP", 100)
+    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 100)
 
 
 def with_another_release(folder: Path) -> Path:
@@ -261,6 +264,31 @@ def test_workers_price_by_the_book_that_the_run_found(place: Place, alone: Place
     assert report.as_json() == {**expected.as_json(), "seconds": report.as_json()["seconds"]}
     assert place.published("api_key_day")["cost"].sum() > 0
     assert_equal(place, alone)
+
+
+def test_workers_reprice_a_large_day_by_the_book_that_is_tried(
+    place: Place, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start_worker()
+    place.now = place.now.replace(year=2027)
+    book = (CASE / "prices.csv").read_bytes()
+    place.layout.prices.write_bytes(book.splitlines(keepends=True)[0])
+    place.layout.rates.write_bytes((CASE / "fx.csv").read_bytes())
+    place.write_raw("otel-genai/a.jsonl", (CASE / "gateway.jsonl").read_bytes())
+    place.roll_up()
+    with start_run(place.settings, lambda: place.now) as run:
+        prices = read_prices(run.store, run.settings.currency, book)
+        expected = reprice(run, prices, FIRST_DAY, LAST_DAY)
+    assert expected.changes
+    before = place.artifacts(), sorted(place.layout.books.iterdir())
+    monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 2)
+    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 2)
+    monkeypatch.setattr("pipeline.buckets.statement_for", nothing_here)
+    with fanned_out(place, cluster.address) as (run, fan_out):
+        assert reprice(run, prices, FIRST_DAY, LAST_DAY, fan_out) == expected
+    assert place.artifacts() == before[0]
+    assert {*place.layout.books.iterdir()} - {*before[1]} == {place.layout.books / prices.kept["prices"]}
+    assert list(place.layout.buckets.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ finally:
 """
 FEW_FILES = """
 import resource
-from pipeline import buckets, update
+from pipeline import buckets
 resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
-buckets.LINES_A_BUCKET, update.LINES_IN_ONE_STEP = {lines_a_bucket}, {lines_a_bucket}
+buckets.LINES_A_BUCKET = buckets.LINES_IN_ONE_STEP = {lines_a_bucket}
 """
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak of a process")

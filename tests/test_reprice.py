@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
+from pipeline.fan_out import fan_out
+from pipeline.run import Run
 from tests.conftest import Place
 from tests.pricing import book_of
 
@@ -65,6 +67,10 @@ class Shop:
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.run(*arguments, "--json").stdout)
+
+    def files(self) -> dict[Path, int]:
+        """Every file below the data root, with the moment it was written."""
+        return {path: path.stat().st_mtime_ns for path in self.place.layout.root.rglob("*") if path.is_file()}
 
     def write_book(self, *rows: str) -> None:
         self.place.layout.prices.write_text(book_of(*rows))
@@ -152,6 +158,29 @@ def test_a_book_that_is_applied_makes_what_was_shown(shop: Shop) -> None:
     assert Decimal(shown[0]["cost_after"]) == sum(
         rows[(rows.model == "gpt") & (rows.day.astype(str) > "2025-11-10")].cost
     )
+    assert json.loads(shop.reprice(*NEW).stdout)["changes"] == []
+
+
+def test_a_large_day_is_repriced_in_buckets_of_which_nothing_stays(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.write_book(*OLD)
+    shop.run("rollup")
+    shown = shop.reprice(*NEW).stdout
+    before = shop.files()
+    done: list[str] = []
+
+    def noting(run: Run, step: Any, items: list[object]) -> object:
+        done.append(getattr(step, "func", step).__name__)
+        return fan_out(run, step, items)
+
+    monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 2)
+    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 2)
+    monkeypatch.setattr("pipeline.fan_out.fan_out", noting)
+    assert shop.reprice(*NEW).stdout == shown
+    assert done == ["_sum", "_find_repeated"] * 2
+    assert shop.files() == before
+    applied = json.loads(shop.reprice(*NEW, more="--apply --json").stdout)
+    assert applied["changes"] == json.loads(shown)["changes"]
+    assert done[-3:] == ["_sum", "_find_repeated", "_merge"], "as a run does it"
     assert json.loads(shop.reprice(*NEW).stdout)["changes"] == []
 
 
