@@ -253,12 +253,12 @@ class Prices:
         return {made_from: file.name for made_from, file in self.files.items()}
 
     def keep(self, store: Store, scratch: Path) -> None:
-        """Keep the files below books/, where the ledger names them."""
+        """Keep the files below books/, where the ledger names them; anew where they are, for another run's sweep may
+        just have found that nobody names them."""
         for made_from, file in self.files.items():
-            if store.signature(store.layout.books / file.name) is None:
-                finished = scratch / f"{made_from}.csv"
-                finished.write_bytes(file.content)
-                artifacts.keep(store, finished, store.layout.books, made_from)
+            finished = scratch / f"{made_from}.csv"
+            finished.write_bytes(file.content)
+            artifacts.keep(store, finished, store.layout.books, made_from)
 
     def _answered(self, day: date, demand: Demand | None) -> str:
         """Names what is answered; where the demand is not listed, everything there is to answer with."""

@@ -12,7 +12,7 @@ from deltalake.exceptions import DeltaError
 from pipeline.contract.layout import Layout
 from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
 from pipeline.contract.seam import step
-from pipeline.contract.store import Store, StoreError
+from pipeline.contract.store import Found, Store, StoreError
 from pipeline.ledger import DayEntry, FileEntry, Ledger
 from pipeline.publish import Partition
 from pipeline.run import Run
@@ -52,8 +52,8 @@ def start_grace_of_all(run: Run, files: Mapping[str, FileEntry], days: Mapping[d
     is over it may be put back.
     """
     layout = run.layout
-    folders = (layout.events, layout.daily, layout.rejected)
-    there = {found.path for folder in folders for found in run.store.list(folder) if found.path.suffix == ".parquet"}
+    folders = (layout.events, layout.daily, layout.rejected, layout.books)
+    there = {found.path for folder in folders for found in _ours(run.store, folder)}
     needed = {*_artifacts(layout, files.values(), days.values())}
     run.store.start_grace(sorted(there - needed), run.clock().timestamp())
 
@@ -74,10 +74,11 @@ def _sweep(run: Run, files: Mapping[str, FileEntry], days: Mapping[date, DayEntr
     in_grace = (run.clock() - GRACE).timestamp()
     newest = _newest(run.store)
     needed = {*_artifacts(layout, files.values(), days.values()), *_published(layout, newest)}
+    needed |= {layout.books / name for name in run.prices.kept.values()}  # the next day is priced by them
     # Not Delta's vacuum: it writes two more versions to say what it deleted, although they publish nothing.
-    for folder in (layout.events, layout.daily, layout.rejected, layout.buckets, layout.rollups):
-        for found in run.store.list(folder):
-            if found.path.suffix != ".parquet" or found.path in needed or found.path.parent == layout.log:
+    for folder in (layout.events, layout.daily, layout.rejected, layout.buckets, layout.books, layout.rollups):
+        for found in _ours(run.store, folder):
+            if found.path in needed or found.path.parent == layout.log:
                 continue
             if found.since < in_grace and run.store.grace_started(found.path) < in_grace:
                 step("delete a superseded file")
@@ -95,6 +96,12 @@ def sweep_log(store: Store, version: int) -> None:
         if "#" in found.path.name and (not entry.isdigit() or int(entry) <= version):
             step("delete an unfinished log entry")
             store.delete(found.path)
+
+
+def _ours(store: Store, folder: Path) -> Iterable[Found]:
+    """The files below a folder that are called as ours are."""
+    suffix = ".csv" if folder == store.layout.books else ".parquet"
+    return (found for found in store.list(folder) if found.path.suffix == suffix)
 
 
 def _newest(store: Store) -> Publication:
@@ -115,3 +122,5 @@ def _artifacts(layout: Layout, files: Iterable[FileEntry], days: Iterable[DayEnt
             yield layout.rejected / entry.take_in.rejected
     for day in days:
         yield day.path_in(layout)
+        if day.pricing:
+            yield from (layout.books / name for name in (day.pricing.book, day.pricing.rates) if name)

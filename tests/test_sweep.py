@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import pipeline.sweep
+from pipeline.prices import read_prices
 from pipeline.run import start_run
 from pipeline.sweep import GRACE
 from tests.conftest import Place, request
+from tests.pricing import PricedPlace, book_of, priced
 
 KINDS = ("events", "daily", "rejected", "rollups")
 
@@ -76,6 +78,57 @@ def test_what_is_needed_stays_however_old_it_is(now_place: Place) -> None:
     assert place.rejected("a.jsonl") == [(2, "not_json")]
     report = place.backfill("2024-01-01", "2025-12-31")
     assert (report.held_back, len(report.days)) == ([], 4)
+
+
+def test_books_and_rates_go_after_their_grace_once_no_day_names_them(tmp_path: Path) -> None:
+    place = PricedPlace(tmp_path / "data")
+    place.now = datetime.now(UTC)
+    later = iter(range(1, 9))
+
+    def books_after(grace: timedelta) -> set[str]:
+        place.now += grace
+        place.write_raw(f"{len(place.artifacts())}.jsonl", request(9, timestamp=f"2024-01-0{next(later)}T00:00:00Z"))
+        place.roll_up()
+        return {path.name for path in place.layout.books.iterdir()}
+
+    def named() -> set[str | None]:
+        pricings = [entry.pricing for entry in place.ledger().days.values() if entry.pricing]
+        return {name for pricing in pricings for name in (pricing.book, pricing.rates)}
+
+    place.write_book("gpt,2025-01-01,1,1,USD")
+    place.write_rates("2025-11-10,USD,CHF,0.8", "2025-11-11,USD,CHF,0.8")
+    place.write_raw("a.jsonl", priced(1), priced(2, at="2025-11-11T12:00:00Z"))
+    place.roll_up()
+    old = named()
+    place.write_book("gpt,2025-01-01,2,1,USD")
+    place.write_rates("2025-11-10,USD,CHF,0.9", "2025-11-11,USD,CHF,0.8")
+    place.roll_up()
+    of_both_days = named()
+    place.write_book("gpt,2025-01-01,2,1,USD", "gpt,2025-11-11,3,1,USD")
+    place.roll_up()
+    newest = named()
+    assert len(of_both_days & newest) == 2, "one day is as it was"
+    with start_run(place.settings, lambda: place.now) as run:
+        tried = read_prices(run.store, "CHF", book_of("gpt,2025-01-01,5,1,CHF").encode())
+        tried.keep(run.store, run.scratch)
+        place.write_book("gpt,2025-01-01,2,1,USD", "gpt,2025-11-11,3,1,USD", "nobody-asks-for-it,2025-01-01,1,1,CHF")
+        in_force = read_prices(run.store, "CHF")
+        in_force.keep(run.store, run.scratch)
+    assert books_after(GRACE - timedelta(minutes=1)) == old | newest | {tried.kept["prices"], in_force.kept["prices"]}
+    assert books_after(timedelta(minutes=2)) == newest | {in_force.kept["prices"]}
+    assert books_after(3 * GRACE) == newest | {in_force.kept["prices"]}
+
+
+def test_a_book_that_is_named_again_is_not_taken_by_a_sweep_that_found_it_named_by_nobody(tmp_path: Path) -> None:
+    place = PricedPlace(tmp_path / "data")
+    place.write_book("gpt,2025-01-01,1,1,CHF")
+    place.write_raw("a.jsonl", priced(1))
+    place.roll_up()
+    (found,) = place.store.list(place.layout.books)
+    place.write_raw("b.jsonl", priced(2))
+    place.roll_up()
+    place.store.delete_found(found)
+    assert found.path.exists()
 
 
 def test_sweeping_writes_no_version(now_place: Place) -> None:

@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def books(self) -> Path:
-        """The price books and tables of rates that days were priced by. They stay: the ledger names them."""
+        """The price books and tables of rates that days were priced by, for as long as the ledger names them."""
         return self.root / "books"
 
     @property
