@@ -1018,7 +1018,7 @@ def usage(organization_id: str, month: date | None, by: Literal["day", "key", "m
     if not rows:
         click.echo(f"{organization_id} made no request with an API key in {month_name(month)}, or none is loaded.")
     else:
-        _show_usage(by, rows, total, settings.currency)
+        _show_usage(by, rows, total, published.currency or settings.currency)
     click.echo(
         f"Version {published.version}, through {instant_text(published.as_of) or 'a moment nobody knows'}."
         f" {'Which days are loaded: keytally status --days.' if by == 'day' or not rows else ''}".rstrip()

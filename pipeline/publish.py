@@ -23,6 +23,7 @@ from pipeline.contract.layout import month_name, rollup_folder
 from pipeline.contract.published import (
     APPLICATION,
     CONTENTS,
+    CURRENCY,
     RUN_STARTED,
     Publication,
     PublishedFile,
@@ -81,6 +82,7 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
                         custom_metadata={
                             "keytally.commit": commit_name,
                             RUN_STARTED: run.started.isoformat(),
+                            CURRENCY: run.settings.currency,
                             **notes,
                         },
                         # Delta would rebase a commit that touches other files than the one it lost against. Two runs

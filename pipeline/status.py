@@ -328,7 +328,7 @@ def write_last_run(
     held_back: reasons by file and signature. findings: days of which something is held back. confirmed,
     quarantined: see LastRun.
     """
-    started = run.started
+    started, currency = run.started, run.settings.currency
     before = read_last_run(run.store)
     if before and before.started <= run.clock() and before.version >= version and before.started > started:
         return  # a run that started later has ended already, and knew more
@@ -340,7 +340,6 @@ def write_last_run(
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    unfinished.write_text(
-        LastRun(started, version, held_back, findings, confirmed, quarantined).as_json(), encoding="utf-8"
-    )
+    note = LastRun(started, version, held_back, findings, confirmed, quarantined, currency)
+    unfinished.write_text(note.as_json(), encoding="utf-8")
     run.store.write(unfinished, run.layout.last_run)

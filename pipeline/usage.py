@@ -37,11 +37,13 @@ _MEASURES = tuple(column.name for column in ORGANIZATION_DAY.columns if column.m
 
 
 class PublishedUsage(NamedTuple):
-    """Rows of one version, in order. as_of: the moment through which its logs were looked at, None: nobody knows."""
+    """Rows of one version, in order. as_of: the moment through which its logs were looked at; currency: of the costs;
+    None: nobody knows."""
 
     rows: pa.Table
     version: int
     as_of: datetime | None
+    currency: str | None
 
 
 class NothingPublished(KeytallyError):
@@ -99,7 +101,8 @@ def published_usage(store: Store, org: str | None, first_day: date, last_day: da
     )
     run = newest_run(store, note, publication.version)
     in_order = usage.take(pc.sort_indices(usage, sort_keys=[(name, "ascending") for name in grain]))
-    return PublishedUsage(in_order, publication.version, run.started if run else None)
+    said = (run.started, run.currency) if run else (None, None)
+    return PublishedUsage(in_order, publication.version, *said)
 
 
 def _parts(

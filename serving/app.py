@@ -95,8 +95,8 @@ def create_app(
         # keytally.access and /metrics tell what happened; FastAPI's own spans would name organizations.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    document = openapi_document(app.title, app.version, settings.currency)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    document_in = functools.cache(functools.partial(openapi_document, app.title, app.version))
+    app.openapi = lambda: document_in(reader.currency or settings.currency)  # type: ignore[method-assign]
     for route in app.routes:
         if isinstance(route, Mount):
             route.app = _whole(route.app)

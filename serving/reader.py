@@ -61,13 +61,14 @@ class Confirmed:
     """A version, and what the newest run that published or confirmed it said.
 
     last_run: its note, None where there is none. as_of: start of that run, UTC; None when nobody knows.
-    findings: days that files it held back touch.
+    findings: days that files it held back touch. currency: what all costs are in; None where it did not say.
     """
 
     publication: Publication
     last_run: LastRun | None
     as_of: datetime | None
     findings: frozenset[date]
+    currency: str | None = None
 
     @cached_property
     def as_of_text(self) -> bytes | None:
@@ -135,6 +136,11 @@ class Reader:
     def last_confirmed(self) -> Confirmed | None:
         """As `confirmed`; None when none could be looked up, ever."""
         return self._confirmed
+
+    @property
+    def currency(self) -> str | None:
+        """What all costs of it are in; None when nobody says."""
+        return None if self._confirmed is None else self._confirmed.currency
 
     @property
     def publication(self) -> Publication:
@@ -262,7 +268,9 @@ class Reader:
             committed = run_of(self._store, publication.version)
             said += [committed] if committed is not None else []
         as_of = max((run.started for run in said), default=None)
-        return Confirmed(publication, last_run, as_of, said[-1].findings if said else frozenset())
+        if not said:
+            return Confirmed(publication, last_run, as_of, frozenset())
+        return Confirmed(publication, last_run, as_of, said[-1].findings, said[-1].currency)
 
     def _look_at_log(self) -> LogState:
         return self._store.look_at_log(self._table.version() if self._table else None)

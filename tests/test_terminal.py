@@ -62,6 +62,12 @@ def test_usage_has_the_sums_of_the_requests(by: str) -> None:
     assert "Version 1, through 2025-11-15T10:30:00Z." in text
 
 
+def test_usage_is_labelled_with_the_currency_that_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYTALLY_CURRENCY", "USD")
+    shown = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11"]).stdout
+    assert ("cost, CHF" in shown, "USD" in shown) == (True, False)
+
+
 def test_usage_of_nobody_is_told_from_a_data_root_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(cli.main, ["usage", "--org", "org_nobody", "--month", "2025-11"])
     assert done.exit_code == 0

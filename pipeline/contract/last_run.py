@@ -21,7 +21,8 @@ class LastRun:
     not take, reasons by file and signature. findings: the days of which something is held back. confirmed: by
     file and signature, the content that the version's ledger says the file has, although it knows another signature:
     the file was touched and holds it still, or was emptied, which takes nothing back. quarantined: lines it
-    quarantined, of the files it took in.
+    quarantined, of the files it took in. currency: what all costs of the version are in; None where that was not
+    written down yet.
     """
 
     started: datetime
@@ -30,6 +31,7 @@ class LastRun:
     findings: frozenset[date]
     confirmed: Mapping[tuple[str, str], str] = field(default_factory=dict)
     quarantined: int = 0
+    currency: str | None = None
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -46,6 +48,7 @@ class LastRun:
                 for (file, signature), content in self.confirmed.items()
             ],
             "quarantined": self.quarantined,
+            "currency": self.currency,
         }
         return json.dumps(note, indent=2) + "\n"
 
@@ -62,6 +65,7 @@ def read_last_run(store: Store) -> LastRun | None:
             findings=frozenset(date.fromisoformat(day) for day in note["findings"]),
             confirmed={(one["file"], one["signature"]): one["content"] for one in note.get("confirmed", ())},
             quarantined=int(note.get("quarantined", 0)),
+            currency=note.get("currency"),
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

@@ -20,6 +20,7 @@ from pipeline.contract.store import Store
 APPLICATION = "keytally"  # names our transactions in the Delta log
 CONTENTS = "keytally.contents"  # names the transaction that carries digest_of a version's files
 RUN_STARTED = "keytally.run_started"  # in a commit: when its run started
+CURRENCY = "keytally.currency"  # in a commit: what all costs are in
 FINDINGS = "keytally.findings"  # in a commit: the days of which its run held something back
 
 
@@ -131,6 +132,6 @@ def run_of(store: Store, version: int) -> LastRun | None:
             actions = [json.loads(line) for line in entry]
         said = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         findings = frozenset(date.fromisoformat(day) for day in said[FINDINGS].split())
-        return LastRun(instant(said[RUN_STARTED]), version, {}, findings)
+        return LastRun(instant(said[RUN_STARTED]), version, {}, findings, currency=said.get(CURRENCY))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, StopIteration):
         return None

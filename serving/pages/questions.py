@@ -40,10 +40,17 @@ _NOTHING = Total(0, _ZERO, _ZERO, _ZERO)
 
 
 class Viewer(NamedTuple):
-    """For whom a page is made: how it is labelled, and where it leads. Equal for all who see the same page."""
+    """For whom a page is made: how it is labelled, and where it leads. Equal for all who see the same page.
+
+    currency: the deployment's, for costs of which nobody says what they are in.
+    """
 
     currency: str
     operator: bool
+
+    def of(self, published: Confirmed) -> Viewer:
+        """The same, who is told what the published costs are in."""
+        return self._replace(currency=published.currency or self.currency)
 
 
 class Day(NamedTuple):
@@ -126,7 +133,8 @@ class MonthPage(NamedTuple):
             return None
         before = published.usage_of(month_of(self.month - timedelta(days=1)))
         around = months_around(self.month, published)
-        return files, before, published.coverage_of(self.month), names.signature, published.as_of_text, around
+        told = published.as_of_text, published.currency
+        return files, before, published.coverage_of(self.month), names.signature, told, around
 
     def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:  # noqa: ARG002
         """The page. Raises UsageUnavailable, InvalidRequest."""
@@ -160,7 +168,7 @@ class MonthPage(NamedTuple):
             "month.html",
             lasting=files is not None,
             page=self,
-            viewer=self.viewer,
+            viewer=self.viewer.of(published),
             organization=organization_id,
             as_of=published.as_of,
             is_published=files is not None,
@@ -230,7 +238,7 @@ class YearPage(NamedTuple):
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:  # noqa: ARG002
         """What the page depends on, beside the question and the organization; None when nothing is published of it."""
         files = self._files(published)
-        return (tuple(files.values()), published.as_of_text) if files else None
+        return (tuple(files.values()), published.as_of_text, published.currency) if files else None
 
     def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:  # noqa: ARG002
         """The page. Raises UsageUnavailable."""
@@ -249,7 +257,7 @@ class YearPage(NamedTuple):
             "year.html",
             lasting=bool(files),
             page=self,
-            viewer=self.viewer,
+            viewer=self.viewer.of(published),
             organization=organization_id,
             as_of=published.as_of,
             total=_sum(totals.values()),
@@ -281,6 +289,7 @@ class Overview(NamedTuple):
         return (
             published.publication.version,
             published.as_of_text,
+            published.currency,
             published.coverage_of(self.month),
             (run.started, run.quarantined, tuple(run.held_back.items())) if run else None,
         )
@@ -310,7 +319,7 @@ class Overview(NamedTuple):
             "overview.html",
             lasting=bool(files),
             page=self,
-            viewer=self.viewer,
+            viewer=self.viewer.of(published),
             as_of=published.as_of,
             version=published.publication.version,
             total=_sum(used.values()),
