@@ -173,11 +173,12 @@ def _rows(
     except UnicodeDecodeError as error:
         row = content.count(b"\n", 0, error.start) + 1
         raise BadPrices(name, row, None, "it is not UTF-8; save the file as UTF-8") from None
+    _check_separator(text, name)
     records = _records(text, name)
     _, header = next(records, (1, []))
     _check_header(header, name, columns, defaults)
     for row, record in records:
-        if not record:
+        if not any(record):  # a spreadsheet writes its blank rows as commas
             continue
         if len(record) != len(header):
             raise BadPrices(
@@ -213,6 +214,14 @@ def _records(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             raise BadPrices(name, row, None, f"it is no row of CSV ({error}); see to its quotes") from None
         yield row, record
+
+
+def _check_separator(text: str, name: str) -> None:
+    first = text.partition("\n")[0]
+    for separator, named in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in first and "," not in first:
+            what = f"its fields are separated by {named}; save it with commas between them, and points in numbers"
+            raise BadPrices(name, 1, None, what)
 
 
 def _check_header(header: list[str], name: str, columns: _Columns, defaults: Mapping[str, int | None]) -> None:

@@ -87,7 +87,8 @@ def _closeness(pattern: str, model: str | None) -> int:
 
 
 def _rows(text: str) -> list[Row]:
-    return [row for row in csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")) if row]
+    header, *rows = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="")) if text else [[]]
+    return [dict(zip(header, row, strict=True)) for row in rows if any(row)]
 
 
 def _microseconds(moment: str) -> int:

@@ -29,6 +29,7 @@ def test_a_book_is_read_as_spreadsheets_write_it() -> None:
         b"\xef\xbb\xbf" + book(ROW),
         book(ROW).replace(b"\n", b"\r\n") + b"\r\n\r\n",
         book('"gpt","2025-11-01","2.5","10","USD"'),
+        book(",,,,", ROW, ",,,,,,", '"",,,,'),
         book("USD,10,2.50,2025-11-01,gpt", header=",".join(reversed(HEADER.split(",")))),
         book("gpt,2025-11-01T01:00:00+01:00,002.5000000000000000,10,USD", ""),
         book(
@@ -48,6 +49,14 @@ def test_a_book_is_read_as_spreadsheets_write_it() -> None:
         (book(ROW, header=HEADER.replace(",currency", "")), "row 1, column currency", "missing"),
         (book(ROW, header=HEADER.replace("model", "Model")), "row 1, column Model", "no such column"),
         (book(ROW, header=HEADER + ",model"), "row 1, column model", "named twice"),
+        (
+            book(ROW).replace(b",", b";"),
+            "prices.csv, row 1: its fields",
+            "separated by semicolons; save it with commas",
+        ),
+        (book(ROW, header='"model";"valid_from"'), "row 1", "separated by semicolons"),
+        (book(ROW).replace(b",", b"\t"), "row 1", "separated by tabs"),
+        (book(ROW.replace(",", ";")), "row 2", "it has 1 fields, and the header 5"),
         (book(ROW, "", "gpt,2025-11-01T00:00:00Z,1,1,CHF"), "row 4, column valid_from", "row 2 has a price"),
         (book(ROW, "gpt,2025-11-02,1,USD"), "row 3", "it has 4 fields, and the header 5"),
         *[

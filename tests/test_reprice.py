@@ -233,7 +233,9 @@ def test_a_book_is_not_looked_at_in_another_currency(shop: Shop, monkeypatch: py
 
 def test_a_recount_by_other_code_finds_the_same_costs_and_units(shop: Shop) -> None:
     shop.write_book(*NEW, "llama,2025-11-11T12:00:00Z,0.333333333333,1,,,7,3,USD")
-    shop.place.layout.rates.write_text("day,from,to,rate\n2025-11-11,USD,CHF,0.88451\n")
+    shop.place.layout.rates.write_text("day,from,to,rate\n,,,\n2025-11-11,USD,CHF,0.88451\n")
+    with shop.place.layout.prices.open("a") as book:
+        book.write(",,,,,,,,\n")
     assert shop.run("rollup").exit_code == 3, "of the third day there is no rate"
     found = shop.json("reconcile", "--from", "2025-11-01", "--to", "2025-11-30")
     assert (found["equal"], found["differences"]) == (True, [])
