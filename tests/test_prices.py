@@ -53,6 +53,16 @@ def test_a_request_that_nobody_knows_a_price_of_counts_and_is_priced_once_it_is_
     assert not shop.roll_up().published
 
 
+def test_a_request_that_names_no_model_has_the_price_of_a_star_alone(shop: PricedPlace) -> None:
+    shop.write_raw("a.jsonl", priced(1, None, input_tokens=1_000_000))
+    shop.write_book("g*,2025-01-01,9,9,CHF")
+    report = shop.roll_up()
+    assert [day.missing for day in report.unpriced] == [["a price of requests that name no model"]]
+    shop.write_book("g*,2025-01-01,9,9,CHF", "*,2025-01-01,2,1,CHF")
+    shop.roll_up()
+    assert list(shop.costs().values()) == [(1, "2", 0)]
+
+
 def test_a_change_of_the_book_rolls_up_exactly_the_days_it_touches(shop: PricedPlace) -> None:
     days = [f"2025-11-{day:02}" for day in range(1, 7)]
     for number, day in enumerate(days):
