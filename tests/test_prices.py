@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.contract.store import FolderStore
+from pipeline.engine import Engine
 from pipeline.errors import KeytallyError
+from pipeline.prices import Answer, Exchange, Largest, Tariff
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
 from pipeline.update import roll_up
@@ -241,6 +244,50 @@ def test_a_book_that_is_written_to_while_it_is_read_is_not_taken(
     monkeypatch.setattr(FolderStore, "open", written_to)
     with pytest.raises(KeytallyError, match="written to while it was read"):
         shop.roll_up()
+
+
+DAY = date(2025, 11, 10)
+
+
+@pytest.mark.parametrize(
+    ("dividend", "divisor", "fits"),
+    [(2**63 - 1, 1, True), (2**63, 1, False), (1, 2**62 - 1, True), (1, 2**62, False)],
+)
+def test_64_bits_are_taken_where_they_hold_every_number(dividend: int, divisor: int, fits: bool) -> None:
+    start = datetime(2025, 11, 10, tzinfo=UTC)
+    small = Tariff(DAY, "llama", start, start + timedelta(days=1), 0, 0, 0, 0, 1)
+    for price in ({"input": dividend}, {"cached_input": dividend}, {"output": dividend}, {"request": dividend}):
+        tariff = small._replace(divisor=divisor, **price)
+        assert Answer((small, tariff)).fits_64_bits(Largest(1, 1, 0)) == fits
+        assert Answer((small, tariff)).fits_64_bits(Largest(0, 0, 0)) == fits, "the price itself is a number too"
+    exchange = Exchange(DAY, "USD", dividend, divisor)
+    assert Answer((), (), (exchange,)).fits_64_bits(Largest(0, 0, 1)) == fits
+    halves = small._replace(input=2**62, output=2**62 - 1)
+    assert Answer((halves,)).fits_64_bits(Largest(1, 1, 0))
+    assert not Answer((halves._replace(request=1),)).fits_64_bits(Largest(1, 1, 0))
+
+
+@pytest.mark.parametrize(("output_tokens", "taken"), [(1, "in_64_bits"), (2, "in_128_bits")])
+def test_a_day_at_the_edge_of_64_bits_is_priced_to_the_last_digit(
+    shop: PricedPlace, monkeypatch: pytest.MonkeyPatch, output_tokens: int, taken: str
+) -> None:
+    """With one token of the answer the dividend is 2^63 - 1, with two it is 2^63; over a million."""
+    shop.write_book("gpt,2025-01-01,0.004294967298,0.000000000001,CHF")
+    requests = [priced(number, input_tokens=2**31 - 1, output_tokens=output_tokens) for number in range(1_000)]
+    shop.write_raw("a.jsonl", *requests, priced(1_000, input_tokens=0, output_tokens=0))
+    done: list[str] = []
+    honest = Engine.run
+
+    def noting(engine: Engine, name: str, **parameters: object) -> None:
+        done.append(name)
+        honest(engine, name, **parameters)
+
+    monkeypatch.setattr(Engine, "run", noting)
+    shop.roll_up()
+    assert {name for name in done if name.endswith("_bits")} == {taken}
+    assert shop.costs() == {("gpt", "2025-11-10"): (1_001, "9223.372036855", 0)}
+    monkeypatch.setattr(Answer, "fits_64_bits", lambda *_: False)
+    assert not shop.backfill("2025-11-10", "2025-11-10").published, "128 bits find the same"
 
 
 def test_a_session_of_any_size_fails_nothing(shop: PricedPlace) -> None:

@@ -16,25 +16,27 @@ from pipeline.contract.tables import published_schema
 from pipeline.usage import read_usage
 from tests.conftest import Place, request
 
-SINCE = {"unpriced", "pricing", "currency", "unpriced_before", "unpriced_after"}
+SINCE = {"unpriced", "pricing", "currency", "cached_input_tokens", "unpriced_before", "unpriced_after"}
 
 
 def make_older(place: Place) -> None:
     """Takes the columns that came since out of every file, and out of the table's log."""
     renamed: dict[str, str] = {}
-    for folder in (place.layout.daily, place.layout.rollups):
+    for folder in (place.layout.events, place.layout.daily, place.layout.rollups):
         for path in [path for path in folder.rglob("*.parquet") if path.parent != place.layout.log]:
             table = pq.read_table(path, partitioning=None)
             pq.write_table(table.drop_columns([name for name in table.column_names if name in SINCE]), path)
             made_from = path.stem.rpartition("-")[0]
             renamed[path.name] = f"{made_from}-{checksum_of(path)}.parquet"
             path.rename(path.with_name(renamed[path.name]))
-    for path in place.layout.rollups.rglob("part-*.parquet"):  # the ledger names the daily files
+    for path in place.layout.rollups.rglob("part-*.parquet"):  # the ledgers name the daily files, and those of events
         table = pq.read_table(path, partitioning=None)
-        if "artifact" in table.column_names:
-            names = [renamed[name] for name in table["artifact"].to_pylist()]
-            table = table.set_column(table.column_names.index("artifact"), "artifact", pa.array(names))
-            pq.write_table(table, path)
+        rows = table.to_pylist()
+        named = [one for row in rows for one in (row, *row.get("events", ())) if "artifact" in one]
+        if named:
+            for one in named:
+                one["artifact"] = renamed[one["artifact"]]
+            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
             new = path.rename(path.with_name(f"part-{checksum_of(path)}.parquet"))
             renamed.update({old: new.name for old, name in renamed.items() if name == path.name})
     log = place.layout.log_entry(1)
@@ -70,6 +72,7 @@ def test_what_an_older_keytally_published_is_read_and_added_to(place: Place, mon
         place.roll_up()
     before = place.usage()
     make_older(place)
+    assert [set(event) & SINCE for event in place.events("a.jsonl")] == [set()] * 3
     assert place.usage() == before
     assert read_usage(place.layout.root, by="key")["unpriced"].tolist() == [0, 0, 0]
     assert "unpriced" not in {field.name for field in DeltaTable(place.layout.rollups).schema().fields}
