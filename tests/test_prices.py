@@ -12,7 +12,7 @@ import pytest
 from pipeline.contract.store import FolderStore
 from pipeline.engine import Engine
 from pipeline.errors import KeytallyError
-from pipeline.prices import Answer, Exchange, Largest, Tariff
+from pipeline.prices import Answer, Exchange, Largest, Prices, Tariff, read_kept, read_prices
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
 from pipeline.update import roll_up
@@ -227,6 +227,27 @@ def test_a_file_of_prices_that_is_gone_leaves_what_was_published(shop: PricedPla
     assert shop.costs() == {("gpt", "2025-11-10"): (1, "0.8", 0)}
     path.write_text(header + "\n")
     assert shop.roll_up().unpriced[0].requests == 1
+
+
+def test_a_worker_parses_a_book_once_for_all_steps_of_a_run(shop: PricedPlace) -> None:
+    def kept(run: Run, currency: str = "CHF") -> Prices:
+        prices = read_prices(run.store, currency)
+        prices.keep(run.store, run.scratch)
+        found = read_kept(run.store, currency, prices.kept)
+        assert found == prices
+        return found
+
+    with start_run(shop.settings, lambda: shop.now) as run:
+        nothing = kept(run)
+        shop.write_book("gpt,2025-01-01,1,1,USD")
+        book = kept(run)
+        again = kept(run)
+        assert again.book is book.book
+        assert again._matching is not book._matching
+        assert book != nothing
+        shop.write_rates("2025-11-10,USD,CHF,0.8")
+        assert kept(run) != book
+        assert kept(run, "EUR").currency == "EUR"
 
 
 def test_a_book_that_is_written_to_while_it_is_read_is_not_taken(
