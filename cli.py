@@ -855,6 +855,11 @@ def _show_look(look: FirstLook, currency: str) -> None:
             f"Costs are in {', '.join(sorted(others))}, and what is published in {currency}: set KEYTALLY_CURRENCY, or"
             " keep a rate of each day in fx.csv in the data folder."
         )
+    if look.format is None and any(row["cost"] is not None and row["currency"] is None for row in look.samples):
+        click.echo(
+            f"No field says what the costs are in: they count as {currency}, unless you say it in the draft"
+            " (-- currency: ...)."
+        )
     if any(row["cost"] is None for row in look.samples):
         click.echo("Requests without a cost are priced by prices.csv in the data folder.")
     if look.format == "native":

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MOST_FIELDS = 2_000
 DEEPEST = 5
@@ -25,7 +25,7 @@ NAMES = {
     " customer accountid account workspaceid workspace companyid company teamid team groupid projectid project",
     "api_key_id": "apikeyid keyid httpxapikeyid apikeyhash userapikeyhash keyhash virtualkeyid apikeyname keyname"
     " apikeyalias clientid credentialid apikey accesskey key token",
-    "cost": "cost costusd totalcost responsecost requestcost price amount charge spend usd",
+    "cost": "cost totalcost responsecost requestcost price amount charge spend usd",
     "synapses": "synapses",
     "neurons": "neurons",
     "model": "model modelname modelgroup requestmodel modelid engine deployment",
@@ -48,6 +48,8 @@ _NO_SECRETS = {
     "clientid",
     "credentialid",
 }
+_CURRENCIES = {"currency", "currencycode", "costcurrency", "pricecurrency", "billingcurrency"}
+_CURRENCY = re.compile("(usd|eur|chf|gbp)$")  # behind the name of a cost
 _ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
 _ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
@@ -74,26 +76,42 @@ class _Field:
         return "record->>'$" + "".join(f'."{name}"' if not name.isidentifier() else f".{name}" for name in quoted) + "'"
 
 
+class _Currency(NamedTuple):
+    """In what costs are; stated: the field that says so."""
+
+    code: str
+    stated: _Field | None
+
+
 def draft_of(records: Sequence[str], kind: str, file: str) -> str:
     """The text of a format for records like these (JSON), read from files of one kind."""
     fields = list(_fields(records))
     found = {name: _candidates(fields, name) for name in NAMES}
-    columns = [_column(name, candidates, kind) for name, candidates in found.items() if candidates or name != _OPTIONAL]
     priced = bool(found["cost"])
+    currency = _currency(found["cost"][0], fields) if priced else None
+    columns = [
+        _column(name, candidates, kind, currency)
+        for name, candidates in found.items()
+        if candidates or name != _OPTIONAL
+    ]
     header = [
         f"-- A draft, made from the names of the fields of {' '.join(file.split())}: see that each is what it says.",
         f"-- reads: {kind}",
         f"-- prices: {'record' if priced else 'book'}",
         f"-- units: {'record' if found['synapses'] and found['neurons'] else 'tokens'}",
     ]
-    if priced and (currency := re.search("usd|eur|chf|gbp", found["cost"][0].name)):
-        header.append(f"-- currency: {currency[0].upper()}")
+    if currency:
+        header.append(f"-- currency: {currency.code}")
     elif priced:
-        header.append(
-            "-- Costs are taken to be in the deployment's own currency; else say '-- currency: USD', or which it is."
-        )
+        header += [
+            "-- No field says what the costs are in: they count as the deployment's own currency, unless the next line",
+            "-- names theirs and loses its first dashes.",
+            "-- -- currency: USD",
+        ]
     header.append("-- rounds: cost to 12 decimals, half-even" if priced else "-- rounds: nothing")
-    unused = sorted({".".join(each.path) for each in fields} - {".".join(c[0].path) for c in found.values() if c})
+    used = [candidates[0] for candidates in found.values() if candidates]
+    used += [currency.stated] if currency and currency.stated else []
+    unused = sorted({".".join(each.path) for each in fields} - {".".join(each.path) for each in used})
     if unused:
         shown = ", ".join(unused[:30]).replace("\n", " ") + (" ..." if len(unused) > 30 else "")
         header.append(f"-- Not used: {shown}"[:1000])
@@ -131,9 +149,25 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 def _candidates(fields: Sequence[_Field], name: str) -> list[_Field]:
     """The fields that may be this one, the likeliest first."""
     names = NAMES[name].split()
-    known = [each for each in fields if each.name in names and _fits(each, name)]
-    most = Counter({each.path: each.count for each in known})
-    return sorted(known, key=lambda each: (names.index(each.name), len(each.path), -most[each.path]))[: 1 + OTHERS]
+    called = {each.path: _called(each, name) for each in fields}
+    known = [each for each in fields if called[each.path] in names and _fits(each, name)]
+    return sorted(known, key=lambda each: (names.index(called[each.path]), len(each.path), -each.count))[: 1 + OTHERS]
+
+
+def _called(each: _Field, name: str) -> str:
+    """What a field is called; one of costs, without the currency behind it."""
+    return (name == "cost" and _CURRENCY.sub("", each.name)) or each.name
+
+
+def _currency(cost: _Field, fields: Sequence[_Field]) -> _Currency | None:
+    """In what costs are, as the name of their field says, or another field does in most records."""
+    if code := _CURRENCY.search(cost.name):
+        return _Currency(code[1].upper(), None)
+    for each in fields:
+        if each.name in _CURRENCIES and all(re.fullmatch("[A-Za-z]{3}", value) for value in each.values):
+            ((most, _),) = Counter(value.upper() for value in each.values).most_common(1)
+            return _Currency(most, each)
+    return None
 
 
 def _fits(each: _Field, name: str) -> bool:
@@ -153,7 +187,7 @@ def _is_epoch(each: _Field) -> bool:
     return all(_NUMBER.fullmatch(value) and float(value) > 10**9 for value in each.values)
 
 
-def _column(name: str, candidates: Sequence[_Field], kind: str) -> tuple[str, str | None]:
+def _column(name: str, candidates: Sequence[_Field], kind: str, currency: _Currency | None) -> tuple[str, str | None]:
     """A column of the select, and what is to be said of it."""
     if not candidates:
         missing = {
@@ -170,6 +204,9 @@ def _column(name: str, candidates: Sequence[_Field], kind: str) -> tuple[str, st
         source, comment = _moment(best, source)
     elif name == "cost":
         source = f"coalesce(cast(round_even(try_cast({source} as decimal(38, 30)), 12) as varchar), {source})"
+        if currency and currency.stated:  # what is in another must not be taken for it
+            source = f"case when upper({currency.stated.sql}) = '{currency.code}' then {source} end"
+            comment = "cost: missing where it is in another currency, which takes a format of its own"
     elif name == "api_key_id" and best.name not in _NO_SECRETS:
         comment = "api_key_id: hashed, for it may be a key in clear"
         hashed = f"'sha256:' || sha256({source})"

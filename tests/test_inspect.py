@@ -18,7 +18,7 @@ from pipeline import first_look
 from pipeline.errors import KeytallyError
 from pipeline.first_look import FirstLook, look_at
 from pipeline.format import formats_of
-from tests.conftest import Place, lines, request
+from tests.conftest import Place, Record, lines, request
 from tests.test_cli import data, keytally  # noqa: F401  # fixtures
 
 CASES = Path(__file__).parent / "cases"
@@ -192,6 +192,47 @@ def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
     log.rename(data / "raw/calls/a.jsonl")
     report: dict[str, Any] = json.loads(keytally("rollup", "--json").stdout)
     assert report["ingested"] == [{"file": "calls/a.jsonl", "lines": 1, "accepted": 1, "quarantined": 0}]
+
+
+CALL = {"id": "1", "ts": "2025-11-10T12:00:00Z", "org": "acme", "key_id": "k", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("costs", "currency", "accepted"),
+    [
+        ([{"cost_eur": 1}, {"cost_eur": 2}], "EUR", 2),
+        ([{"totalCostUSD": 1, "currency": "EUR"}], "USD", 1),
+        ([{"cost": 1, "Currency": "usd"}, {"cost": 2, "Currency": "CHF"}, {"cost": 3, "Currency": "USD"}], "USD", 2),
+        ([{"price": 1, "currency": "Swiss francs"}], None, 1),
+    ],
+)
+def test_a_draft_takes_no_cost_for_one_in_another_currency(
+    look: Look, tmp_path: Path, costs: list[Record], currency: str | None, accepted: int
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    path.write_bytes(lines(*({**CALL, **cost} for cost in costs)))
+    found = look(path)
+    assert (found.format, found.accepted, found.lines) == (None, accepted, len(costs))
+    assert {sample["currency"] for sample in found.samples} == {currency}
+    assert (f"\n-- currency: {currency}\n" in found.text) == (currency is not None)
+    rejected = {rejects.reason: rejects.lines for rejects in found.rejected}
+    assert rejected == ({"missing_field": len(costs) - accepted} if accepted < len(costs) else {})
+
+
+def test_what_costs_are_in_is_asked_where_no_field_says_it(
+    keytally: Keytally,  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "calls.jsonl"
+    log.write_bytes(lines({**CALL, "cost": 1}))
+    said = keytally("inspect", str(log), "--write", "calls").stdout
+    assert "No field says what the costs are in: they count as CHF, unless you say it in the draft" in said
+    decided = (data / "formats/calls.sql").read_text().replace("\n-- -- currency: USD\n", "\n-- currency: USD\n")
+    (data / "formats/calls.sql").write_text(decided)
+    said = keytally("inspect", str(log)).stdout
+    assert "No field says" not in said
+    assert "Costs are in USD, and what is published in CHF" in said
 
 
 def test_in_which_currency_costs_are_and_who_prices_the_rest_is_said(
