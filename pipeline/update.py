@@ -233,6 +233,7 @@ class _Update:
                 break
             files = healed  # a file taken in anew may have another name, and with it other days are dirty
 
+        self._refuse_two_currencies(ledger)
         days = dict(ledger.days)
         self.findings |= self.healing.beyond_repair
         self._restore(dirty, days, ledger, report)
@@ -251,6 +252,16 @@ class _Update:
         report.paces = {entry.day: self.paces[entry.day] for entry in report.days if entry.day in self.paces}
         report.months = sorted({month_of(day) for day in dirty})
         return files, days
+
+    def _refuse_two_currencies(self, ledger: Ledger) -> None:
+        """Raises KeytallyError where a new currency is meant, and a day cannot be rolled up anew: a month is a sum."""
+        currency = self.run.settings.currency
+        for day in sorted(self.healing.beyond_repair & ledger.days.keys()):
+            if ledger.days[day].currency not in (None, currency):
+                raise KeytallyError(
+                    f"{day} is published in {ledger.days[day].currency} and cannot be in {currency}: what it is"
+                    " made of is gone or damaged; put its raw files back into raw/. Nothing was changed"
+                )
 
     def _dirty(self, ledger: Ledger, fingerprints: Mapping[date, str]) -> set[date]:
         """The days to roll up: changed ones, those asked for, and those of their months whose file is damaged."""

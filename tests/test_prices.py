@@ -212,6 +212,24 @@ def test_another_currency_is_refused_unless_it_is_meant(shop: PricedPlace) -> No
         shop.roll_up()
 
 
+def test_a_day_that_cannot_be_in_the_new_currency_leaves_all_in_the_old_one(shop: PricedPlace) -> None:
+    gone = shop.write_raw("a.jsonl", request(1))
+    shop.write_raw("b.jsonl", request(2, timestamp="2025-11-11T12:00:00Z"))
+    shop.roll_up()
+    raw = gone.read_bytes()
+    gone.unlink()
+    for event in (shop.layout.events / "day=2025-11-10").iterdir():
+        event.unlink()
+    other = PricedPlace(shop.layout.root, KEYTALLY_CURRENCY="USD")
+    with start_run(other.settings, lambda: other.now) as run:
+        with pytest.raises(KeytallyError, match="2025-11-10 is published in CHF and cannot be in USD"):
+            roll_up(run, STEPS, new_currency=True)
+        assert shop.publication().version == 1
+        shop.write_raw("a.jsonl", raw)
+        assert roll_up(run, STEPS, new_currency=True).published
+    assert {entry.currency for entry in shop.ledger().days.values()} == {"USD"}
+
+
 @pytest.mark.parametrize("file", ["prices.csv", "fx.csv"])
 def test_a_file_of_prices_that_is_gone_leaves_what_was_published(shop: PricedPlace, file: str) -> None:
     shop.write_book("gpt,2025-01-01,1,1,USD")
