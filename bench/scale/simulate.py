@@ -40,12 +40,15 @@ class Prices:
 
 @dataclass(frozen=True)
 class Shape:
-    """What traffic is supposed to be. usage: rows of key and model of an organization on a day."""
+    """What traffic and machines are supposed to be. usage: rows of key and model of an organization on a day. hours:
+    that a night may take. cores: of a machine."""
 
     requests_an_organization: int
     most_organizations: int
     usage: int
     lines_a_file: int
+    hours: float
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Coefficients:
     file_stored: float
     file_cpu: float
     file_memory: float
+    share: float
 
 
 def coefficients() -> Coefficients:
@@ -77,7 +81,10 @@ def coefficients() -> Coefficients:
     per = np.array(taken, dtype=float) / np.array([[one.cpu] for one in cells])
     request, row, file = np.linalg.lstsq(per, np.ones(len(cells)), rcond=None)[0]
     misses = float(np.abs(per @ [request, row, file] - 1).max())
-    ledger = json.loads(must(run([sys.executable, "-m", "bench.scale.ledger"], {"PYTHONPATH": str(ROOT)})).said)
+    ledger, shares = (
+        json.loads(must(run([sys.executable, "-m", f"bench.scale.{name}"], {"PYTHONPATH": str(ROOT)})).said)
+        for name in ("ledger", "shares")
+    )
     largest = max(cells, key=lambda one: one.published["rows"])
     return Coefficients(
         request=float(request),
@@ -90,6 +97,7 @@ def coefficients() -> Coefficients:
         file_stored=ledger["stored"],
         file_cpu=ledger["cpu"],
         file_memory=ledger["memory"],
+        share=shares["share_cpu"],
     )
 
 
@@ -124,15 +132,34 @@ class Day:
         return math.ceil(self.requests / LINES_A_BUCKET) if self.requests > LINES_IN_ONE_STEP else 0
 
     @property
+    def parts(self) -> int:
+        """Of a day in buckets: steps, beside its buckets."""
+        return max(self.files, self.buckets) if self.buckets else 0
+
+    @property
     def between(self) -> int:
-        """Files between the steps: of each part of the day one for each bucket, and each bucket's sums."""
-        return max(self.files, self.buckets) * self.buckets + self.buckets
+        """Files between the steps: sums, hashes and copies of each part, and two of each bucket."""
+        return 3 * self.parts + 2 * self.buckets
+
+    @property
+    def fetched(self) -> int:
+        """How often one of them is fetched: sums once; what every step looks into, once by each machine."""
+        return self.parts + self.buckets + self.machines * (2 * self.parts + self.buckets)
+
+    @property
+    def machines(self) -> int:
+        return math.ceil(self.core_hours / self.shape.hours / self.shape.cores)
 
     @property
     def core_hours(self) -> float:
         """At most: what was measured of a row is charged for each time that it is written anew."""
         seconds = self.requests * self.costs.request + self.rows_of_month * self.costs.row
-        return (seconds + self.files * self.costs.file) / 3600
+        return (seconds + self.files * self.costs.file + self.sharing) / 3600
+
+    @property
+    def sharing(self) -> float:
+        """CPU seconds that go into opening the files of all parts for each bucket."""
+        return self.parts * self.buckets * self.costs.share
 
     @property
     def alone_hours(self) -> float:
@@ -157,24 +184,28 @@ class Day:
         return replace(self, requests=math.ceil(self.requests / self.shards), shape=shape)
 
     @property
-    def between_in_shards(self) -> int:
-        """With an event file of each raw file and shard, once there are several: every raw file has requests of all."""
-        of_events = self.files * self.shards if self.shards > 1 else 0
-        return self.shards * self.shard.between + of_events
+    def events_of_shards(self) -> int:
+        """Event files of a day: one of each raw file and shard, for every raw file has requests of all."""
+        return self.files * self.shards
 
     @property
     def live_files(self) -> int:
         """Files that the newest version names after three years."""
         return 36 * (len(USAGE) * self.shards + 2)
 
-    def billion(self, prices: Prices, between: int) -> dict[str, float]:
+    def billion(self, prices: Prices) -> dict[str, float]:
         """What a billion requests cost in a bucket, when there has been such traffic for a year: events stay."""
         share = 10**9 / self.requests
+        one = self.shard
+        writes = self.events_of_shards + self.shards * one.between
+        reads = self.files + self.events_of_shards + self.shards * one.fetched
         stored = self.requests * (self.costs.raw * RAW_DAYS + self.costs.event * DAYS_KEPT)
         stored += self.rows * self.costs.published * DAYS_KEPT
         return {
-            "CPU": self.core_hours * prices.core_hour * share,
-            "requests to the store": between * (prices.writes + prices.reads) / 1000 * share,
+            "CPU": (self.core_hours - self.sharing / 3600 + self.shards * one.sharing / 3600)
+            * prices.core_hour
+            * share,
+            "requests to the store": (writes * prices.writes + reads * prices.reads) / 1000 * share,
             "keeping": stored / 1e9 * prices.stored / DAYS_A_MONTH * share,
         }
 
@@ -193,6 +224,7 @@ def built(days: list[Day]) -> str:
             "of these the coordinator's, one after another": lambda day: _short(day.alone_hours),
             "buckets": lambda day: f"{day.buckets:,}" if day.buckets else "none",
             "files between steps": lambda day: f"{day.between:,}",
+            "core hours to open them": lambda day: _short(day.sharing / 3600),
             "raw files a year": lambda day: f"{day.known_files:,}",
             "the ledger's memory, GB": lambda day: _short(day.known_files * day.costs.file_memory / 1e9),
             "its CPU, s a run": lambda day: _short(day.known_files * day.costs.file_cpu),
@@ -203,8 +235,8 @@ def built(days: list[Day]) -> str:
 def sharded(days: list[Day], prices: Prices) -> str:
     """What they come to where a day is split by organization first."""
 
-    def priced(what: str, between: str) -> Callable[[Day], str]:
-        return lambda day: _short(day.billion(prices, getattr(day, between))[what])
+    def priced(what: str) -> Callable[[Day], str]:
+        return lambda day: _short(day.billion(prices)[what])
 
     return _table(
         days,
@@ -212,17 +244,17 @@ def sharded(days: list[Day], prices: Prices) -> str:
             "requests a day": lambda day: f"10^{round(math.log10(day.requests))}",
             "shards": lambda day: f"{day.shards:,}",
             "buckets of each": lambda day: f"{day.shard.buckets:,}" if day.shard.buckets else "none",
-            "files between steps and of events": lambda day: f"{day.between_in_shards:,}",
+            "files between steps": lambda day: f"{day.shards * day.shard.between:,}",
+            "of events": lambda day: f"{day.events_of_shards:,}",
             "a month's files of a shard, MB": lambda day: _short(
                 day.rows * DAYS_A_MONTH * day.costs.published / day.shards / 2 / 1e6
             ),
             "live files after 3 years": lambda day: f"{day.live_files:,}",
             "log actions a night": lambda day: f"{2 * len(USAGE) * day.shards:,}",
             "listings of raw/ a run": lambda day: f"{math.ceil(day.files * RAW_DAYS / 1000):,}",
-            "CPU of 10^9": priced("CPU", "between"),
-            "the store's requests, as built": priced("requests to the store", "between"),
-            "in shards": priced("requests to the store", "between_in_shards"),
-            "keeping a year of it": priced("keeping", "between"),
+            "CPU of 10^9": priced("CPU"),
+            "the store's requests": priced("requests to the store"),
+            "keeping a year of it": priced("keeping"),
         },
     )
 
@@ -234,7 +266,7 @@ def _table(days: list[Day], columns: dict[str, Callable[[Day], str]]) -> str:
 
 def _short(value: float) -> str:
     """Two digits that count, and no more than a reckoning is worth."""
-    return f"{float(f'{value:.2g}'):,.15g}"
+    return f"{float(f'{value:.2g}'):,.12f}".rstrip("0").rstrip(".")
 
 
 def main() -> None:
@@ -247,10 +279,19 @@ def main() -> None:
     parser.add_argument("--most-organizations", type=int, default=10_000_000)
     parser.add_argument("--usage", type=int, default=5, help="rows of key and model of an organization on a day")
     parser.add_argument("--lines-a-file", type=int, default=1_000_000)
+    parser.add_argument("--hours", type=float, default=2, help="that a night may take")
+    parser.add_argument("--cores", type=int, default=16, help="of a machine")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     prices = Prices(given.core_hour, given.writes, given.reads, given.stored)
-    shape = Shape(given.requests_an_organization, given.most_organizations, given.usage, given.lines_a_file)
+    shape = Shape(
+        given.requests_an_organization,
+        given.most_organizations,
+        given.usage,
+        given.lines_a_file,
+        given.hours,
+        given.cores,
+    )
     costs = coefficients()
     days = [Day(10**power, shape, costs) for power in POWERS]
     told = (
@@ -259,10 +300,12 @@ def main() -> None:
         f" this); {costs.raw:.0f} bytes a raw request, {costs.event:.0f} as an event, {costs.published:.0f} a row in"
         " all rollups; of each raw file that was ever taken in,"
         f" {costs.file_cpu * 1e6:.0f} µs of CPU and {costs.file_memory / 1000:.1f} KB of memory in every run, and"
-        f" {costs.file_stored:.0f} bytes in every version.\n\n"
+        f" {costs.file_stored:.0f} bytes in every version; {costs.share * 1000:.1f} ms for a bucket's share in a part"
+        " of a day.\n\n"
         f"Supposed: {shape.requests_an_organization} requests a day of an organization, at most"
         f" {shape.most_organizations:,} organizations, {shape.usage} rows of each on a day; raw files of"
-        f" {shape.lines_a_file:,} requests, kept for {RAW_DAYS} days; one run a night."
+        f" {shape.lines_a_file:,} requests, kept for {RAW_DAYS} days; one run a night, of {shape.hours:g} hours on"
+        f" machines of {shape.cores} cores."
     )
     tell("built", f"{told}\n\n{built(days)}", write=given.write, of="scaling", page=PAGE)
     paid = (
