@@ -80,11 +80,17 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What was used against the month before. days: how many days of each are compared, None for all of both."""
+    """What was used against the month before. days: how many days of each are compared, None for all of both.
+
+    all_before: whether the month before has no more days than these. unloaded: how many of the compared days are not
+    loaded.
+    """
 
     before: Total
     now: Total
     days: int | None
+    all_before: bool
+    unloaded: int
 
 
 def _label(name: str | None, longest: int) -> str:
@@ -131,10 +137,11 @@ class MonthPage(NamedTuple):
         files = published.files_of(self.month)
         if files is None:
             return None
-        before = published.usage_of(month_of(self.month - timedelta(days=1)))
+        before = month_of(self.month - timedelta(days=1))
         around = months_around(self.month, published)
+        compared = published.usage_of(before), published.coverage_of(before).ledger
         told = published.as_of_text, published.currency
-        return files, before, published.coverage_of(self.month), names.signature, told, around
+        return files, compared, published.coverage_of(self.month), names.signature, told, around
 
     def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:  # noqa: ARG002
         """The page. Raises UsageUnavailable, InvalidRequest."""
@@ -152,10 +159,7 @@ class MonthPage(NamedTuple):
             leaders, number = leaders_of(
                 groups_of(reader, organization_id, files, self.by, usage), self.measure, max(SHOWN, COLOURS)
             )
-            over = (basis.first_open - self.month).days
-            before = published.usage_of(month_of(self.month - timedelta(days=1)))
-            if before is not None and over:
-                change = _change(usage, reader.usage_of(organization_id, before).days, over, self.month)
+            change = self._change(organization_id, usage, loaded, published, reader)
         used = {one.day: Total(*one[1:]) for one in usage}
         days = [
             Day(covered.day, _state(covered.day, covered.state, published.as_of), used.get(covered.day, _NOTHING))
@@ -175,7 +179,15 @@ class MonthPage(NamedTuple):
             total=total,
             change=change,
             days=days,
-            chart=_chart(days, leaders[:coloured], number, self.measure),
+            chart=_chart(
+                days,
+                [
+                    leader._replace(name=self._label(leader, names, organization_id) or leader.name)
+                    for leader in leaders[:coloured]
+                ],
+                number,
+                self.measure,
+            ),
             rows=self._rows(leaders[:SHOWN], coloured, total, names, organization_id),
             others=number - min(number, SHOWN),
             places=_places(days),
@@ -188,6 +200,38 @@ class MonthPage(NamedTuple):
             group=GROUP_COLUMN[self.by],
         )
 
+    def _change(
+        self,
+        organization_id: str,
+        usage: Sequence[Usage],
+        loaded: Collection[date],
+        published: Confirmed,
+        reader: Reader,
+    ) -> Change | None:
+        """The days that are over, against as many of the month before; None where there are none of either."""
+        earlier = month_of(self.month - timedelta(days=1))
+        file = published.usage_of(earlier)
+        over = (published.coverage_of(self.month).first_open - self.month).days
+        if file is None or not over:
+            return None
+        before = reader.usage_of(organization_id, file).days
+        loaded_before = reader.loaded_days(published.coverage_of(earlier).ledger, before)
+        last = self.month + timedelta(days=over - 1)
+        is_whole = last == last_day_of(self.month)
+        last_before = last_day_of(earlier) if is_whole else _day_of(earlier, over)
+        return Change(
+            total_of(one for one in before if one.day <= last_before),
+            total_of(one for one in usage if one.day <= last),
+            None if is_whole else over,
+            last_before == last_day_of(earlier),
+            sum(day not in loaded for day in days_between(self.month, last))
+            + sum(day not in loaded_before for day in days_between(earlier, last_before)),
+        )
+
+    def _label(self, leader: Leader, names: Names, organization_id: str) -> str | None:
+        """What the customer calls a key; None where it has no name, and of models."""
+        return names.of(organization_id, leader.name) if self.by == "api_key" and leader.name else None
+
     def _rows(
         self, leaders: Iterable[Leader], coloured: int, total: Total, names: Names, organization_id: str
     ) -> list[Row]:
@@ -197,11 +241,10 @@ class MonthPage(NamedTuple):
         for position, leader in enumerate(leaders):
             values = [Decimal(leader.days.get(day, 0)) for day in every]
             most = max(values)
-            named = names.of(organization_id, leader.name) if self.by == "api_key" and leader.name else None
             rows.append(
                 Row(
                     leader.name,
-                    named,
+                    self._label(leader, names, organization_id),
                     position if position < coloured else None,
                     leader.total,
                     percent(value_of(leader.total, self.measure), whole) if whole else "",
@@ -409,15 +452,6 @@ def _chart(bars: Sequence[Day], leaders: Sequence[Leader], groups: int, measure:
 def _state(day: date, state: str, as_of: datetime | None) -> str:
     """A day to come is not loaded either; who looks at a page should not have to compare dates."""
     return "to_come" if state == "not_loaded" and as_of is not None and day > as_of.astimezone(UTC).date() else state
-
-
-def _change(usage: Sequence[Usage], before: Sequence[Usage], over: int, month: date) -> Change:
-    """The days of the month that are over, against as many of the month before."""
-    whole = over >= last_day_of(month).day
-    if whole:
-        return Change(total_of(before), total_of(usage), None)
-    then, now = (total_of(one for one in days if one.day.day <= over) for days in (before, usage))
-    return Change(then, now, over)
 
 
 def _places(shown: Sequence[Any]) -> dict[str, Places]:

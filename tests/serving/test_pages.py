@@ -398,6 +398,7 @@ def test_a_day_that_is_not_loaded_is_no_zero(server: LiveServer, visitor: Visito
     assert page.count('class="zero"') == sum(row[0] == "0" for row in words.values())
     assert page.count('%" height="232" fill="url(#hatch)"') == sum(row == ["not loaded"] for row in words.values())
     assert "are not loaded (4," in page
+    assert "17 of these days are not loaded" in page  # of the 28 that are compared
 
 
 def test_a_month_is_compared_with_as_many_days_of_the_one_before(tmp_path: Path) -> None:
@@ -414,11 +415,40 @@ def test_a_month_is_compared_with_as_many_days_of_the_one_before(tmp_path: Path)
         assert "Days 1–14: 50.0 % more than the same days of October 2025 (28.00 CHF)" in running
         whole = " ".join(re.sub("<[^>]*>", "", visitor.get("/usage/org_a/2025-10").text).split())
         assert "Nothing to compare with" in whole
+        assert "not loaded" not in running.partition("Requests")[0]
         year = Rows(visitor.get("/usage/org_a/2025").text).tables[0]
         assert [row for row in year if row[0].startswith(("October", "November"))] == [
             ["October", "31", "62.00", "0", "0"],
             ["November not over yet", "15", "45.00", "0", "0"],
         ]
+
+
+def test_a_longer_month_is_compared_with_all_of_a_shorter_one(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    place.now = NOW.replace(month=3, day=31)
+    publish(
+        place,
+        [
+            request(number, timestamp=f"2025-{number // 31 + 2:02}-{number % 31 + 1:02}T08:00:00Z")
+            for number in range(61)
+            if number not in (10, 28, 29, 30, 40)
+        ],
+    )
+    with LiveServer(settings_for(place.layout.root)) as server:
+        page = Visitor(server, server.create_key("org_a")).get("/usage/org_a/2025-03").text
+        words = " ".join(re.sub("<[^>]*>", "", page).split())
+        assert "Days 1–30: 7.4 % more than all of February 2025 (6.75 CHF); 2 of these days are not loaded" in words
+
+
+def test_a_key_is_called_by_its_name_wherever_it_is_told_from_others(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    publish(place, [request(number, api_key_id=f"key_{number}", cost=f"{number}.5") for number in (1, 2)])
+    names = "organization_id,api_key_id,name\norg_a,key_1,<b>Production</b>\norg_b,key_2,Of another\n"
+    (place.layout.root / "key_names.csv").write_text(names)
+    with LiveServer(settings_for(place.layout.root)) as server:
+        page = Visitor(server, server.create_key("org_a")).get(MONTH).text
+        assert re.findall("<bdi>(.*?)</bdi></li>", page) == ["key_2", "&lt;b&gt;Production&lt;/b&gt;"]
+        assert [row[0].split() for row in Rows(page).tables[0][1:]] == [["key_2"], ["<b>Production</b>", "key_1"]]
 
 
 def test_hostile_names_are_text(server: LiveServer) -> None:
