@@ -18,6 +18,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -376,33 +377,48 @@ def _exact(*amounts: Decimal) -> Decimal:
 
 @contextmanager
 def _progress() -> Iterator[Watch]:
-    """Shows how far a run has come, when stderr is a terminal."""
+    """Shows how far a run has come, how fast, and for how long yet, when stderr is a terminal."""
     from pipeline.run import Watch
 
     if not sys.stderr.isatty():
         yield Watch()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     class Bars(Watch):
+        def __init__(self) -> None:
+            self._lock = Lock()  # steps are done in several threads
+
         def begin(self, stage: str, total: int) -> None:
             for task in bar.tasks:
                 bar.update(task.id, completed=task.total)
             if total:
-                bar.add_task(stage, total=total)
+                bar.add_task(stage, total=total, rows=0)
 
         def advance(self, amount: int) -> None:
             if bar.tasks:
                 bar.advance(bar.tasks[-1].id, amount)
 
+        def count(self, rows: int) -> None:
+            with self._lock:
+                if bar.tasks:
+                    bar.update(bar.tasks[-1].id, rows=bar.tasks[-1].fields["rows"] + rows)
+
+    class Pace(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rows, seconds = task.fields["rows"], task.finished_time or task.elapsed
+            return Text(f"{rows / seconds:,.0f} rows/s" if rows and seconds else "")
+
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:18}"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # all of it fits 80 characters
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
+        Pace(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield Bars()

@@ -79,10 +79,11 @@ class Order:
 
 
 class Done(NamedTuple, Generic[Result]):
-    """What a worker made of an item, and how far it told its run's watch that it came."""
+    """What a worker made of an item, how far it told its run's watch that it came, and of how many rows."""
 
     result: Result
     advanced: int
+    rows: int
 
 
 class _Sent(NamedTuple):
@@ -279,6 +280,7 @@ class _Cluster:
                         send_again(future.key)
                         continue
                     run.watch.advance(done.advanced)
+                    run.watch.count(done.rows)
                     yield under_way.pop(future.key).number, done.result
         except (ClosedClientError, CommClosedError) as error:
             raise _GoneError from error
@@ -373,9 +375,13 @@ class _Told(Watch):
 
     def __init__(self) -> None:
         self.advanced = 0
+        self.rows = 0
 
     def advance(self, amount: int) -> None:
         self.advanced += amount
+
+    def count(self, rows: int) -> None:
+        self.rows += rows
 
 
 def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> Done[Result]:
@@ -396,7 +402,7 @@ def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> 
                 " share, or a bucket",
             )
         prices = read_kept(run.store, settings.currency, order.prices)
-        return Done(step(replace(run, prices=prices), _received(item, run.store)), watch.advanced)
+        return Done(step(replace(run, prices=prices), _received(item, run.store)), watch.advanced, watch.rows)
 
 
 def _engine_memory(order: Order, worker: Any, limit: int) -> int:

@@ -138,3 +138,6 @@ class _Stoppable(Watch):
         if self._stopped.is_set():
             raise _StoppedError
         self._watch.advance(amount)
+
+    def count(self, rows: int) -> None:
+        self._watch.count(rows)

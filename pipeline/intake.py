@@ -94,6 +94,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         lines = 0
         for judged in judge(run.engine, opened, latest):
             lines += judged.lines
+            run.watch.count(judged.lines)
             for day, batch in judged.events:
                 days.setdefault(day, []).append(events.add(batch))
             for batch in judged.rejected.to_batches():

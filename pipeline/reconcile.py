@@ -167,6 +167,7 @@ def reconcile(run: Run, first_day: date, last_day: date) -> Reconciliation:
             touched = {*(event.day for event in entries[0].take_in.events), *lines.accepted} & days
             missing.append(MissingContent(entries[0].file, tuple(sorted(touched))))
         run.watch.advance(_size_of(entries[0]))
+        run.watch.count(lines.accepted.total() + lines.quarantined)
 
     compared = days - {day for content in missing for day in content.days}
     counts = _count_each_request_once(run, compared, _PriceLists(run.store, ledger))

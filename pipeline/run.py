@@ -31,6 +31,9 @@ class Watch:
     def advance(self, amount: int) -> None:
         """So much more of the stage is done."""
 
+    def count(self, rows: int) -> None:
+        """So many more lines were taken in or recounted, or accepted lines rolled up."""
+
 
 @dataclass(frozen=True)
 class Run:

@@ -329,6 +329,7 @@ class _Update:
         self.rolled.update(((entry.day, entry.fingerprint), entry) for entry in entries)
         self.paces.update((entry.day, Pace(seconds, len(entries))) for entry in entries)
         self.run.watch.advance(len(entries))
+        self.run.watch.count(sum(entry.accepted for entry in entries))
 
     def _is_same(self, entry: DayEntry, before: DayEntry) -> bool:
         """Whether it is the same rows from the same inputs; in other bytes, as another DuckDB may write them."""

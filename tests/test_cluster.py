@@ -165,10 +165,13 @@ def test_progress_is_what_was_taken_in(place: Place, alone: Place, idle: Cluster
     """To hash a file is not to take it in: of two files of one size, the second is read for its hash alone."""
 
     class Told(Watch):
-        advanced = 0
+        advanced = rows = 0
 
         def advance(self, amount: int) -> None:
             self.advanced += amount
+
+        def count(self, rows: int) -> None:
+            self.rows += rows
 
     for where in (place, alone):
         for file in "ab":
@@ -180,6 +183,7 @@ def test_progress_is_what_was_taken_in(place: Place, alone: Place, idle: Cluster
     with start_run(alone.settings, lambda: alone.now, told_alone) as run:
         roll_up(run)
     assert told.advanced == told_alone.advanced < 2 * (place.layout.raw / "a.jsonl").stat().st_size
+    assert told.rows == told_alone.rows == 2 * 100  # taken in, and rolled up
 
 
 def test_a_slow_step_holds_up_no_other_and_no_more_is_sent_than_workers_need(

@@ -72,6 +72,7 @@ def test_an_error_ends_what_is_under_way_and_what_has_not_begun(run: Run) -> Non
             raise OSError("no space left")
         for _ in range(5_000):  # a large file, which tells how far it is
             part.watch.advance(1)
+            part.watch.count(1)
             time.sleep(0.001)
         finished.append(number)
 

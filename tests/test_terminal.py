@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -130,6 +135,34 @@ def test_a_fault_is_one_sentence_and_a_traceback_only_if_wanted(monkeypatch: pyt
     done = CliRunner().invoke(cli.main, ["status", "--json"])
     assert "a fault in keytally" in json.loads(done.stdout)["error"]
     assert isinstance(CliRunner().invoke(cli.main, ["--debug", "status"]).exception, ZeroDivisionError)
+
+
+def in_a_terminal(columns: int, *words: str, data: Path) -> str:
+    """What a command writes into a terminal so wide. What moves its cursor is left out."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"KEYTALLY_DATA": str(data), "TERM": "xterm"}
+    code = "import cli; cli.main(prog_name='keytally')"
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, env=environment, stdout=its, stderr=its):
+        os.close(its)
+        written = b""
+        with suppress(OSError):  # what Linux says of a terminal that nobody has open any more
+            while more := os.read(ours, 2**16):
+                written += more
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+
+
+def test_a_run_shows_how_fast_it_is_and_how_long_it_takes_yet(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    place.write_raw("a.jsonl", *(request(number) for number in range(1000)))
+    written = in_a_terminal(80, "rollup", data=place.layout.root)
+    written += in_a_terminal(80, "reconcile", "--from", "2025-11-10", "--to", "2025-11-10", data=place.layout.root)
+    for stage in ("taking in", "rolling up days", "recounting"):
+        *_, line = (line for line in re.split(r"[\r\n]", written) if line.startswith(stage))
+        assert re.fullmatch(rf"{stage} .*100 % [\d,]+ rows/s \d:\d\d:\d\d left", line)
+        assert len(line) <= 80
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
