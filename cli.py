@@ -30,6 +30,7 @@ from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from pipeline.first_look import FirstLook
@@ -49,7 +50,8 @@ _T = TypeVar("_T")
 FAILED, WRONG_USAGE, FINDINGS = 1, 2, 3
 SHOWN_LINES, SHOWN_FILES = 50, 10
 EXAMPLES = 3  # of each reason
-BAR = 24  # characters of the longest
+BAR, LEAST_BAR = 24, 4  # characters of the longest, and where there is no room for fewer there are none
+NARROWEST_TEXT = 20
 SHOWN_CHARACTERS = 100
 
 
@@ -1055,22 +1057,30 @@ def _used_as_json(measures: Sequence[str], used: Sequence[Any]) -> dict[str, Any
 
 
 def _show_usage(by: str, rows: Sequence[tuple[Any, list[Any]]], total: Sequence[Any], currency: str) -> None:
-    table = _table(by, "requests", "failed", f"cost, {currency}", "synapses", "neurons", "cost")
-    table.columns[-1].justify = "left"
-    most = max(used[2] for _, used in rows)
     shown = rows if by == "day" else rows[:SHOWN_LINES]
     places = [max(_decimals(used[position]) for _, used in (*shown, ("", total))) for position in (2, 3, 4)]
+    most = max(used[2] for _, used in rows)
 
-    def add(label: str, used: Sequence[Any], bar: str) -> None:
-        amounts = (f"{Decimal(used[at]):,.{digits}f}" for at, digits in zip((2, 3, 4), places, strict=True))
-        _add(table, label, used[0], used[1], *amounts, bar)
+    def drawn(longest: int) -> Table:
+        """longest: characters of the longest bar; 0: there are none."""
+        table = _table(by, "requests", "failed", f"cost, {currency}", "synapses", "neurons", "cost")
+        table.columns[-1].justify = "left"
+        if not longest:
+            table.columns.pop()
 
-    for name, used in shown:
-        label = "(no model named)" if name is None else _visible(str(name))[:SHOWN_CHARACTERS]
-        add(label, used, _bar(used[2], most))
-    table.add_section()
-    add("sum", total, "")
-    _print_table(table)
+        def add(label: str, used: Sequence[Any], bar: str) -> None:
+            amounts = (f"{Decimal(used[at]):,.{digits}f}" for at, digits in zip((2, 3, 4), places, strict=True))
+            _add(table, *(label, used[0], used[1], *amounts, bar)[: len(table.columns)])
+
+        for name, used in shown:
+            label = "(no model named)" if name is None else _visible(str(name))[:SHOWN_CHARACTERS]
+            add(label, used, _bar(used[2], most, longest))
+        table.add_section()
+        add("sum", total, "")
+        return table
+
+    room = _console().width - _least_width(drawn(LEAST_BAR)) + LEAST_BAR
+    _print_table(drawn(min(room, BAR) if room >= LEAST_BAR else 0))
     if len(rows) > len(shown):
         click.echo(f"and {len(rows) - len(shown):,} more (--json lists all)")
 
@@ -1079,9 +1089,9 @@ def _decimals(amount: Decimal) -> int:
     return len(f"{Decimal(amount):f}".partition(".")[2].rstrip("0"))
 
 
-def _bar(value: Decimal, most: Decimal) -> str:
-    """So long a bar, in eighths of a character."""
-    eighths = int(value * BAR * 8 / most) if most else 0
+def _bar(value: Decimal, most: Decimal, longest: int) -> str:
+    """So long a bar, in eighths of a character; that of `most` is `longest` characters long."""
+    eighths = int(value * longest * 8 / most) if most else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
@@ -1256,7 +1266,8 @@ def _table(*columns: str, numbers: bool = True) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):
         # An identifier is for copying: only free text may be folded.
-        table.add_column(column, justify="right" if numbers and position else "left", no_wrap=column != "text")
+        justify: Literal["left", "right"] = "right" if numbers and position else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "text", overflow="fold")
     return table
 
 
@@ -1267,10 +1278,31 @@ def _add(table: Table, *cells: str | int) -> None:
 
 
 def _print_table(table: Table) -> None:
+    console = _console()
+    # Half a number is another number: in a narrow terminal the lines are folded, and no cell is cut.
+    console.width = max(console.width, _least_width(table))
+    console.print(table)
+
+
+def _console() -> Console:
     from rich.console import Console
 
     # In a file or a pipe there is no width to fold a table to.
-    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+
+
+def _least_width(table: Table) -> int:
+    """How wide a table is with every cell whole, but free text folded as much as it may be."""
+    from rich.measure import Measurement
+
+    folded = [column for column in table.columns if not column.no_wrap]
+    for column in folded:
+        column.max_width = NARROWEST_TEXT
+    console = _console()
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    for column in folded:
+        column.max_width = None
+    return width
 
 
 def _amount(amount: Decimal) -> str:

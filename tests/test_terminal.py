@@ -154,6 +154,21 @@ def in_a_terminal(columns: int, *words: str, data: Path) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 200])
+def test_a_narrow_terminal_cuts_no_number_and_no_name(tmp_path: Path, columns: int) -> None:
+    place = Place(tmp_path / "data")
+    place.write_raw("a/rather_long_name_of_a_file.jsonl", *(request(n, cost="1234.5") for n in range(9)), "x" * 99)
+    place.roll_up()
+    usage = in_a_terminal(columns, "usage", "--org", "org_a", "--month", "2025-11", data=place.layout.root)
+    status = in_a_terminal(columns, "status", data=place.layout.root)
+    rejected = in_a_terminal(columns, "quarantine", data=place.layout.root)
+    assert re.search(r"2025-11-10 +9 +0 +11,110\.5 +0 +0", usage)
+    assert len(re.findall("█+", usage)) == (columns >= 80)
+    assert re.search(r"a/rather_long_name_of_a_file.jsonl +10 +9 +1", status)
+    assert "".join(re.findall(r"x{5,}", rejected)) == "x" * 99
+    assert "…" not in usage + status + rejected
+
+
 def test_a_run_shows_how_fast_it_is_and_how_long_it_takes_yet(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     place.write_raw("a.jsonl", *(request(number) for number in range(1000)))
@@ -161,7 +176,7 @@ def test_a_run_shows_how_fast_it_is_and_how_long_it_takes_yet(tmp_path: Path) ->
     written += in_a_terminal(80, "reconcile", "--from", "2025-11-10", "--to", "2025-11-10", data=place.layout.root)
     for stage in ("taking in", "rolling up days", "recounting"):
         *_, line = (line for line in re.split(r"[\r\n]", written) if line.startswith(stage))
-        assert re.fullmatch(rf"{stage} .*100 % [\d,]+ rows/s \d:\d\d:\d\d left", line)
+        assert re.fullmatch(rf"{stage} .*100 % [\d,]+ rows/s +\d:\d\d:\d\d left", line)
         assert len(line) <= 80
 
 
