@@ -1122,6 +1122,8 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     _show_unpriced(found.unpriced)
     if found.bad_prices:
         click.echo(f"BAD PRICES  {_visible(found.bad_prices)}")
+    if found.raw_missing:
+        click.echo(f"NO LOGS     {_visible(found.raw_missing)}")
     _show_waiting(found)
     _show_days(found, all_days)
     _show_files(found, all_files)
@@ -1137,7 +1139,10 @@ def _next_step(found: Status) -> str:
         (found.held_back, "put right what the files held back need, or deliver them again; then keytally rollup"),
         (found.bad_prices, "mend prices.csv or fx.csv, then keytally rollup"),
         (any(day.finding for day in found.days), "what the findings say"),
+        (found.raw_missing, "mount raw/, then keytally rollup; nothing, if its logs were deleted on purpose"),
+        (found.is_late, "keytally rollup; and see why no run has done its work since: its schedule, and what it said"),
         (found.waiting, "keytally rollup"),
+        (found.absent_day, f"see whether logs of {found.absent_day} were delivered, then keytally rollup"),
         (not found.ledger.publication.files, "put request logs below raw/, then keytally rollup"),
         (found.unpriced, "add what is unpriced to prices.csv or fx.csv, then keytally rollup"),
         (any(taken.quarantined for taken in counting), "keytally quarantine shows the lines that did not count"),
@@ -1157,7 +1162,10 @@ def _show_published(found: Status) -> None:
     ):
         of_range += f"; {number:,} {words}" if number else ""
     click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
-    as_of = shown["as_of"] or "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
+    if found.confirmed_at:
+        as_of = f"{shown['as_of']}, {duration_text(found.now - found.confirmed_at)} ago"
+    else:
+        as_of = "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
     click.echo(f"As of       {as_of}")
     click.echo(f"Days        {shown['days']:,}{of_range}")
     click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")

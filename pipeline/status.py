@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading, quarantined_by_day
 from pipeline.contract.coverage import DayState, state_of
-from pipeline.contract.last_run import LastRun, read_last_run
+from pipeline.contract.last_run import LATE, LastRun, read_last_run
 from pipeline.contract.layout import days_between
 from pipeline.contract.published import run_of
 from pipeline.contract.seam import step
 from pipeline.contract.store import Store
-from pipeline.contract.wording import instant_text
+from pipeline.contract.wording import count_of, instant_text
 from pipeline.errors import BadPrices, HeldBack
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.prices import Prices, read_prices
-from pipeline.raw import RawFile, list_raw
+from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Unpriced, unpriced_days
 from pipeline.rollup import fingerprint_of
 from pipeline.run import Run
@@ -109,7 +109,7 @@ class Status:
     held_since: since when a held-back file lies there as it is. ignored: files that no format reads, with the reason.
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
     unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
-    cannot be used.
+    cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it had.
     """
 
     ledger: Ledger
@@ -124,6 +124,19 @@ class Status:
     lost: str | None
     unpriced: tuple[Unpriced, ...]
     bad_prices: str | None
+    raw_missing: str | None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a night has passed without a run that did its work."""
+        return self.confirmed_at is not None and self.now - self.confirmed_at > LATE
+
+    @property
+    def absent_day(self) -> date | None:
+        """The last day that was over when the newest run began, where it is not loaded."""
+        first_open = self.confirmed_at.astimezone(UTC).date() if self.confirmed_at else date.max
+        over = [day for day in self.days if day.day < first_open]
+        return over[-1].day if over and over[-1].state == "not_loaded" else None
 
     def as_json(self) -> dict[str, Any]:
         days = [entry for entry in self.ledger.days.values() if entry.accepted]
@@ -161,6 +174,7 @@ class Status:
             "lost": self.lost,
             "unpriced": [day.as_json() for day in self.unpriced],
             "bad_prices": self.bad_prices,
+            "raw_missing": self.raw_missing,
             "findings": [str(day.day) for day in self.days if day.finding],
             "by_day": [day.as_json() for day in self.days],
             "by_file": [file.as_json() for file in self.files],
@@ -203,6 +217,7 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         lost=lost_versions(version, note) if note and note.version > version else None,
         unpriced=unpriced_days(ledger.days, prices),
         bad_prices=bad_prices,
+        raw_missing=missing_raw(store, ledger, listing),
     )
 
 
@@ -212,6 +227,14 @@ def _prices(store: Store, currency: str) -> tuple[Prices | None, str | None]:
         return read_prices(store, currency), None
     except BadPrices as error:
         return None, str(error)
+
+
+def missing_raw(store: Store, ledger: Ledger, listing: RawListing) -> str | None:
+    """A sentence on raw/ that is not there, or is as empty as the folder something should be mounted on."""
+    if not ledger.files or listing.files or listing.held_back:
+        return None
+    what = "is empty" if store.has_raw() else "is not there"
+    return f"{store.name_of(store.layout.raw)} {what}, out of which {count_of(len(ledger.files), 'file')} came"
 
 
 def lost_versions(newest: int, last_run: LastRun) -> str:

@@ -38,7 +38,7 @@ from pipeline.report import Pace, Report, unpriced_days
 from pipeline.restate import restate
 from pipeline.rollup import DayInputs, RolledMonth, fingerprint_of, grouped, roll_up_days, roll_up_month, same_rows
 from pipeline.run import Run
-from pipeline.status import lost_versions, write_last_run
+from pipeline.status import lost_versions, missing_raw, write_last_run
 from pipeline.sweep import start_grace, start_grace_of_all, sweep, sweep_log
 
 log = logging.getLogger(__name__)
@@ -151,10 +151,12 @@ class _Update:
 
     def _list_raw(self, ledger: Ledger) -> RawListing:
         store = self.run.store
-        if ledger.files and not store.has_raw():
-            raw = store.name_of(store.layout.raw)
-            raise KeytallyError(f"{raw} is not there, out of which {len(ledger.files):,} files were taken in; mount it")
-        return list_raw(store)
+        listing = list_raw(store)
+        if missing := missing_raw(store, ledger, listing):
+            if not store.has_raw():
+                raise KeytallyError(f"{missing}; mount it")
+            log.warning("%s: mount what belongs there, unless its logs were deleted on purpose", missing)
+        return listing
 
     def _look_for_lost(
         self,

@@ -124,7 +124,7 @@ def test_a_raw_folder_that_is_gone_confirms_nothing(place: Place) -> None:
     note = place.layout.last_run.read_bytes()
     place.now += timedelta(days=1)
     place.layout.raw.rename(place.layout.root / "unmounted")
-    with pytest.raises(KeytallyError, match="raw is not there, out of which 1 files were taken in; mount it"):
+    with pytest.raises(KeytallyError, match="raw is not there, out of which 1 file came; mount it"):
         place.roll_up()
     assert place.layout.last_run.read_bytes() == note
 

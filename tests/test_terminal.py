@@ -14,6 +14,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -195,6 +196,8 @@ def test_status_ends_in_what_to_do_next(tmp_path: Path, monkeypatch: pytest.Monk
     place = Place(tmp_path / "data")
     monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
 
+    monkeypatch.setattr(cli, "utc_now", lambda: place.now)
+
     def next_step() -> str:
         last = CliRunner().invoke(cli.main, ["status"]).stdout.splitlines()[-1]
         return last.removeprefix("Next").strip()
@@ -203,6 +206,9 @@ def test_status_ends_in_what_to_do_next(tmp_path: Path, monkeypatch: pytest.Monk
     place.write_raw("a.jsonl", request(1))
     assert next_step() == "keytally rollup"
     place.roll_up()
+    assert next_step() == "see whether logs of 2025-11-14 were delivered, then keytally rollup"
+    place.write_raw("a2.jsonl", request(10, timestamp="2025-11-14T23:59:59Z"))
+    place.roll_up()
     assert next_step() == "nothing to do"
     place.write_raw("b.jsonl", request(2), "nonsense")
     place.roll_up()
@@ -210,3 +216,33 @@ def test_status_ends_in_what_to_do_next(tmp_path: Path, monkeypatch: pytest.Monk
     place.write_raw("c.jsonl.gz", b"no gzip")
     place.roll_up()
     assert next_step().startswith("put right what the files held back need")
+
+
+def test_status_sees_a_night_without_a_run_and_a_folder_without_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path / "data")
+    raw = place.layout.raw
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+    monkeypatch.setattr(cli, "utc_now", lambda: place.now)
+    place.write_raw("a.jsonl", request(1, timestamp="2025-11-14T23:59:59Z"))
+    place.roll_up()
+
+    def told() -> tuple[str, str]:
+        shown = CliRunner().invoke(cli.main, ["status"]).stdout
+        missing = re.search("^NO LOGS +(.*)", shown, re.MULTILINE)
+        return shown.splitlines()[-1].removeprefix("Next").strip(), missing[1] if missing else ""
+
+    place.now += timedelta(hours=26)
+    assert told() == ("nothing to do", "")
+    place.now += timedelta(hours=1)
+    assert told()[0].startswith("keytally rollup; and see why no run has done its work since")
+    assert "As of       2025-11-15T10:30:00Z, 1 day ago" in CliRunner().invoke(cli.main, ["status"]).stdout
+    raw.rename(raw.with_name("elsewhere"))  # not mounted
+    raw.mkdir()
+    mount = "mount raw/, then keytally rollup; nothing, if its logs were deleted on purpose"
+    assert told() == (mount, f"{raw} is empty, out of which 1 file came")
+    assert not place.roll_up().published
+    assert f"{raw} is empty, out of which 1 file came: mount what belongs there" in caplog.text
+    raw.rmdir()
+    assert told() == (mount, f"{raw} is not there, out of which 1 file came")

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from pipeline.contract.store import Store
+
+LATE = timedelta(hours=26)  # since the newest run began: a day, and what a run takes
 
 
 @dataclass(frozen=True)
