@@ -22,7 +22,7 @@ from serving.arrow_text import day_scalar, text_scalar
 from serving.errors import InvalidRequest
 from serving.groups import GROUP_COLUMN, GroupBy, Groups
 from serving.reader import MonthFiles, Reader
-from serving.usage import MEASURES, Total, Usage, total_of
+from serving.usage import MEASURES, UNPRICED, Total, Usage, total_of
 
 MOST_GROUPS = 500_000  # in one answer, some 65 MB of JSON
 
@@ -101,10 +101,19 @@ def used_by_organization(reader: Reader, file: PublishedFile, through: date | No
         return _summed(parts, ["organization_id"])
 
 
-def month_of_organization(reader: Reader, organization_id: str, file: PublishedFile) -> Total:
-    """What the organization used in a month, from the file of the organizations' months."""
+def month_of_organization(reader: Reader, organization_id: str, file: PublishedFile) -> tuple[Total, int]:
+    """What the organization used in a month, and how many of its requests have no known cost.
+
+    file: of the organizations' months.
+    """
     with reader.reading(file) as opened:
-        return _total(_checked(opened.rows_of(organization_id), file))
+        parts = list(_checked(opened.rows_of(organization_id), file))
+        return _total(parts), sum(map(unpriced_in, parts))
+
+
+def unpriced_in(rows: pa.Table) -> int:
+    """How many requests have no known cost. A file from before there were prices does not say."""
+    return pc.sum(rows[UNPRICED], min_count=0).as_py() if UNPRICED in rows.column_names else 0
 
 
 def keys_by_cost(

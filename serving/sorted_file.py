@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.contract.tables import ORGANIZATION_DAY, Table
+from pipeline.contract.tables import ORGANIZATION_DAY, ORGANIZATION_MONTH, Table
 from serving.arrow_text import text_scalar
 from serving.checked_file import CheckedFile
 from serving.usage import MEASURES, UNPRICED
@@ -56,7 +56,7 @@ class SortedFile:
         """The file as one of `table`. Raises ValueError when it is none, or is not sorted."""
         parquet = pq.ParquetFile(file, pre_buffer=False)
         columns = (*table.grain, *MEASURES)
-        if table is ORGANIZATION_DAY and UNPRICED in parquet.schema_arrow.names:
+        if table in (ORGANIZATION_DAY, ORGANIZATION_MONTH) and UNPRICED in parquet.schema_arrow.names:
             columns += (UNPRICED,)
         for column in (table.arrow_schema.field(name) for name in columns):
             index = parquet.schema_arrow.get_field_index(column.name)

@@ -15,15 +15,15 @@ from pipeline.contract.published import PublishedFile
 from pipeline.contract.tables import FILE_LEDGER, ORGANIZATION_DAY, ORGANIZATION_MONTH
 from pipeline.contract.wording import count_of
 from serving.answer import Body
-from serving.coverage import cover
+from serving.coverage import Basis, cover
 from serving.groups import GROUP_COLUMN, GroupBy
-from serving.key_usage import Leader, groups_of, leaders_of, month_of_organization, used_by_organization
+from serving.key_usage import Leader, groups_of, leaders_of, month_of_organization, unpriced_in, used_by_organization
 from serving.names import Names
 from serving.pages.charts import Axis, axis_to, small, stacked
 from serving.pages.drawn import page
 from serving.pages.figures import Places, percent, places_of, visible
 from serving.reader import Confirmed, Reader
-from serving.usage import MEASURES, Measure, Total, Usage, listed, total_of
+from serving.usage import MEASURES, UNPRICED, Measure, Total, Usage, listed, total_of
 
 MEASURE_NAMES: Mapping[Measure, str] = {
     "cost": "Cost",
@@ -281,12 +281,16 @@ class YearPage(NamedTuple):
     def basis(self, published: Confirmed, names: Names) -> Hashable | None:  # noqa: ARG002
         """What the page depends on, beside the question and the organization; None when nothing is published of it."""
         files = self._files(published)
-        return (tuple(files.values()), published.as_of_text, published.currency) if files else None
+        if not files:
+            return None
+        told = published.as_of_text, published.currency
+        return tuple(files.values()), tuple(map(published.coverage_of, files)), told
 
     def answer(self, organization_id: str, published: Confirmed, names: Names, reader: Reader, now: datetime) -> Body:  # noqa: ARG002
         """The page. Raises UsageUnavailable."""
         files = self._files(published)
-        totals = {month: month_of_organization(reader, organization_id, file) for month, file in files.items()}
+        used = {month: month_of_organization(reader, organization_id, file) for month, file in files.items()}
+        totals = {month: total for month, (total, _) in used.items()}
         open_month = month_of(published.as_of.date()) if published.as_of else None
         months = [
             Day(month, "open" if month == open_month else "loaded", totals[month])
@@ -307,17 +311,29 @@ class YearPage(NamedTuple):
             months=months,
             chart=_chart(months, [], 0, self.measure),
             places=_places(months),
+            gaps={month: _days_missing(published.coverage_of(month), reader) for month in files},
+            unpriced=sum(unpriced for _, unpriced in used.values()),
             before=self.year.replace(year=self.year.year - 1) if self.year > FIRST_DAY else None,
             behind=following if following and newest and following <= newest else None,
             measures=MEASURE_NAMES,
         )
 
 
+def _days_missing(basis: Basis, reader: Reader) -> int:
+    """How many days of a published month that are over are not loaded."""
+    loaded = reader.loaded_days(basis.ledger, ())
+    return sum(day not in loaded for day in days_between(basis.month, basis.first_open - timedelta(days=1)))
+
+
 class Overview(NamedTuple):
-    """Every organization in a month, and the state of what is published: for operators."""
+    """Every organization in a month, and the state of what is published: for operators.
+
+    is_late: whether a night has passed without a run that did its work.
+    """
 
     month: date
     viewer: Viewer
+    is_late: bool
 
     @property
     def is_wide(self) -> bool:
@@ -365,11 +381,14 @@ class Overview(NamedTuple):
             viewer=self.viewer.of(published),
             as_of=published.as_of,
             version=published.publication.version,
+            is_published=(ORGANIZATION_MONTH.name, self.month) in files,
+            unpriced=unpriced_in(reader.rows(basis.ledger, (UNPRICED,))) if basis.ledger else 0,
             total=_sum(used.values()),
             organizations=organizations[:OVERVIEW],
             number_of=len(organizations),
             places=places_of([total.cost for _, total in organizations[:OVERVIEW]], 2),
             changes=[one for one in changes if one[1].cost != one[2].cost] if compared != 0 else [],
+            changed_places=places_of([total.cost for _, *both in changes for total in both], 2),
             compared=compared,
             days=days,
             states={state: [day.day for day in days if day.state == state] for state in _STATES},

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.contract.last_run import LATE
 from pipeline.contract.layout import month_of
 from pipeline.contract.settings import RateLimit
 from serving.answer import Answer, Header
@@ -118,7 +119,7 @@ class Pages:
         month = newest_month(self._reader.confirmed) or month_of(now.date())
         viewer = Viewer(self._currency, key.operator)
         if key.organization_id is None:
-            return await self._answer("", Overview(month, viewer), now, scope, receive, send)
+            return await self._answer("", self._overview_of(month, now), now, scope, receive, send)
         return await self._answer(key.organization_id, MonthPage(month, viewer), now, scope, receive, send)
 
     async def _usage(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,8 +153,12 @@ class Pages:
         now = self._clock()
         if not (await self._key(scope, now)).operator:
             raise OperatorsOnly
-        question = Overview(date(int(period["year"]), int(period["month"]), 1), Viewer(self._currency, True))
+        question = self._overview_of(date(int(period["year"]), int(period["month"]), 1), now)
         await self._answer("", question, now, scope, receive, send)
+
+    def _overview_of(self, month: date, now: datetime) -> Overview:
+        as_of = self._reader.confirmed.as_of
+        return Overview(month, Viewer(self._currency, True), as_of is not None and now - as_of > LATE)
 
     async def _answer(
         self, organization_id: str, question: Question, now: datetime, scope: Scope, receive: Receive, send: Send

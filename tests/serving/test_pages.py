@@ -338,6 +338,38 @@ def test_an_operator_sees_every_organization_and_how_the_data_stands(server: Liv
     assert visitor.get("/usage/org%20b/2025-11").status_code == 400
 
 
+def test_an_operator_sees_no_zero_for_a_month_that_is_not_loaded(server: LiveServer) -> None:
+    page = Visitor(server, server.keys.create_operator(now=NOW)).get("/overview/2025-09").text
+    assert "Nothing of this month is loaded: there are no numbers to show." in page
+    assert "0.00" not in page
+    assert "Nobody used anything" not in page
+    assert "30 days: 1, 2, 3" in page
+
+
+def test_an_operator_sees_that_a_night_went_by_without_a_run(place: Place) -> None:
+    now = [place.now + timedelta(hours=26)]
+    with LiveServer(settings_for(place.layout.root), clock=lambda: now[0]) as server:
+        visitor = Visitor(server, server.keys.create_operator(now=now[0]))
+        for path in ("/", "/overview/2025-10"):
+            assert "No run has done its work" not in visitor.get(path).text
+        now[0] += timedelta(seconds=1)
+        for path in ("/", "/overview/2025-10"):
+            assert "No run has done its work for more than a day" in visitor.get(path).text
+
+
+def test_the_changes_of_an_overview_stand_in_line(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    costs = (("org_a", 10, "1.5"), ("org_a", 11, "0.00025"), ("org_b", 11, "7"))
+    records = [
+        request(number, organization_id=name, cost=cost, timestamp=f"2025-{month}-10T08:00:00Z")
+        for number, (name, month, cost) in enumerate(costs)
+    ]
+    publish(place, records)
+    with LiveServer(settings_for(place.layout.root)) as server:
+        changes = Rows(Visitor(server, server.keys.create_operator(now=NOW)).get("/").text).tables[-1]
+    assert changes[1:] == [["org_b", "0.00000", "7.00000", "new"], ["org_a", "1.50000", "0.00025", "−100.0 %"]]
+
+
 def _cost(server: LiveServer, organization: str) -> Decimal:
     answer = server.daily(server.create_key(organization))
     return Decimal(json.loads(answer.text, parse_float=Decimal)["summary"]["totalApiKeyCost"])
@@ -416,11 +448,22 @@ def test_a_month_is_compared_with_as_many_days_of_the_one_before(tmp_path: Path)
         whole = " ".join(re.sub("<[^>]*>", "", visitor.get("/usage/org_a/2025-10").text).split())
         assert "Nothing to compare with" in whole
         assert "not loaded" not in running.partition("Requests")[0]
-        year = Rows(visitor.get("/usage/org_a/2025").text).tables[0]
+        page = visitor.get("/usage/org_a/2025").text
+        assert "not loaded: what was used then" not in page
+        year = Rows(page).tables[0]
         assert [row for row in year if row[0].startswith(("October", "November"))] == [
             ["October", "31", "62.00", "0", "0"],
             ["November not over yet", "15", "45.00", "0", "0"],
         ]
+
+
+def test_a_year_says_of_which_months_not_every_day_is_loaded(server: LiveServer, visitor: Visitor) -> None:
+    page = visitor.get("/usage/org_a/2025").text
+    months = {row[0].partition(" ")[0]: row for row in Rows(page).tables[0][1:-1]}
+    assert months["September"] == ["September", "not loaded"]
+    assert months["October"][0] == "October 26 days not loaded"
+    assert months["November"][0] == "November not over yet 8 days not loaded"
+    assert "34 days of published months are not loaded: what was used then is not in these sums." in page
 
 
 def test_a_longer_month_is_compared_with_all_of_a_shorter_one(tmp_path: Path) -> None:

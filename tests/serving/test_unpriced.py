@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import request
 from tests.pricing import PricedPlace, priced
-from tests.serving.conftest import LiveServer, settings_for
+from tests.serving.conftest import NOW, LiveServer, settings_for
 from tests.serving.publishing import publish_days, rollup_rows
 from tests.serving.test_pages import Visitor
 
@@ -90,3 +90,14 @@ def test_the_page_of_a_month_says_that_its_cost_is_not_all(shop: PricedPlace) ->
         november, october = (visitor.get(f"/usage/org_a/2025-{month}").text for month in (11, 10))
     assert "No price is known yet of 2 requests: they count, and what they cost is not in these sums." in november
     assert "No price is known" not in october
+
+
+def test_so_do_the_page_of_a_year_and_that_of_all_organizations(shop: PricedPlace) -> None:
+    with LiveServer(settings_for(shop.layout.root)) as server:
+        customer = Visitor(server, server.create_key("org_b"))
+        operator = Visitor(server, server.keys.create_operator(now=NOW))
+        year, before = (customer.get(f"/usage/org_b/{year}").text for year in (2025, 2024))
+        november, october = (operator.get(f"/overview/2025-{month}").text for month in (11, 10))
+    assert "No price is known yet of 1 request: it counts, and what it cost is not in these sums." in year
+    assert "No price is known yet of 3 requests: they count, and what they cost is not in these sums." in november
+    assert "No price is known" not in before + october
