@@ -54,9 +54,13 @@ def short(number: Decimal) -> str:
 
 
 def percent(part: Decimal, whole: Decimal) -> str:
-    """`12.3 %`, rounded half-even: the only kind of number that is rounded here. whole: not 0."""
+    """`12.3 %`, rounded half-even: the only kind of number that is rounded here; to nothing, it is `<0.1 %`.
+
+    whole: not 0.
+    """
     with localcontext(prec=100):
-        return f"{(100 * part / whole).quantize(Decimal('0.1'), ROUND_HALF_EVEN):,} %"
+        rounded = (100 * part / whole).quantize(Decimal("0.1"), ROUND_HALF_EVEN)
+    return f"{rounded:,} %" if rounded or not part else "<0.1 %"
 
 
 def visible(text: str, longest: int = LONGEST_NAME) -> str:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from serving.keys import CreatedKey
 from serving.pages.charts import HEIGHT, axis_to, stacked
 from serving.pages.drawn import ASSETS, STYLE
-from serving.pages.figures import Places, figure, places_of, short, visible
+from serving.pages.figures import Places, figure, percent, places_of, short, visible
 from serving.pages.sessions import SESSION_SECONDS, Sessions
 from tests.conftest import Place, request
 from tests.serving.conftest import NOW, LiveServer, eventually, settings_for
@@ -651,6 +651,11 @@ def test_what_is_read_first_of_a_tiny_amount_is_its_first_digits() -> None:
     assert [short(Decimal(text)) for text in ("2500000", "10000", "2500", "0.05", "3E+12")] == [
         *("2.5 M", "10 k", "2,500", "0.05", "3 tn")
     ]
+
+
+def test_something_is_not_shown_as_no_percent() -> None:
+    shares = [percent(Decimal(part), Decimal(200)) for part in ("0", "0.0001", "0.1", "0.3", "25.1", "199.99", "12345")]
+    assert shares == ["0.0 %", "<0.1 %", "<0.1 %", "0.2 %", "12.6 %", "100.0 %", "6,172.5 %"]
 
 
 @given(st.decimals(min_value="1E-12", max_value=10**26, places=12), st.booleans())
