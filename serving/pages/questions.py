@@ -178,6 +178,7 @@ class MonthPage(NamedTuple):
             is_published=files is not None,
             total=total,
             change=change,
+            is_past_published=published.usage_of(month_of(self.month - timedelta(days=1))) is not None,
             days=days,
             chart=_chart(
                 days,
@@ -307,6 +308,7 @@ class YearPage(NamedTuple):
             viewer=self.viewer.of(published),
             organization=organization_id,
             as_of=published.as_of,
+            is_published=bool(files),
             total=_sum(totals.values()),
             months=months,
             chart=_chart(months, [], 0, self.measure),

@@ -402,7 +402,7 @@ def test_the_numbers_of_a_page_are_those_of_the_api_to_the_last_digit(server: Li
         for group in day["groups"]:
             sums[group["model"]] = sums.get(group["model"], Decimal(0)) + group["cost"]
     names = {"no model named": None, "a name without characters": ""}
-    found = [(row[0].strip(), number(row[3])) for row in groups[1:]]
+    found = [(row[0].strip(), number(row[2])) for row in groups[1:]]
     assert [cost for _, cost in found] == sorted(sums.values(), reverse=True)
     assert {name: cost for name, cost in found if name in names} == {
         name: sums[value] for name, value in names.items() if value in sums
@@ -430,6 +430,7 @@ def test_a_day_that_is_not_loaded_is_no_zero(server: LiveServer, visitor: Visito
     assert page.count('class="zero"') == sum(row[0] == "0" for row in words.values())
     assert page.count('%" height="232" fill="url(#hatch)"') == sum(row == ["not loaded"] for row in words.values())
     assert "are not loaded (4," in page
+    assert "their logs have not come in. What was used then is not in these sums, and is added when they do." in page
     assert "17 of these days are not loaded" in page  # of the 28 that are compared
 
 
@@ -446,10 +447,10 @@ def test_a_month_is_compared_with_as_many_days_of_the_one_before(tmp_path: Path)
         running = " ".join(re.sub("<[^>]*>", "", visitor.get(MONTH).text).split())
         assert "Days 1–14: 50.0 % more than the same days of October 2025 (28.00 CHF)" in running
         whole = " ".join(re.sub("<[^>]*>", "", visitor.get("/usage/org_a/2025-10").text).split())
-        assert "Nothing to compare with" in whole
+        assert "Nothing to compare with: September 2025 is not loaded" in whole
         assert "not loaded" not in running.partition("Requests")[0]
         page = visitor.get("/usage/org_a/2025").text
-        assert "not loaded: what was used then" not in page
+        assert "logs have not come in" not in page
         year = Rows(page).tables[0]
         assert [row for row in year if row[0].startswith(("October", "November"))] == [
             ["October", "31", "62.00", "0", "0"],
@@ -463,7 +464,20 @@ def test_a_year_says_of_which_months_not_every_day_is_loaded(server: LiveServer,
     assert months["September"] == ["September", "not loaded"]
     assert months["October"][0] == "October 26 days not loaded"
     assert months["November"][0] == "November not over yet 8 days not loaded"
-    assert "34 days of published months are not loaded: what was used then is not in these sums." in page
+    assert "34 days of published months are not loaded: their logs have not come in." in page
+
+
+def test_what_is_not_loaded_has_no_sums(visitor: Visitor) -> None:
+    for path, notice in (
+        ("2025-09", "Nothing of this month is loaded: there"),
+        ("2025-12", "Nothing of this month is loaded yet: there"),
+        ("2024", "Nothing of this year is loaded: there"),
+        ("2026", "Nothing of this year is loaded yet: there"),
+    ):
+        page = visitor.get(f"/usage/org_a/{path}").text
+        assert notice in page
+        assert "0.00<" not in page
+        assert ("<figure" in page) == (path == "2025-09")  # whose days are drawn as what they are
 
 
 def test_a_longer_month_is_compared_with_all_of_a_shorter_one(tmp_path: Path) -> None:

@@ -170,6 +170,17 @@ def test_axe_finds_nothing(browser: Browser, server: LiveServer, scheme: str) ->
             assert found == [], (path, width)
 
 
+def test_what_a_key_cost_is_seen_on_a_phone_without_scrolling(browser: Browser, server: LiveServer) -> None:
+    tab = visit(browser, server, server.create_key("org_h").key)
+    tab.size(375)
+    tab.go(f"{server.url}/usage/org_h/2025-11?group_by=model")
+    edge = "document.querySelector('#by-model + .scroll').getBoundingClientRect().right"
+    assert "Cost, CHF" in tab.run("document.querySelector('#by-model + .scroll th:nth-child(3)').textContent")
+    assert tab.run(
+        f"document.querySelector('#by-model + .scroll th:nth-child(3)').getBoundingClientRect().right <= {edge}"
+    )
+
+
 def test_every_chart_has_a_title_and_a_description(browser: Browser, server: LiveServer) -> None:
     tab = visit(browser, server, server.create_key("org_a").key)
     charts = "[...document.querySelectorAll('svg[role=img]')]"
