@@ -73,6 +73,7 @@ from pipeline.run_page import (
     days_table,
     failure_report,
     findings_of,
+    findings_table,
     recount_of,
     report_of,
     what_failed,
@@ -373,7 +374,7 @@ def _finished(report: Report) -> State[None]:
     """Completed either way: everything that could be published is. Findings show in the state's name, which is also
     the name of its event, so that an automation can tell somebody; a failed state would say that the night is lost.
     """
-    findings = [f"{finding['file']} is {finding['finding']}" for finding in findings_of(report)]
+    findings = [f"{finding.file} is {finding.finding}" for finding in findings_of(report)]
     if not findings:
         return Completed(message=_summary(report))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
@@ -411,7 +412,9 @@ def _show_recount(recounted: Reconciliation, day: date) -> None:
             description=f"{day}: these no longer hold in raw/ what they held when taken in.",
         )
     if recounted.differences:
-        differences = recounted.as_json()["differences"]
+        listed = recounted.as_json()["differences"]
+        told = [name for name in listed[0] if any(row[name] is not None for row in listed)]
+        differences = [{name: row[name] for name in told} for row in listed]  # Prefect folds no table
         create_table_artifact(differences, key="differences", description=f"{day}: published, and recounted from raw/.")
 
 
@@ -440,7 +443,7 @@ def _show(report: Report) -> None:
         if report.days:
             create_table_artifact(days_table(report), key="days", description=ABOUT_DAYS)
         if report.has_findings:
-            create_table_artifact(findings_of(report), key="findings", description=ABOUT_FINDINGS)
+            create_table_artifact(findings_table(report), key="findings", description=ABOUT_FINDINGS)
 
 
 def _show_progress(stages: Sequence[str]) -> AbstractContextManager[Watch]:

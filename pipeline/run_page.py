@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 
@@ -19,6 +19,7 @@ from pipeline.reconcile import Reconciliation
 from pipeline.report import Report
 
 MOST_LISTED = 20  # files, findings or days that the report names one by one
+LONGEST_CELL = 60  # characters: Prefect folds no cell of a table, and a laptop shows some 95 of a row
 
 ABOUT_DAYS = (
     "One row for each day rolled up. **quarantined**: rejected lines of the files that have requests on the day; such a"
@@ -26,9 +27,7 @@ ABOUT_DAYS = (
     " **seconds**: of the step that rolled the day up; in brackets how many days it rolled up together."
 )
 
-ABOUT_FINDINGS = (
-    "Files somebody should look at, and what to do with each. The columns are wide: `report` has them in full."
-)
+ABOUT_FINDINGS = "What somebody should look at. `report` has each in full, and what to do about it."
 
 
 def days_table(report: Report) -> list[dict[str, Any]]:
@@ -42,12 +41,39 @@ def days_table(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def findings_of(report: Report) -> list[dict[str, str]]:
+class Finding(NamedTuple):
+    """What somebody should look at. kind: in few words what is found."""
+
+    file: str
+    kind: str
+    finding: str
+    what_to_do: str
+
+
+def findings_table(report: Report) -> list[dict[str, str]]:
+    """A row for each finding, with no more than what tells it from the others."""
+    return [{"file": _end_of(each.file), "finding": each.kind} for each in findings_of(report)]
+
+
+def _end_of(file: str) -> str:
+    return file if len(file) <= LONGEST_CELL else f"…{file[1 - LONGEST_CELL :]}"
+
+
+def findings_of(report: Report) -> list[Finding]:
     """What somebody should look at, each with what to do. None exactly when the report has none."""
-    held_back = [_finding(held.file, f"held back: {held.reason}", _mending(held.reason)) for held in report.held_back]
+    held_back = [
+        Finding(
+            held.file,
+            f"held back: {held.reason.partition(':')[0]}"[:LONGEST_CELL],
+            f"held back: {held.reason}",
+            _mending(held.reason),
+        )
+        for held in report.held_back
+    ]
     lowered = [
-        _finding(
+        Finding(
             file,
+            f"fewer requests: {before:,} before, {after:,} now",
             f"replaced by fewer requests: {before:,} lines accepted before, {after:,} now",
             "if it was truncated or written over, put the old content back under a name of its own; if it was"
             " corrected, nothing",
@@ -56,24 +82,27 @@ def findings_of(report: Report) -> list[dict[str, str]]:
         if after < before
     ]
     lost = [
-        _finding(
+        Finding(
             f"restatements of {month_name(month)}",
+            "damaged",
             "damaged: what they recorded before now is lost",
             "nothing; or see what a backup of rollups/ has of them",
         )
         for month in report.records_lost
     ]
     gone = [
-        _finding(
+        Finding(
             f"raw files of {day}",
+            "gone",
             "gone, and so is the version that counted them",
             "put them back into raw/, or rollups/ as it was, and run again",
         )
         for day in report.lost_days
     ]
     unpriced = [
-        _finding(
+        Finding(
             str(day.day),
+            f"unpriced: {count_of(day.requests, 'request')}",
             f"unpriced in part: of {count_of(day.requests, 'request')} no cost is known; missing:"
             f" {', '.join(day.missing[:MOST_LISTED]) or 'too much to list'}",
             "add what is missing to prices.csv or fx.csv in the data root; the next run prices them",
@@ -81,10 +110,6 @@ def findings_of(report: Report) -> list[dict[str, str]]:
         for day in report.unpriced
     ]
     return held_back + lowered + lost + gone + unpriced
-
-
-def _finding(file: str, finding: str, what_to_do: str) -> dict[str, str]:
-    return {"file": file, "finding": finding, "what to do": what_to_do}
 
 
 def _mending(reason: str) -> str:
@@ -122,7 +147,7 @@ def report_of(report: Report) -> str:
             ]
         ),
         *([f"**{_plain(report.lost)}**"] if report.lost else []),
-        _section("Findings", (f"{_code(each['file'])} is {_plain(each['finding'])}" for each in findings)),
+        _section("Findings", (f"{_code(each.file)} is {_plain(each.finding)}" for each in findings)),
         _section(
             "Quarantined lines",
             (f"{_code(entry.file)}: {count_of(entry.take_in.quarantined, 'line')}" for entry in quarantined),
@@ -132,8 +157,8 @@ def report_of(report: Report) -> str:
     return "\n\n".join(filter(None, sections))
 
 
-def _next_steps(findings: Sequence[dict[str, str]], has_quarantined: bool) -> list[str]:
-    steps = [f"{_code(each['file'])}: {_plain(each['what to do'])}." for each in findings]
+def _next_steps(findings: Sequence[Finding], has_quarantined: bool) -> list[str]:
+    steps = [f"{_code(each.file)}: {_plain(each.what_to_do)}." for each in findings]
     if has_quarantined:
         steps.append(
             "`keytally quarantine` shows the rejected lines and why. Correct the file in place: the next run replaces"

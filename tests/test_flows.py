@@ -59,7 +59,7 @@ from pipeline.ledger import DayEntry
 from pipeline.report import Report, Unpriced
 from pipeline.rollup import DayInputs, roll_up_days
 from pipeline.run import Run
-from pipeline.run_page import findings_of, report_of
+from pipeline.run_page import findings_of, findings_table, report_of
 from tests.dask_cluster import Cluster, kill
 
 # One Prefect server for the whole file: with `pytest -n`, keep it on one worker (--dist loadgroup or loadfile).
@@ -660,7 +660,7 @@ def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClien
     assert "`eu/2025-11-03.jsonl.gz`: deliver it again under the same name" in report.partition("What to do next")[2]
     findings = tables_of(client, state.state_details.flow_run_id)["findings"]
     assert [finding["file"] for finding in findings] == ["eu/2025-11-03.jsonl.gz", "eu/2025-11-01.jsonl"]
-    assert findings[1]["finding"] == "replaced by fewer requests: 9 lines accepted before, 4 now"
+    assert findings[1]["finding"] == "fewer requests: 9 before, 4 now"
     assert published(data) == {
         ("acme", "2025-11-01"): (4, Decimal("1.00")),
         ("acme", "2025-11-02"): (2, Decimal("0.50")),
@@ -812,10 +812,21 @@ def test_steps_are_given_the_run_itself_in_its_own_thread(
 )
 def test_whatever_is_a_finding_of_a_run_is_one_of_its_flow(report: Report) -> None:
     assert report.has_findings
-    assert all(finding["what to do"] for finding in findings_of(report))
+    assert all(finding.what_to_do for finding in findings_of(report))
     assert "### What to do next" in report_of(report)
     state = flows._finished(report)
     assert state.name == "CompletedWithFindings"
+
+
+def test_the_table_of_findings_is_as_narrow_as_a_page(data: Path) -> None:
+    file = "/".join(["a_rather_long_name"] * 12)
+    held_back = [HeldBack(file, f"unreadable: {'no ' * 99}"), HeldBack("b.jsonl", "x" * 99)]
+    report = Report(held_back=held_back, unpriced=(Unpriced(date(2025, 11, 1), 3, ["a price of gpt"] * 20),))
+    rows = findings_table(report)
+    assert [list(row) for row in rows] == [["file", "finding"]] * 3
+    assert max(len(cell) for row in rows for cell in row.values()) == 60
+    assert rows[0] == {"file": f"…{file[-59:]}", "finding": "held back: unreadable"}
+    assert f"`{file}`" in report_of(report)
 
 
 def test_the_page_of_a_flow_says_what_it_does_and_keeps_the_words_of_its_form_for_the_form() -> None:
