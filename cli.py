@@ -26,7 +26,7 @@ import click
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError, open_store
-from pipeline.contract.wording import count_of, duration_text, instant_text
+from pipeline.contract.wording import count_of, duration_text, in_a_line, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ EXAMPLES = 3  # of each reason
 BAR, LEAST_BAR = 24, 4  # characters of the longest, and where there is no room for fewer there are none
 NARROWEST_TEXT = 20
 SHOWN_CHARACTERS = 100
+OUR_DISK = "the disk of the data root"
 
 
 _EXAMPLES = {
@@ -190,8 +191,8 @@ def _nobody_listens() -> int:
 
 def _os_sentence(error: OSError) -> str:
     where = " to ".join(str(name) for name in (error.filename, error.filename2) if name)
-    what = _in_a_line(error.strerror or str(error))
-    return f"{where}{': ' if where else ''}{what}; {_after(what)}"
+    what = in_a_line(error.strerror or str(error))
+    return f"{where}{': ' if where else ''}{what}; {_after(what, 'that disk' if where else OUR_DISK)}"
 
 
 def _engine_sentence(error: Exception) -> str:
@@ -200,20 +201,18 @@ def _engine_sentence(error: Exception) -> str:
     from deltalake.exceptions import DeltaError
 
     if not isinstance(error, (duckdb.Error, DeltaError)):
-        what = f"{type(error).__name__}: {_in_a_line(str(error))}"
+        what = f"{type(error).__name__}: {in_a_line(str(error))}"
         return f"a fault in keytally ({what}); report what 'keytally --debug ...' says of the same command"
     first_line = str(error).strip().split("\n", 1)[0]
     return f"{first_line}; {_after(str(error))}"
 
 
-def _in_a_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _after(what: str) -> str:
+def _after(what: str, disk: str = OUR_DISK) -> str:
     """What to do after an accident, by what the system says of it: it reaches us through three libraries."""
     if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
-        return "make room on that disk, then run the command again"
+        return f"make room on {disk}, then run the command again"
+    if os.strerror(errno.ENOENT) in what:
+        return "see whether it should be there, then run the command again"
     if any(os.strerror(number) in what for number in (errno.EACCES, errno.EPERM, errno.EROFS)):
         return "see to its rights and owner, then run the command again"
     if "Out of Memory" in what:

@@ -13,7 +13,7 @@ import duckdb
 from pipeline.contract.layout import month_name
 from pipeline.contract.settings import SettingsError
 from pipeline.contract.store import StoreError
-from pipeline.contract.wording import count_of
+from pipeline.contract.wording import count_of, in_a_line
 from pipeline.errors import CheckFailed, KeytallyError
 from pipeline.reconcile import Reconciliation
 from pipeline.report import Report
@@ -202,7 +202,7 @@ def what_failed(error: Exception) -> str:
     """The sentence of a failure, which ends in what to do."""
     if isinstance(error, (KeytallyError, SettingsError, StoreError)):
         return f"{error}. {_remedy(error)}"
-    text = str(error).strip()
+    text = in_a_line(str(error)) if isinstance(error, OSError) else str(error).strip()
     first_line = text.splitlines()[0] if text else "no more is known"
     return f"{type(error).__name__}: {first_line}. {_remedy(error)}"
 

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
+from pipeline.run_page import what_failed
 
 ROOT = Path(__file__).parent.parent
 Keytally = Callable[..., Result]
@@ -111,7 +112,13 @@ def test_an_engine_that_runs_out_of_memory_says_which_limit_to_raise(
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSPC, "make room"), (errno.EROFS, "rights"), (errno.EIO, "again is safe")]
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "make room on that disk"),
+        (errno.EROFS, "rights"),
+        (errno.ENOENT, "should be there"),
+        (errno.EIO, "again is safe"),
+    ],
 )
 def test_an_accident_says_what_to_do_about_it(
     keytally: Keytally, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
@@ -123,6 +130,23 @@ def test_an_accident_says_what_to_do_about_it(
     (sentence,) = keytally("rollup").stderr.splitlines()
     assert f"from to where it goes: {os.strerror(number)}" in sentence
     assert advice in sentence
+
+
+def test_what_the_table_says_of_a_full_disk_is_a_sentence(keytally: Keytally, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "Generic LocalFileSystem error\n\x1b[31m↳\x1b[0m Unable to copy data to file\n"
+        "\x1b[31m↳\x1b[0m No space left on device (os error 28)"
+    )
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(said)
+
+    monkeypatch.setattr("pipeline.update.roll_up", fail)
+    sentence = "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"
+    assert keytally("rollup").stderr == (
+        f"keytally: {sentence}; make room on the disk of the data root, then run the command again\n"
+    )
+    assert what_failed(OSError(said)).startswith(f"OSError: {sentence}. See to the disk")
 
 
 def test_where_nothing_is_published_nothing_is_said_to_be(data: Path, keytally: Keytally) -> None:

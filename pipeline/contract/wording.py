@@ -12,6 +12,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_a_line(text: str) -> str:
+    """What another library says, in one line. Those of the table's paint arrows before theirs."""
+    return " ".join(re.sub(r"\s*(\x1b\[[0-9;]*m)*↳(\x1b\[[0-9;]*m)*", ":", text).split())
+
+
 def instant_text(moment: datetime | None) -> str | None:
     """`2025-11-15T10:30:00Z`: UTC, whole seconds; None for none."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
