@@ -232,9 +232,10 @@ def _print_json(document: Any) -> None:
     "--new-currency", is_flag=True, help="Publish all days in KEYTALLY_CURRENCY, where it was another before."
 )
 def rollup(new_currency: bool, as_json: bool) -> int:
-    """Take in what is new below raw/, roll up the days it touches, publish.
+    """Take in what is new, roll up the days it touches, publish.
 
-    The nightly job. Run it as often as you like: it costs what changed, and with nothing new it changes nothing.
+    The nightly job: it reads what lies below raw/. Run it as often as you like: it costs what changed, and with nothing
+    new it changes nothing.
     """
     from pipeline.fan_out import fan_out_of
     from pipeline.run import start_run
@@ -250,9 +251,10 @@ def rollup(new_currency: bool, as_json: bool) -> int:
 @click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
 @click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
 def backfill(first_day: date, last_day: date, as_json: bool) -> int:
-    """Check all that some days are made from, rebuild what is missing or damaged, and roll them up anew.
+    """Check and rebuild what some days are made from, roll them up.
 
-    What is new below raw/ is taken in as well. Equal results publish nothing.
+    All of it is checked, and what is missing or damaged rebuilt from raw/, before they are rolled up anew. What is new
+    below raw/ is taken in as well. Equal results publish nothing.
     """
     if last_day < first_day:
         raise click.UsageError(f"--to {last_day} is before --from {first_day}")
@@ -280,9 +282,9 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
 @click.option("--csv", "as_csv", is_flag=True, help="The changes as CSV on stdout.")
 @click.option("--apply", "applied", is_flag=True, help="Put the book in force, and roll up the days it touches.")
 def reprice(book: Path, first_day: date, last_day: date, as_csv: bool, applied: bool, as_json: bool) -> int:
-    """Show what another price book would change of published days, for each organization, key and model.
+    """Show what another price book would change.
 
-    Changes nothing without --apply.
+    Of published days, for each organization, key and model. Changes nothing without --apply.
     """
     if last_day < first_day:
         raise click.UsageError(f"--to {last_day} is before --from {first_day}")
@@ -565,7 +567,7 @@ def serve(host: str, port: int, workers: int, as_json: bool) -> int:
 @command(main, "demo")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 def demo(port: int, as_json: bool) -> int:
-    """Make two months of sample traffic, roll it up, and serve it.
+    """Make two months of sample traffic, roll it up, serve it.
 
     Everything is written to a scratch folder that is removed when the server stops.
     """
@@ -636,7 +638,10 @@ def _free_port(preferred: int) -> int:
 
 @main.group()
 def keys() -> None:
-    """Reading keys: what a customer sends as X-API-Key to read its organization's usage."""
+    """Create, list and revoke reading keys.
+
+    A reading key is what a customer sends as X-API-Key to read its organization's usage.
+    """
 
 
 @command(keys, "create")
@@ -744,9 +749,10 @@ def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
 
 @command(main, "quarantine")
 def quarantine(as_json: bool) -> int:
-    """Show the lines that are no requests: how many, why, in which files, with a few of them read from raw/.
+    """Show the lines that are no requests, and why.
 
-    --json lists every line. Exits 3 when the list of a file's lines is lost; the others are shown.
+    How many, in which files, and a few of them read from raw/. --json lists every line. Exits 3 when the list of a
+    file's lines is lost; the others are shown.
     """
     from pipeline.quarantine import Quarantine
 
@@ -818,9 +824,10 @@ def _show_lost_lists(lost: Sequence[LostList]) -> None:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--write", "name", metavar="NAME", help="Write the format into the data folder as formats/NAME.sql.")
 def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
-    """Say which format a log is in, or draft one; and how much of it would count.
+    """Say which format a log is in, or draft one.
 
-    Nothing is written unless asked. Large files are looked at from their beginning.
+    And how much of it would count, and why not the rest. Nothing is written unless asked. Large files are looked at
+    from their beginning.
     """
     from pipeline.first_look import look_at
     from pipeline.format import formats_of, write_format
@@ -893,9 +900,9 @@ def _show_look(look: FirstLook, currency: str) -> None:
 @click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
 @click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
 def reconcile(first_day: date, last_day: date, as_json: bool) -> int:
-    """Recount what is published of some days from the raw logs, by other code, and compare.
+    """Recount published days from the raw logs, and compare.
 
-    Changes nothing. Exits 3 when a number differs; --json has every difference.
+    By other code than a run's. Changes nothing. Exits 3 when a number differs; --json has every difference.
     """
     if last_day < first_day:
         raise click.UsageError(f"--to {last_day} is before --from {first_day}")
@@ -955,7 +962,10 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
 @click.option("--from", "first_day", type=Day(), required=True, help="First day, as 2025-11-01.")
 @click.option("--to", "last_day", type=Day(), required=True, help="Last day, included.")
 def history(organization_id: str | None, first_day: date, last_day: date, as_json: bool) -> int:
-    """Show which published days changed after they were over: for whom, from what to what, and why."""
+    """Show which published days changed after they were over.
+
+    For whom, from what to what, and why.
+    """
     from pipeline.history import restatements
 
     found = restatements(open_store(Settings.from_environment()), first_day, last_day, organization_id)
@@ -1002,9 +1012,10 @@ def _change(row: Restatement) -> str:
     "--by", type=click.Choice(["day", "key", "model"]), default="day", show_default=True, help="A row for each."
 )
 def usage(organization_id: str, month: date | None, by: Literal["day", "key", "model"], as_json: bool) -> int:
-    """Show what an organization used in a month, by day, key or model, with bars of the cost.
+    """Show what an organization used in a month.
 
-    The numbers that the server gives. Keys and models are listed by cost, the largest first; --json has all.
+    By day, key or model, with bars of the cost. The numbers that the server gives. Keys and models are listed by cost,
+    the largest first; --json has all.
     """
     from pipeline.usage import published_usage
 
@@ -1098,9 +1109,10 @@ def _bar(value: Decimal, most: Decimal, longest: int) -> str:
 @click.option("--days", "all_days", is_flag=True, help="List every day.")
 @click.option("--files", "all_files", is_flag=True, help="List every file.")
 def status(all_days: bool, all_files: bool, as_json: bool) -> int:
-    """Show what is published, through which moment, and what is waiting, held back or ignored.
+    """Show where things stand, and what to do next.
 
-    With the days of the newest month and the files taken in last; --json has every day and file.
+    What is published, through which moment, and what is waiting, held back or ignored; with the days of the newest
+    month and the files taken in last; --json has every day and file.
     """
     from pipeline.status import status_of
 
@@ -1255,7 +1267,10 @@ def _show_files(found: Status, all_files: bool) -> None:
 @main.command("completion", epilog=f"\b\nExample:\n  {_EXAMPLES['completion']}")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands and options. Bash needs 4.4 or newer."""
+    """Print what makes a shell complete commands and options.
+
+    Bash needs 4.4 or newer.
+    """
     from click.shell_completion import get_completion_class
 
     made = get_completion_class(shell)

@@ -122,6 +122,13 @@ def test_every_command_shows_an_example_that_it_takes_and_the_readme_names_it(
         assert f"  {example}" in CliRunner().invoke(command, ["--help"]).stdout
 
 
+def test_what_each_command_is_for_is_said_in_a_line_of_80_characters() -> None:
+    for group in (cli.main, cli.keys):
+        shown = CliRunner().invoke(group, ["--help"], terminal_width=80).stdout.partition("Commands:")[2]
+        assert len(shown.strip().splitlines()) == len(group.commands)
+        assert "..." not in shown
+
+
 def test_a_fault_is_one_sentence_and_a_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a fault\nof ours")
