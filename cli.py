@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -611,7 +612,9 @@ def demo(port: int, as_json: bool) -> int:
                 click.echo(
                     f"\nOpen {url}/ in a browser and sign in with the key, or ask from another terminal:\n\n  {curl}\n"
                 )
-                click.echo(f"Other commands see the same data with KEYTALLY_DATA={data}. Stop with Ctrl-C.")
+                here = f"KEYTALLY_DATA={data} {shlex.quote(str(Path(sys.argv[0]).absolute()))}"
+                click.echo("Other commands see the same data; the second makes a key for all organizations:\n")
+                click.echo(f"  {here} status\n  {here} keys create --operator\n\nStop with Ctrl-C.")
 
         try:
             run_server(settings, "127.0.0.1", _free_port(port), 1, on_started=started)

@@ -384,6 +384,31 @@ def test_help_shows_every_command() -> None:
         assert f"  {command} " in text
 
 
+def test_the_demo_prints_commands_that_can_be_copied_as_they_are(tmp_path: Path) -> None:
+    keytally = tmp_path / "a folder" / "keytally"
+    keytally.parent.mkdir()
+    keytally.write_text(f"#!{sys.executable}\nimport cli\ncli.main()\n")
+    keytally.chmod(0o755)
+    code = (
+        "import subprocess, sys, cli, serving.server\n"
+        "def serve(*_, on_started):\n"
+        "    on_started('http://127.0.0.1:8000')\n"
+        "    sys.stdout.flush()\n"
+        "    for line in open(sys.argv[1]).read().splitlines():\n"
+        "        if line.startswith('  KEYTALLY_DATA='):\n"
+        "            subprocess.run(line, shell=True, check=True)\n"
+        "serving.server.serve = serve\n"
+        f"sys.argv = [{str(keytally)!r}, {str(tmp_path / 'told')!r}]\n"
+        "cli.main(['demo'])"
+    )
+    with (tmp_path / "told").open("w") as told:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=told, check=True)
+    said = (tmp_path / "told").read_text().partition("Stop with Ctrl-C.")[2]
+    assert "Version     2, published" in said
+    assert "for every organization. It is not shown again" in said
+
+
 def test_the_demo_answers_by_the_curl_line_it_prints_and_leaves_nothing_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "demo", "--port", "0", "--json"],
