@@ -140,7 +140,8 @@ class Pages:
         question: Question = MonthPage(first_day, viewer, by or "api_key", measure)
         if period["csv"]:
             question = Daily(first_day, group_by=by, csv=True)
-            send = _as_file(f"usage-{organization_id}-{first_day:%Y-%m}.csv", send)
+            grouped = f"-by-{by}" if by else ""
+            send = _as_file(f"usage-{organization_id}-{first_day:%Y-%m}{grouped}.csv", send)
         elif not period["month"]:
             question = YearPage(first_day, viewer, measure)
         await self._answer(organization_id, question, now, scope, receive, send)

@@ -412,12 +412,12 @@ def test_the_numbers_of_a_page_are_those_of_the_api_to_the_last_digit(server: Li
 def test_the_csv_of_a_page_is_the_api_s(server: LiveServer) -> None:
     key = server.create_key("org_a")
     visitor = Visitor(server, key)
-    for query in ("", "group_by=model", "group_by=api_key"):
+    for query, grouped in (("", ""), ("group_by=model", "-by-model"), ("group_by=api_key", "-by-api_key")):
         page = visitor.get(f"{MONTH}.csv?{query}")
         api = server.daily(key, f"year=2025&month=11&{query}", Accept="text/csv")
         assert page.content == api.content
         assert page.headers["content-type"] == api.headers["content-type"]
-        assert page.headers["content-disposition"] == 'attachment; filename="usage-org_a-2025-11.csv"'
+        assert page.headers["content-disposition"] == f'attachment; filename="usage-org_a-2025-11{grouped}.csv"'
 
 
 def test_a_day_that_is_not_loaded_is_no_zero(server: LiveServer, visitor: Visitor) -> None:
