@@ -480,6 +480,20 @@ def test_what_is_not_loaded_has_no_sums(visitor: Visitor) -> None:
         assert ("<figure" in page) == (path == "2025-09")  # whose days are drawn as what they are
 
 
+def test_a_bar_of_nothing_is_a_zero_of_what_the_bars_show(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    publish(place, [request(day, timestamp=f"2025-11-{day:02}T08:00:00Z", cost="0") for day in range(1, 15)])
+    with LiveServer(settings_for(place.layout.root)) as server:
+        visitor = Visitor(server, server.create_key("org_a"))
+        cost, requests, before = (
+            visitor.get(f"/usage/org_a/{asked}").text for asked in ("2025-11", "2025-11?measure=requests", "2025-10")
+        )
+    assert (cost.count('class="zero"'), requests.count('class="zero"')) == (14, 0)
+    assert "All that is known is zero." in cost
+    assert "The most was 1 requests, on 1 November 2025." in requests
+    assert "Nothing is known of it." in before
+
+
 def test_a_longer_month_is_compared_with_all_of_a_shorter_one(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     place.now = NOW.replace(month=3, day=31)
