@@ -221,6 +221,7 @@ def test_on_paper_there_is_nothing_to_press(browser: Browser, server: LiveServer
     shown = "[...document.querySelectorAll('button, .steps a, .doors a')].filter(one => one.offsetParent)"
     assert tab.run(f"{shown}.length") == 0
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.run("getComputedStyle(document.querySelector('.bar.c0')).fill") == "rgb(31, 95, 191)"  # made for white
     assert "Sum" in tab.text
 
 
