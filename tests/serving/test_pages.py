@@ -324,6 +324,43 @@ def test_another_organization_s_page_is_not_told_from_nobody_s(visitor: Visitor)
         assert visitor.get(path).status_code == 403
 
 
+def test_nobody_is_shown_a_page_that_was_made_for_another(server: LiveServer) -> None:
+    a, b, operator = (Visitor(server, key) for key in (server.create_key("org_a"), server.create_key("org_b"), None))
+    operator.sign_in(server.keys.create_operator(now=NOW).key)
+    for _ in range(2):  # the second time from what is kept
+        for visitor, own in ((a, "org_a"), (b, "org_b")):
+            home = visitor.get("/").text
+            assert f"<bdi>{own}</bdi>" in home
+            assert not {"org_a", "org_b", "All organizations"} - {own} & {
+                *re.findall(r"org_\w|All organizations", home)
+            }
+        assert "All organizations" in operator.get("/").text
+        assert "All organizations" in operator.get(MONTH).text
+        assert "All organizations" not in a.get(MONTH).text
+
+
+@pytest.mark.parametrize(
+    ("page", "before", "behind"),
+    [
+        ("/usage/org_a/2020-01", None, "2020-02"),
+        ("/usage/org_a/2025-01", "2024-12", "2025-02"),
+        ("/usage/org_a/2025-10", "2025-09", "2025-11"),
+        ("/usage/org_a/2025-11", "2025-10", None),
+        ("/usage/org_a/2030-12", "2030-11", None),
+        ("/usage/org_a/2020", None, "2021"),
+        ("/usage/org_a/2025", "2024", None),
+        ("/usage/org_a/2030", "2029", None),
+    ],
+)
+def test_one_goes_back_to_the_first_month_and_forward_to_the_newest(
+    visitor: Visitor, page: str, before: str | None, behind: str | None
+) -> None:
+    steps = re.findall(r'href="/usage/org_a/([0-9-]+)[^"]*" rel="(prev|next)"', visitor.get(page).text)
+    assert {rel: period for period, rel in steps} == {
+        rel: period for rel, period in (("prev", before), ("next", behind)) if period
+    }
+
+
 def test_an_operator_sees_every_organization_and_how_the_data_stands(server: LiveServer) -> None:
     visitor = Visitor(server, server.keys.create_operator(now=NOW))
     page = visitor.get("/").text
