@@ -1035,6 +1035,7 @@ def usage(organization_id: str, month: date | None, by: Literal["day", "key", "m
         ):
             sums[name] = [before + more for before, more in zip(sums.get(name, (0,) * len(used)), used, strict=True)]
         total = [sum(column) for column in zip(*sums.values(), strict=True)] or [0] * len(measures)
+    unpriced = sum(published.rows["unpriced"].to_pylist())
     rows = list(sums.items()) if by == "day" else sorted(sums.items(), key=lambda row: (-row[1][2], row[0] or ""))
     if as_json:
         texts = [
@@ -1048,6 +1049,7 @@ def usage(organization_id: str, month: date | None, by: Literal["day", "key", "m
                 "as_of": instant_text(published.as_of),
                 "rows": texts,
                 "total": _used_as_json(measures, total),
+                "unpriced": unpriced,
             }
         )
         return 0
@@ -1055,6 +1057,11 @@ def usage(organization_id: str, month: date | None, by: Literal["day", "key", "m
         click.echo(f"{organization_id} made no request with an API key in {month_name(month)}, or none is loaded.")
     else:
         _show_usage(by, rows, total, published.currency or settings.currency)
+    if unpriced:
+        click.echo(
+            f"UNPRICED    {count_of(unpriced, 'request')} of these without a cost, which is not in these sums: keytally"
+            " status says what price is missing"
+        )
     click.echo(
         f"Version {published.version}, through {instant_text(published.as_of) or 'a moment nobody knows'}."
         f" {'Which days are loaded: keytally status --days.' if by == 'day' or not rows else ''}".rstrip()

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 import cli
 from tests.conftest import Place, request
+from tests.pricing import PricedPlace, priced
 from tests.serving.traffic import publish, sums, traffic
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,19 @@ def test_usage_is_labelled_with_the_currency_that_is_published(monkeypatch: pyte
     monkeypatch.setenv("KEYTALLY_CURRENCY", "USD")
     shown = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11"]).stdout
     assert ("cost, CHF" in shown, "USD" in shown) == (True, False)
+
+
+def test_usage_says_of_how_many_requests_no_cost_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = PricedPlace(tmp_path / "data")
+    shop.write_raw("a.jsonl", priced(1), priced(2, "llama"), priced(3, organization_id="org_b"), request(4))
+    shop.roll_up()
+    monkeypatch.setenv("KEYTALLY_DATA", str(shop.layout.root))
+    for by in ("day", "key", "model"):
+        asked = ["usage", "--org", "org_a", "--month", "2025-11", "--by", by]
+        assert json.loads(CliRunner().invoke(cli.main, [*asked, "--json"]).stdout)["unpriced"] == 2
+        assert "UNPRICED    2 requests of these without a cost" in CliRunner().invoke(cli.main, asked).stdout
+    asked[-3] = "2025-10"
+    assert "UNPRICED" not in CliRunner().invoke(cli.main, asked).stdout
 
 
 def test_usage_of_nobody_is_told_from_a_data_root_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
