@@ -1163,7 +1163,11 @@ def _next_step(found: Status) -> str:
         (found.raw_missing, "mount raw/, then keytally rollup; nothing, if its logs were deleted on purpose"),
         (found.is_late, "keytally rollup; and see why no run has done its work since: its schedule, and what it said"),
         (found.waiting, "keytally rollup"),
-        (found.absent_day, f"see whether logs of {found.absent_day} were delivered, then keytally rollup"),
+        (
+            found.absent_day,
+            f"see whether logs of {found.absent_day} were delivered, or did not count (keytally quarantine); then"
+            " keytally rollup",
+        ),
         (not found.ledger.publication.files, "put request logs below raw/, then keytally rollup"),
         (found.unpriced, "add what is unpriced to prices.csv or fx.csv, then keytally rollup"),
         (any(taken.quarantined for taken in counting), "keytally quarantine shows the lines that did not count"),
