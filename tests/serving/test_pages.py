@@ -181,6 +181,7 @@ def test_signing_out_forgets_the_session(visitor: Visitor) -> None:
     assert "Max-Age=0" in answer.headers["set-cookie"]
     assert not visitor.client.cookies
     assert "Reading key" in visitor.get("/").text
+    assert "Whoever runs this service makes you a key" in visitor.get("/").text
 
 
 def test_a_session_outlives_a_restart_and_is_good_with_every_worker(place: Place) -> None:
