@@ -30,7 +30,7 @@ TAKEN_IN_BY = (
 ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql", "sql/count_copies.sql")
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "efdcaa2588515313"),
+    "TAKE_IN_RULE": (1, "b15873223ddf5211"),
     "ROLL_UP_RULE": (1, "28c2e343763c32db"),
 }
 
