@@ -3,7 +3,7 @@
 Copies are found bucket by bucket. A bucket is a range of hashes of what identifies a request: all copies of one fall
 into the same, whatever parts they stand in. What lies between the steps is in buckets/, until the day is done: a file
 for each part or bucket, in the order in which the next step looks for its share of it. Names begin with the run's, so
-that no other run deletes them, and end in the checksum: done twice, a step makes the same file.
+that no other run deletes them, and end in the checksum: who does a step again does no harm.
 """
 
 from __future__ import annotations
@@ -17,31 +17,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import artifacts
+from pipeline.checks import check_copies
 from pipeline.contract.tables import API_KEY_DAY, EVENT, Column, Table
 from pipeline.engine import SCAN_ROWS
 from pipeline.fan_out import FanOut
 from pipeline.intake import EventFile
 from pipeline.ledger import DayEntry
 from pipeline.prices import Demand
-from pipeline.rollup import FILES_AT_ONCE, DayInputs, DayUsage, Found, find_copies, finish_days, keep_day, statement_for
+from pipeline.rollup import (
+    FILES_AT_ONCE,
+    DayInputs,
+    DayUsage,
+    Summation,
+    find_copies,
+    finish_days,
+    keep_day,
+    statement_for,
+)
 from pipeline.run import Run
 
-LINES_A_BUCKET = 1_000_000  # or so: a hash does not fill them evenly; of a part no more
+LINES_A_BUCKET = 1_000_000  # about so many, for a hash does not fill them evenly; in a part at most
 LINES_IN_ONE_STEP = 2 * LINES_A_BUCKET
 SHARE_ROWS = 32_768  # in a row group of what is read by shares: with 8,192 a file takes three times as long to open
 _HASHES = 2**64
 
-_IDENTITY_HASH = Table(
-    "identity_hash",
-    "a line, or a request of a part",
-    (),
-    (
-        Column("identity_hash", pa.uint64(), "hash of what identifies its request"),
-        Column("part", pa.int32(), "number of the part that it stands in"),
-    ),
-)
+_PART = Column("part", pa.int32(), "number of the part that it stands in")
+_HASH = Column("identity_hash", pa.uint64(), "hash of what identifies its request")
+_LINES = Column("lines", pa.int64(), "how many lines of the part have it")
+_IDENTITY_HASH = Table("identity_hash", "a line", (), (_HASH, _PART))
+_REPEATED_HASH = Table("repeated_hash", "a hash in a part", ("part", "identity_hash"), (_PART, _HASH, _LINES))
 
 
 class Part(NamedTuple):
@@ -71,21 +79,31 @@ class Summed:
     demand: Demand
 
 
-@dataclass(frozen=True)
-class TakenOff:
-    """What the copies in a bucket that do not count come to, as sums below zero, in a file; how many they are, and how
-    many of them differ."""
+class Repeats(NamedTuple):
+    """Lines whose hash repeats on the day, or the hashes of such lines: in a file, None where there are none."""
+
+    file: str | None
+    lines: int
+
+
+class TakenOff(NamedTuple):
+    """What the copies in a bucket that do not count come to, as sums below zero, in a file; how many they are, how many
+    of them differ, and among how many lines they were looked for."""
 
     sums: str
     duplicate: int
     conflicting: int
+    lines: int
 
 
-class Sums(NamedTuple):
-    """What a day comes to, once they are merged."""
+@dataclass(frozen=True)
+class Pieces:
+    """What is to be merged into a day: the files of sums; its copies, and what it asks of a price book."""
 
-    parts: Sequence[Summed]
-    taken_off: Sequence[TakenOff]
+    sums: Sequence[str]
+    duplicate: int
+    conflicting: int
+    demand: Demand
 
 
 def is_large(day: DayInputs) -> bool:
@@ -98,33 +116,54 @@ def roll_up_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayEntry:
 
     Raises CheckFailed when the lines of the day do not add up; then it is not kept.
     """
-    with _summed(run, day, fan_out) as sums:
-        (entry,) = fan_out(run, partial(_merge, day), [sums])
+    with _pieces(run, day, fan_out) as pieces:
+        (entry,) = fan_out(run, partial(_merge, day), [pieces])
     return entry
 
 
 def use_in_buckets(run: Run, day: DayInputs, fan_out: FanOut) -> DayUsage:
     """What was used on a large day, in a finished file in scratch. Raises CheckFailed."""
-    with _summed(run, day, fan_out) as sums:
-        return _merged(run, day, sums)
+    with _pieces(run, day, fan_out) as pieces:
+        return _merged(run, day, pieces)
 
 
 @contextmanager
-def _summed(run: Run, day: DayInputs, fan_out: FanOut) -> Iterator[Sums]:
-    """The sums of a day, for as long as it takes to merge them; then all that lies between the steps is deleted."""
+def _pieces(run: Run, day: DayInputs, fan_out: FanOut) -> Iterator[Pieces]:
+    """The pieces of a day, for as long as it takes to merge them; then all that lies between the steps is deleted.
+
+    Raises CheckFailed when not every line that may be a copy was looked at.
+    """
     name = f"{run.name}-{day.day}"
     parts, buckets = _parts(day), _buckets(day.accepted)
+    sums: list[str] = []
+    hashes: list[str] = []
+    demand = Demand()
     try:
-        summed = list(fan_out(run, partial(_sum, name), parts))
-        hashes = [one.hashes for one in summed]
-        repeated = [file for file in fan_out(run, partial(_find_repeated, name, hashes), buckets) if file]
-        copies = [file for file in fan_out(run, partial(_copies, name, repeated), parts) if file] if repeated else []
-        taken_off = list(fan_out(run, partial(_take_off, name, day.day, copies), buckets)) if copies else []
-        yield Sums(summed, taken_off)
+        for summed in fan_out(run, partial(_sum, name), parts):
+            sums.append(summed.sums)
+            hashes.append(summed.hashes)
+            demand = demand.union(summed.demand)
+        looked = list(fan_out(run, partial(_find_repeated, name, hashes), buckets))
+        repeated = [found.file for found, _ in looked if found.file]
+        handed = list(fan_out(run, partial(_hand_over, name, repeated), parts)) if repeated else []
+        copies = [found.file for found in handed if found.file]
+        having = [bucket for bucket, (found, _) in zip(buckets, looked, strict=True) if found.file]
+        taken_off = list(fan_out(run, partial(_take_off, name, day.day, copies), having)) if having else []
+        check_copies(
+            day.day,
+            accepted=day.accepted,
+            in_buckets=sum(lines for _, lines in looked),
+            repeated=sum(found.lines for found, _ in looked),
+            handed_over=sum(found.lines for found in handed),
+            taken_up=sum(one.lines for one in taken_off),
+        )
+        sums += [one.sums for one in taken_off]
+        copied = (sum(one.duplicate for one in taken_off), sum(one.conflicting for one in taken_off))
+        yield Pieces(sums, *copied, demand)
     finally:
-        for found in run.store.list(run.layout.buckets):
-            if found.path.name.startswith(name):
-                run.store.delete(found.path)
+        for left in run.store.list(run.layout.buckets):
+            if left.path.name.startswith(name):
+                run.store.delete(left.path)
 
 
 def _parts(day: DayInputs) -> list[Part]:
@@ -169,58 +208,63 @@ def _sum(name: str, run: Run, part: Part) -> Summed:
     )
 
 
-def _find_repeated(name: str, hashes: Sequence[str], run: Run, bucket: HashRange) -> str | None:
-    """The hashes in a bucket that occur more than once, for each part in which they do; None where there are none."""
-    run.engine.name_files("identity_hashes", _paths(run, hashes), _IDENTITY_HASH, where=_range_of(bucket))
+def _find_repeated(name: str, hashes: Sequence[str], run: Run, bucket: HashRange) -> tuple[Repeats, int]:
+    """The hashes in a bucket that occur more than once, for each part in which they do; and how many lines it has."""
+    run.engine.name_files("identity_hashes", _paths(run, hashes), _IDENTITY_HASH, where=_in(bucket))
+    run.engine.run("lines_of_bucket")
+    ((lines,),) = run.engine.query("count_lines_of_bucket")
     repeated = run.scratch / "repeated.parquet"
     if not run.engine.copy("repeated_hashes", repeated, SHARE_ROWS):
-        return None
-    return _keep(run, repeated, f"{name}-bucket-{bucket.number}-repeated")
+        return Repeats(None, 0), lines
+    of_them = pc.sum(pq.read_table(repeated, columns=[_LINES.name])[_LINES.name]).as_py()
+    return Repeats(_keep(run, repeated, f"{name}-bucket-{bucket.number}-repeated"), of_them), lines
 
 
-def _copies(name: str, repeated: Sequence[str], run: Run, part: Part) -> str | None:
-    """The events of a part that may be copies of another, or what it is a copy of; None where there are none."""
+def _hand_over(name: str, repeated: Sequence[str], run: Run, part: Part) -> Repeats:
+    """The lines of a part whose hash repeats on the day."""
     _name_events(run, part)
-    run.engine.name_files("repeated_hashes", _paths(run, repeated), _IDENTITY_HASH, where=f"part = {part.number}")
+    run.engine.name_files("repeated_hashes", _paths(run, repeated), _REPEATED_HASH, where=f"part = {part.number}")
     copies = run.scratch / "copies.parquet"
-    if not run.engine.copy("repeated_events", copies, SHARE_ROWS):
-        return None
-    return _keep(run, copies, f"{name}-part-{part.number}-copies")
+    lines = run.engine.copy("repeated_events", copies, SHARE_ROWS)
+    return Repeats(_keep(run, copies, f"{name}-part-{part.number}-copies") if lines else None, lines)
 
 
 def _take_off(name: str, day: date, copies: Sequence[str], run: Run, bucket: HashRange) -> TakenOff:
     """What the copies in a bucket come to that do not count."""
-    run.engine.name_files("events", _paths(run, copies), EVENT, where=_range_of(bucket))
+    run.engine.name_files("events", _paths(run, copies), EVENT, where=_in(bucket))
+    ((lines,),) = run.engine.query("count_events")
     found = find_copies(run)
     statement, _ = statement_for(run)
     run.engine.name_files("events", [], EVENT)
     sums = run.scratch / "sums.parquet"
     run.engine.copy(statement, sums, SCAN_ROWS)
-    return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), *found.get(day, (0, 0)))
+    return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), *found.get(day, (0, 0)), lines)
 
 
-def _merge(day: DayInputs, run: Run, sums: Sums) -> DayEntry:
-    """The day that its sums come to, where it stays."""
-    return keep_day(run, day, _merged(run, day, sums))
+def _merge(day: DayInputs, run: Run, pieces: Pieces) -> DayEntry:
+    """The day that its pieces come to, where it stays."""
+    return keep_day(run, day, _merged(run, day, pieces))
 
 
-def _merged(run: Run, day: DayInputs, sums: Sums) -> DayUsage:
-    files = [*(one.sums for one in sums.parts), *(one.sums for one in sums.taken_off)]
-    run.engine.name_files("some_sums", _paths(run, files), API_KEY_DAY)
-    copies = (sum(one.duplicate for one in sums.taken_off), sum(one.conflicting for one in sums.taken_off))
-    demand = Demand().union(*(one.demand for one in sums.parts))
-    (usage,) = finish_days(run, [day], Found("merge_sums", {day.day: copies}, {day.day: demand} if demand else {}))
+def _merged(run: Run, day: DayInputs, pieces: Pieces) -> DayUsage:
+    """The day that its pieces come to, in scratch. Raises CheckFailed."""
+    run.engine.name_files("some_sums", _paths(run, pieces.sums), API_KEY_DAY)
+    copies = {day.day: (pieces.duplicate, pieces.conflicting)}
+    demands = {day.day: pieces.demand} if pieces.demand else {}
+    (usage,) = finish_days(run, [day], Summation("merge_sums", copies, demands))
     return usage
 
 
 def _name_events(run: Run, part: Part) -> None:
+    """Name the events of a part."""
     files = [event.path_in(run.layout) for event in part.events]
     rows = f"file_row_number >= {part.first} and file_row_number < {part.end}"
     run.engine.name_files("events", files, EVENT, where=rows)
 
 
-def _range_of(bucket: HashRange) -> str:
-    return f"identity_hash between {bucket.first}::ubigint and {bucket.last}::ubigint"
+def _in(bucket: HashRange) -> str:
+    """A condition on hashes that those in a bucket meet."""
+    return f"identity_hash between cast({bucket.first} as ubigint) and cast({bucket.last} as ubigint)"
 
 
 def _keep(run: Run, finished: Path, name: str) -> str:

@@ -21,6 +21,17 @@ def check_day(day: date, *, accepted: int, in_events: int, counted: int, duplica
         raise CheckFailed("accepted = counted + duplicate + session", str(day), accepted, counted + duplicate + session)
 
 
+def check_copies(day: date, *, accepted: int, in_buckets: int, repeated: int, handed_over: int, taken_up: int) -> None:
+    """Every accepted line of a large day is in a bucket; each of which the hash repeats came to where copies are found.
+
+    What got lost on the way would be counted once more, and as no duplicate: the day would still add up.
+    """
+    if in_buckets != accepted:
+        raise CheckFailed("accepted lines are in the day's buckets", str(day), accepted, in_buckets)
+    if not repeated == handed_over == taken_up:
+        raise CheckFailed("lines that may be copies were looked at", str(day), repeated, (handed_over, taken_up))
+
+
 def check_month(engine: Engine, month: date, *, counted: int) -> None:
     """No rollup repeats a row of its grain, and all of them sum to the same: the requests counted on the days."""
     for rollup, repeated in engine.query("repeated_rows"):

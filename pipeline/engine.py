@@ -69,7 +69,6 @@ class Engine:
         self._named: dict[str, _Rows] = {}  # what name_arrow named
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
-        self._scratch = scratch
         self._lasting: dict[Hashable, Closable] = {}
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
 
@@ -174,8 +173,9 @@ class Engine:
     ) -> None:
         """Let statements read Parquet files of one schema as `table`; no files are an empty table.
 
-        with_names: a column `filename` says where each row is from. where: those rows alone, by any column of the files
-        and `file_row_number`; row groups that have none of them are not read. A file from before its table had a column
+        with_names: a column `filename` says where each row is from. where: a condition in SQL, since a view takes no
+        parameters, on columns of the files and on `file_row_number`, which then is a column of the table: other rows
+        are left out, and row groups that have none but these are not read. A file from before its table had a column
         has there what the table says, or nulls.
         """
         self._connection.unregister(table)  # an empty table of before would hide the view

@@ -55,7 +55,7 @@ class RolledMonth:
     files: Mapping[Table, Path]
 
 
-class Found(NamedTuple):
+class Summation(NamedTuple):
     """How some events are summed up: by which statement; how many of their copies do not count and how many of those
     differ, by day; what each day asks of a price book."""
 
@@ -134,12 +134,12 @@ def use_of(run: Run, days: Sequence[DayInputs]) -> list[DayUsage]:
     return finish_days(run, days, found)
 
 
-def look_at(run: Run, events: Sequence[Path]) -> Found:
+def look_at(run: Run, events: Sequence[Path]) -> Summation:
     """Name the event files `events`, and all else that the statement reads that sums them up."""
     run.engine.name_files("events", _gathered(run, events), EVENT)
     copies = find_copies(run)
     statement, demands = statement_for(run)
-    return Found(statement, copies, demands)
+    return Summation(statement, copies, demands)
 
 
 def find_copies(run: Run) -> CopiesFound:
@@ -164,7 +164,7 @@ def statement_for(run: Run) -> tuple[str, Mapping[date, Demand]]:
     return "roll_up_priced_days" if of_sums and not stated else "roll_up_rounded_days", asked.demands
 
 
-def finish_days(run: Run, days: Sequence[DayInputs], found: Found) -> list[DayUsage]:
+def finish_days(run: Run, days: Sequence[DayInputs], found: Summation) -> list[DayUsage]:
     """What the rows of a statement make of days, checked. Raises CheckFailed."""
     used = _written(run, days, _in_units(run, found))
     accepted = {day.day: day.accepted for day in days}
@@ -224,7 +224,7 @@ def _asked(run: Run) -> _Asked:
     return _Asked(demands, largest)
 
 
-def _in_units(run: Run, found: Found) -> str:
+def _in_units(run: Run, found: Summation) -> str:
     """The statement whose rows are the usage, tokens made into units; with what it reads named."""
     if not any(demand.units for demand in found.demands.values()):
         return found.statement

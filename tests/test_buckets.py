@@ -7,14 +7,16 @@ from collections.abc import Callable
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.buckets import LINES_A_BUCKET, HashRange, _buckets, _parts
+from pipeline.buckets import LINES_A_BUCKET, HashRange, Repeats, _buckets, _parts
+from pipeline.engine import Engine
 from pipeline.errors import CheckFailed
 from pipeline.intake import EventFile
-from pipeline.rollup import FILES_AT_ONCE, DayInputs
+from pipeline.rollup import FILES_AT_ONCE, DayInputs, statement_for
 from pipeline.run import Run, start_run
 from pipeline.update import PLAIN_STEPS, backfill
 from tests.conftest import Place, Record, request
@@ -83,7 +85,7 @@ def test_what_lies_between_the_steps_goes_and_nobody_else_s_does(
     assert list(place.layout.buckets.iterdir()) == [another_run_s]
 
 
-@pytest.mark.parametrize("fails", ["_sum", "_find_repeated", "_copies", "_take_off", "_merge"])
+@pytest.mark.parametrize("fails", ["_sum", "_find_repeated", "_hand_over", "_take_off", "_merge"])
 def test_a_step_that_fails_leaves_nothing_between_the_steps(
     place: Place, in_buckets: Callable[[int], None], fails: str
 ) -> None:
@@ -127,7 +129,7 @@ def test_a_part_of_a_day_is_neither_many_lines_nor_many_files() -> None:
     events = [*small, *large, EventFile(DAY, 2, "last.parquet")]
     parts = _parts(DayInputs(DAY, "", events, sum(event.accepted for event in events)))
     assert {event for part in parts for event in part.events} == set(events)
-    assert [part.number for part in parts] == list(range(len(parts)))
+    assert [part.number for part in parts] == list(range(3 + 1 + 3))
     for part in parts:
         assert len(part.events) <= FILES_AT_ONCE
         assert sum(min(event.accepted, part.end) - part.first for event in part.events) <= LINES_A_BUCKET
@@ -143,27 +145,88 @@ def test_each_hash_is_in_one_bucket(lines: int) -> None:
     assert len(buckets) == -(-lines // LINES_A_BUCKET)
 
 
-def test_a_part_that_is_lost_is_found_out(
-    place: Place, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("loses", "law"),
+    [
+        ("_sum", "accepted lines are in the day's (events|buckets)"),
+        ("_find_repeated", "accepted lines are in the day's buckets"),
+        ("_hand_over", "lines that may be copies were looked at"),
+        ("_take_off", "lines that may be copies were looked at"),
+    ],
+)
+def test_a_result_that_is_lost_is_found_out(
+    place: Place, in_buckets: Callable[[int], None], loses: str, law: str
 ) -> None:
-    in_buckets(10)
+    in_buckets(40)
     honest = PLAIN_STEPS.fan_out
 
     def losing_one(run: Run, step: Callable[..., object], items: list[object]) -> object:
-        results = list(honest(run, step, items))
-        return iter(results[1:] if name_of(step) == "_sum" else results)
+        results = list(honest(run, step, items[1:] if name_of(step) == loses else items))
+        if loses == "_find_repeated" == name_of(step):
+            results.insert(0, (Repeats(None, 0), 0))
+        return iter(results)
 
     place.write_raw("a.jsonl", *traffic(1))
-    with (
-        start_run(place.settings, lambda: place.now) as run,
-        pytest.raises(CheckFailed, match="accepted lines are in the day's events"),
-    ):
+    with start_run(place.settings, lambda: place.now) as run, pytest.raises(CheckFailed, match=law):
         backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=losing_one))
     assert not place.layout.daily.exists()
     assert list(place.store.list(place.layout.buckets)) == []
 
 
-@pytest.mark.parametrize("price", ["1", "0.0000007"], ids=["exact", "rounded"])
+def test_a_step_looks_at_its_own_share_alone(
+    place: Place, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a bucket or part has nothing to do with would change no number, and hold the whole day."""
+    in_buckets(40)
+    held: dict[str, list[int]] = {"identity_hashes": [], "repeated_hashes": [], "events": []}
+    honest = Engine.name_files
+
+    def counting(engine: Engine, table: str, *of: Any, **how: Any) -> None:
+        honest(engine, table, *of, **how)
+        if table in held:
+            ((lines,),) = engine._connection.sql(f"select count(*) from {table}").fetchall()
+            held[table].append(lines)
+
+    place.write_raw("a.jsonl", *(request(number // 2) for number in range(400)))
+    monkeypatch.setattr(Engine, "name_files", counting)
+    place.roll_up()
+    assert sum(held["identity_hashes"]) == 400
+    assert 200 <= sum(held["repeated_hashes"]) <= 400
+    assert max(max(lines) for lines in held.values()) <= 2 * 40
+
+
+@pytest.mark.parametrize("statement", ["roll_up_priced_days", "roll_up_rounded_days"])
+def test_parts_that_ask_for_other_models_are_priced_as_one(
+    tmp_path: Path, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    place = PricedPlace(tmp_path / "data")
+    price = "1" if statement == "roll_up_priced_days" else "0.0000007"
+    place.write_book(f"a,2025-01-01,{price},{price},0.5,,0.7,0.9,CHF", f"b,2025-01-01,{price},2,0.5,,0.3,0.4,CHF")
+    for file, model in enumerate(["a", "b", "unknown"]):
+        records = [
+            priced(number // 2, model, input_tokens=7 + number, output_tokens=number, cached=number)
+            for number in range(40)
+        ]
+        place.write_raw(f"{file}.jsonl", *records)
+    whole = place.roll_up()
+    files = place.artifacts()
+    by: set[str] = set()
+
+    def noting(run: Run) -> Any:
+        found = statement_for(run)
+        by.add(found[0])
+        return found
+
+    monkeypatch.setattr("pipeline.buckets.statement_for", noting)
+    in_buckets(40)
+    again = place.backfill("2025-11-01", "2025-11-30")
+    assert again.days == whole.days
+    assert not again.published
+    assert place.artifacts().keys() == files.keys()
+    assert statement in by
+
+
+@pytest.mark.parametrize("price", ["1", "0.0000007"])
 def test_a_large_day_is_priced_as_a_small_one_is(tmp_path: Path, in_buckets: Callable[[int], None], price: str) -> None:
     """A request is rounded for itself; tokens are made into units once a day, which no bucket may do by itself."""
     place = PricedPlace(tmp_path / "data")

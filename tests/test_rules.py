@@ -27,11 +27,15 @@ TAKEN_IN_BY = (
     "tabular.py",
     "sql/pure_functions.sql",
 )
-ROLLED_UP_BY = ("rollup.py", "prices.py", "price_book.py", "sql/some_events.sql", "sql/count_copies.sql")
+ROLLED_UP_BY = (
+    *("rollup.py", "buckets.py", "prices.py", "price_book.py"),
+    *("sql/some_events.sql", "sql/count_copies.sql", "sql/merge_sums.sql"),
+    *("sql/identity_hashes.sql", "sql/lines_of_bucket.sql", "sql/repeated_hashes.sql", "sql/repeated_events.sql"),
+)
 
 PINNED = {
     "TAKE_IN_RULE": (1, "b15873223ddf5211"),
-    "ROLL_UP_RULE": (1, "28c2e343763c32db"),
+    "ROLL_UP_RULE": (1, "b30f37460c34d091"),
 }
 
 

@@ -21,6 +21,7 @@ from bench.rollup.measured import ROOT, must, run, tell
 from bench.scale.bench import noted
 from pipeline.buckets import LINES_A_BUCKET, LINES_IN_ONE_STEP
 from pipeline.contract.tables import USAGE
+from pipeline.rollup import FILES_AT_ONCE
 
 PAGE = ROOT / "docs" / "scaling.md"
 MIB, DAYS_A_MONTH, DAYS_KEPT, RAW_DAYS = 2**20, 30, 365, 35
@@ -133,8 +134,11 @@ class Day:
 
     @property
     def parts(self) -> int:
-        """Of a day in buckets: steps, beside its buckets."""
-        return max(self.files, self.buckets) if self.buckets else 0
+        """Of a day in buckets: steps, beside its buckets. Small files share one."""
+        if not self.buckets:
+            return 0
+        in_a_part = min(FILES_AT_ONCE, max(1, LINES_A_BUCKET // self.shape.lines_a_file))
+        return max(math.ceil(self.files / in_a_part), self.buckets)
 
     @property
     def between(self) -> int:
@@ -158,8 +162,9 @@ class Day:
 
     @property
     def sharing(self) -> float:
-        """CPU seconds that go into opening the files of all parts for each bucket."""
-        return self.parts * self.buckets * self.costs.share
+        """CPU seconds that go into opening files: each bucket looks into all parts' hashes and copies, and each part
+        into all buckets' repeated hashes."""
+        return 3 * self.parts * self.buckets * self.costs.share
 
     @property
     def alone_hours(self) -> float:

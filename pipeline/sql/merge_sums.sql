@@ -1,4 +1,4 @@
--- Grain: day, organization, API key, model. What sums of a day's events sum to, in the columns and the order of roll_up_days.
+-- Grain: day, organization, API key, model. The sums of a day's pieces, added up, in the columns and the order of roll_up_days.
 -- Inputs: some_sums: rows of roll_up_days, or of one of its like, over some of the events or of the copies.
 select
     organization_id,

@@ -1,14 +1,14 @@
--- Grain: part, hash. The hashes that occur more than once, whatever parts the lines stand in, for each part where they do.
--- Inputs: identity_hashes (of all parts, those of one bucket). They are held, since to open the files of many parts takes longer
--- than to read them.
-with line as materialized (
-    select *
-    from identity_hashes
-)
-
-select distinct
+-- Grain: part, hash. The hashes that occur more than once, whatever parts the lines stand in, with the lines of each part.
+-- Inputs: line_of_bucket.
+select
+    part,
+    identity_hash,
+    count(*) as lines
+from line_of_bucket
+where identity_hash in (select identity_hash from line_of_bucket group by identity_hash having count(*) > 1)
+group by
     part,
     identity_hash
-from line
-where identity_hash in (select identity_hash from line group by identity_hash having count(*) > 1)
-order by part
+order by
+    part,
+    identity_hash

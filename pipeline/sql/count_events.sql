@@ -1,0 +1,4 @@
+-- How many lines there are.
+-- Inputs: events.
+select count(*) as lines
+from events
