@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -130,6 +130,17 @@ class Place:
 def place(tmp_path: Path) -> Place:
     """An empty data root at 2025-11-15T10:30:00Z."""
     return Place(tmp_path / "data")
+
+
+@pytest.fixture
+def in_buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has days of more than so many lines rolled up in parts and buckets of so many."""
+
+    def of(lines: int) -> None:
+        monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", lines)
+        monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", lines)
+
+    return of
 
 
 @pytest.fixture

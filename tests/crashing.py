@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import pipeline.buckets
 import pipeline.contract.seam
 from pipeline.ledger import read_ledger
 from serving.reader import Reader
@@ -77,22 +76,11 @@ def later_scene(folder: Path) -> Scene:
 
 
 def large_scene(folder: Path) -> Scene:
-    """A day of more lines than one step may hold, as `in_buckets` has it; copies of its requests in several files."""
+    """A day of 18 lines, to be rolled up in buckets; copies of its requests in several files."""
     place = _place(folder)
     for file in range(3):
         place.write_raw(f"{file}.jsonl", *(request(number, model=f"m{number % 2}") for number in range(file, file + 6)))
     return _scene(folder, place)
-
-
-@contextmanager
-def in_buckets(lines: int) -> Iterator[None]:
-    """Has days of more than so many lines rolled up in buckets of so many."""
-    held = pipeline.buckets.LINES_A_BUCKET, pipeline.buckets.LINES_IN_ONE_STEP
-    pipeline.buckets.LINES_A_BUCKET = pipeline.buckets.LINES_IN_ONE_STEP = lines
-    try:
-        yield
-    finally:
-        pipeline.buckets.LINES_A_BUCKET, pipeline.buckets.LINES_IN_ONE_STEP = held
 
 
 def _place(folder: Path) -> Place:
@@ -152,7 +140,7 @@ class Killer:
     """A process that runs `keytally rollup` in children of its own, each killed at a step. A context manager.
 
     It has imported everything already and started no thread, so a child costs what its run costs. bucket: as many lines
-    as a run may roll up in one step, as `in_buckets` has it; else as it is.
+    as a run may roll up in one step, and as are in a bucket; else as it is.
     """
 
     PROGRAM = """

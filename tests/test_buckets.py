@@ -25,15 +25,6 @@ from tests.pricing import PricedPlace, priced
 DAY = date(2025, 11, 10)
 
 
-@pytest.fixture
-def in_buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    def of(lines: int) -> None:
-        monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", lines)
-        monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", lines)
-
-    return of
-
-
 def traffic(seed: int) -> list[Record]:
     """Requests of which many stand more than once, in the same words or in others."""
     pick = random.Random(seed)

@@ -96,12 +96,6 @@ def nothing_here(*_: object) -> None:
     pytest.fail("a step was done on this machine")
 
 
-def in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every day is too large for one step."""
-    monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 100)
-    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 100)
-
-
 def with_another_release(folder: Path) -> Path:
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "pipeline" / "rollup.py").open("a") as source:
@@ -136,7 +130,12 @@ def soon(condition: Callable[[], bool]) -> None:
 
 
 def test_what_is_published_is_what_one_machine_publishes(
-    place: Place, alone: Place, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place,
+    alone: Place,
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_buckets: Callable[[int], None],
 ) -> None:
     """With a duplicate file, one that is held back, and days that are too large for one step."""
     done_by = tmp_path / "done by"
@@ -144,7 +143,7 @@ def test_what_is_published_is_what_one_machine_publishes(
     write_traffic(place)
     write_traffic(alone)
     expected = alone.roll_up()
-    in_buckets(monkeypatch)
+    in_buckets(100)
     done_here: list[str] = []
     monkeypatch.setattr(seam, "at_step", done_here.append)
     report = rolled_up(place, cluster.address)
@@ -271,7 +270,7 @@ def test_workers_price_by_the_book_that_the_run_found(place: Place, alone: Place
 
 
 def test_workers_reprice_a_large_day_by_the_book_that_is_tried(
-    place: Place, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: Place, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, in_buckets: Callable[[int], None]
 ) -> None:
     cluster.start_worker()
     place.now = place.now.replace(year=2027)
@@ -285,8 +284,7 @@ def test_workers_reprice_a_large_day_by_the_book_that_is_tried(
         expected = reprice(run, prices, FIRST_DAY, LAST_DAY)
     assert expected.changes
     before = place.artifacts(), sorted(place.layout.books.iterdir())
-    monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 2)
-    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 2)
+    in_buckets(2)
     monkeypatch.setattr("pipeline.buckets.statement_for", nothing_here)
     with fanned_out(place, cluster.address) as (run, fan_out):
         assert reprice(run, prices, FIRST_DAY, LAST_DAY, fan_out) == expected
@@ -310,7 +308,7 @@ def test_a_worker_that_is_killed_over_a_step_changes_nothing(
     alone: Place,
     cluster: Cluster,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    in_buckets: Callable[[int], None],
     step: str,
     within: str,
 ) -> None:
@@ -322,7 +320,7 @@ def test_a_worker_that_is_killed_over_a_step_changes_nothing(
     write_traffic(alone, 3)
     alone.roll_up()
     if within.startswith("_"):
-        in_buckets(monkeypatch)
+        in_buckets(100)
     rolled_up(place, cluster.address)
     assert not last.exists()
     assert_equal(place, alone)
@@ -337,7 +335,12 @@ def test_a_step_that_kills_every_worker_ends_the_run_with_a_sentence(place: Plac
 
 
 def test_a_scheduler_that_is_restarted_is_asked_again(
-    place: Place, alone: Place, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place,
+    alone: Place,
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_buckets: Callable[[int], None],
 ) -> None:
     """Over a day in buckets: what was summed is not summed again, and nothing is done here."""
     waits, has_begun = tmp_path / "wait", tmp_path / "begun"
@@ -351,7 +354,7 @@ def test_a_scheduler_that_is_restarted_is_asked_again(
     write_traffic(place)
     write_traffic(alone)
     alone.roll_up()
-    in_buckets(monkeypatch)
+    in_buckets(100)
     monkeypatch.setattr("pipeline.cluster.fan_out", nothing_here)
 
     def restart() -> None:

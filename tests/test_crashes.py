@@ -25,7 +25,6 @@ from tests.crashing import (
     assert_one_version,
     failing_at,
     first_scene,
-    in_buckets,
     large_scene,
     later_scene,
     shown,
@@ -97,14 +96,16 @@ def test_a_run_killed_twice_is_made_up_for_by_the_third(
     assert_heals(place, later)
 
 
-def test_a_run_killed_over_a_large_day_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+def test_a_run_killed_over_a_large_day_is_made_up_for_by_the_next(
+    tmp_path: Path, in_buckets: Callable[[int], None]
+) -> None:
     """Behind each file between the steps that comes or goes. What lies there is that run's, and nobody else's."""
-    with in_buckets(LINES):
-        large = large_scene(tmp_path / "large")
-        watched = large.copy(tmp_path / "watched")
-        between: list[int] = []
-        with stepping(lambda _: between.append(sum(1 for _ in watched.layout.buckets.glob("*")))):
-            watched.roll_up()
+    in_buckets(LINES)
+    large = large_scene(tmp_path / "large")
+    watched = large.copy(tmp_path / "watched")
+    between: list[int] = []
+    with stepping(lambda _: between.append(sum(1 for _ in watched.layout.buckets.glob("*")))):
+        watched.roll_up()
     changes = [number for number in range(1, len(between)) if between[number] != between[number - 1]]
     assert max(between) > 6
     with Killer(LINES) as killer:
@@ -113,8 +114,7 @@ def test_a_run_killed_over_a_large_day_is_made_up_for_by_the_next(tmp_path: Path
             assert killer.kill(place, number)
             left = {*place.layout.buckets.glob("*")}
             assert len(left) == between[number]
-            with in_buckets(LINES):
-                assert_heals(place, large)
+            assert_heals(place, large)
             assert {*place.layout.buckets.glob("*")} == left
             shutil.rmtree(place.layout.root)
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,9 @@ def test_a_book_that_is_applied_makes_what_was_shown(shop: Shop) -> None:
     assert json.loads(shop.reprice(*NEW).stdout)["changes"] == []
 
 
-def test_a_large_day_is_repriced_in_buckets_of_which_nothing_stays(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_day_is_repriced_in_buckets_of_which_nothing_stays(
+    shop: Shop, in_buckets: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop.write_book(*OLD)
     shop.run("rollup")
     shown = shop.reprice(*NEW).stdout
@@ -172,8 +175,7 @@ def test_a_large_day_is_repriced_in_buckets_of_which_nothing_stays(shop: Shop, m
         done.append(getattr(step, "func", step).__name__)
         return fan_out(run, step, items)
 
-    monkeypatch.setattr("pipeline.buckets.LINES_A_BUCKET", 2)
-    monkeypatch.setattr("pipeline.buckets.LINES_IN_ONE_STEP", 2)
+    in_buckets(2)
     monkeypatch.setattr("pipeline.fan_out.fan_out", noting)
     assert shop.reprice(*NEW).stdout == shown
     assert done == ["_sum", "_find_repeated"] * 2
