@@ -93,6 +93,10 @@ class Change(NamedTuple):
     unloaded: int
 
 
+def _month_before(month: date) -> date:
+    return month_of(month - timedelta(days=1))
+
+
 def _label(name: str | None, longest: int) -> str:
     if name is None:
         return "(no model named)"
@@ -106,7 +110,7 @@ def value_of(total: Total, measure: Measure) -> Decimal:
 
 def months_around(month: date, published: Confirmed) -> tuple[date | None, date | None]:
     """The month before, and the one behind unless nothing is known of it."""
-    before = month_of(month - timedelta(days=1)) if month > FIRST_DAY else None
+    before = _month_before(month) if month > FIRST_DAY else None
     behind = last_day_of(month) + timedelta(days=1)
     return before, behind if behind <= min(newest_month(published) or behind, LAST_DAY) else None
 
@@ -137,7 +141,7 @@ class MonthPage(NamedTuple):
         files = published.files_of(self.month)
         if files is None:
             return None
-        before = month_of(self.month - timedelta(days=1))
+        before = _month_before(self.month)
         around = months_around(self.month, published)
         compared = published.usage_of(before), published.coverage_of(before).ledger
         told = published.as_of_text, published.currency
@@ -178,7 +182,7 @@ class MonthPage(NamedTuple):
             is_published=files is not None,
             total=total,
             change=change,
-            is_past_published=published.usage_of(month_of(self.month - timedelta(days=1))) is not None,
+            is_past_published=published.usage_of(_month_before(self.month)) is not None,
             days=days,
             chart=_chart(
                 days,
@@ -210,7 +214,7 @@ class MonthPage(NamedTuple):
         reader: Reader,
     ) -> Change | None:
         """The days that are over, against as many of the month before; None where there are none of either."""
-        earlier = month_of(self.month - timedelta(days=1))
+        earlier = _month_before(self.month)
         file = published.usage_of(earlier)
         over = (published.coverage_of(self.month).first_open - self.month).days
         if file is None or not over:
@@ -407,7 +411,7 @@ class Overview(NamedTuple):
         kind = ORGANIZATION_MONTH if days is None else ORGANIZATION_DAY
         now, before = (
             _used(reader, files.get((kind.name, month)), None if days is None else _day_of(month, days))
-            for month in (self.month, month_of(self.month - timedelta(days=1)))
+            for month in (self.month, _month_before(self.month))
         )
         return now, before
 
