@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
 from fastapi import FastAPI, Request
@@ -75,8 +77,8 @@ def create_app(
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
             asyncio.create_task(_repeat(names.refresh, settings.refresh_seconds / 2)),
         ]
-        if workers > 1:
-            watches.append(asyncio.create_task(_repeat(functools.partial(_end_without, os.getppid()), PARENT_SECONDS)))
+        if (parent := multiprocessing.parent_process()) is not None:
+            watches.append(asyncio.create_task(_repeat(functools.partial(_end_without, parent), PARENT_SECONDS)))
         yield {"metrics": metrics}  # for the protocol, which answers what never becomes a request
         for watch in watches:
             watch.cancel()
@@ -160,9 +162,9 @@ def _whole(files: ASGIApp) -> ASGIApp:
     return answer
 
 
-def _end_without(parent: int) -> None:
+def _end_without(parent: BaseProcess) -> None:
     """Ends this worker when its parent is gone: who else would end it, or let another server have the port?"""
-    if os.getppid() != parent:
+    if not parent.is_alive():
         _LOG.error("the parent process is gone: this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
 

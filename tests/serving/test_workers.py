@@ -54,6 +54,10 @@ def answers_on(server: Served, connection: http.client.HTTPConnection) -> int:
     return worker
 
 
+def lives(process: int) -> bool:
+    return Path(f"/proc/{process}/exe").exists()
+
+
 def links_of(process: int) -> set[str]:
     links = set()
     for link in Path(f"/proc/{process}/fd").iterdir():
@@ -267,4 +271,16 @@ def test_workers_end_when_their_parent_was_killed(data: Path) -> None:
         with connections_to_both(server):
             server.process.kill()
         server.process.wait()
-        eventually(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers), 20)
+        eventually(lambda: not any(lives(worker) for worker in workers), 20)
+
+
+def test_a_worker_whose_parent_is_killed_while_it_starts_ends_too(data: Path) -> None:
+    with served(data, workers=2) as server:
+        eventually(lambda: len(workers_of(server)) == 2)
+        workers = workers_of(server)
+        os.kill(workers[0], signal.SIGKILL)
+        eventually(lambda: bool(set(workers_of(server)) - set(workers)))  # a process: it imports for a second yet
+        workers = workers_of(server)
+        server.process.kill()
+        server.process.wait()
+        eventually(lambda: not any(lives(worker) for worker in workers), 20)
