@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -27,7 +26,7 @@ import click
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError, open_store
-from pipeline.contract.wording import count_of, duration_text, in_a_line, instant_text
+from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ EXAMPLES = 3  # of each reason
 BAR, LEAST_BAR = 24, 4  # characters of the longest, and where there is no room for fewer there are none
 NARROWEST_TEXT = 20
 SHOWN_CHARACTERS = 100
-OUR_DISK = "the disk of the data root"
 
 
 _EXAMPLES = {
@@ -155,9 +153,9 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
             try:
                 code = function(*arguments, as_json=as_json, **options)
             except SettingsError as error:
-                code = _fail(str(error), as_json, WRONG_USAGE)
+                code = _fail(error, as_json, WRONG_USAGE)
             except (KeytallyError, StoreError) as error:
-                code = _fail(str(error), as_json, FAILED)
+                code = _fail(error, as_json, FAILED)
             except BrokenPipeError:
                 code = _nobody_listens()
             except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -165,8 +163,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
             except Exception as error:
                 if click.get_current_context().find_root().params.get("debug"):
                     raise
-                sentence = _os_sentence(error) if isinstance(error, OSError) else _engine_sentence(error)
-                code = _fail(sentence, as_json, FAILED)
+                code = _fail(error, as_json, FAILED)
             sys.exit(code or 0)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -176,8 +173,10 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
     return decorate
 
 
-def _fail(sentence: str, as_json: bool, code: int) -> int:
-    sentence = _visible(sentence)  # it may name a file, or repeat what one says of itself
+def _fail(error: Exception, as_json: bool, code: int) -> int:
+    from pipeline.failure import sentence_of
+
+    sentence = _visible(sentence_of(error))  # it may name a file, or repeat what one says of itself
     click.echo(f"keytally: {sentence}", err=True)
     if as_json:
         _print_json({"error": sentence})
@@ -188,37 +187,6 @@ def _nobody_listens() -> int:
     """Whoever read our output has gone. What the command was to do, it had done before it spoke."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     return 0
-
-
-def _os_sentence(error: OSError) -> str:
-    where = " to ".join(str(name) for name in (error.filename, error.filename2) if name)
-    what = in_a_line(error.strerror or str(error))
-    return f"{where}{': ' if where else ''}{what}; {_after(what, 'that disk' if where else OUR_DISK)}"
-
-
-def _engine_sentence(error: Exception) -> str:
-    """What went wrong below us, in a line; what is no engine's error is a bug."""
-    import duckdb
-    from deltalake.exceptions import DeltaError
-
-    if not isinstance(error, (duckdb.Error, DeltaError)):
-        what = f"{type(error).__name__}: {in_a_line(str(error))}"
-        return f"a fault in keytally ({what}); report what 'keytally --debug ...' says of the same command"
-    first_line = str(error).strip().split("\n", 1)[0]
-    return f"{first_line}; {_after(str(error))}"
-
-
-def _after(what: str, disk: str = OUR_DISK) -> str:
-    """What to do after an accident, by what the system says of it: it reaches us through three libraries."""
-    if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
-        return f"make room on {disk}, then run the command again"
-    if os.strerror(errno.ENOENT) in what:
-        return "see whether it should be there, then run the command again"
-    if any(os.strerror(number) in what for number in (errno.EACCES, errno.EPERM, errno.EROFS)):
-        return "see to its rights and owner, then run the command again"
-    if "Out of Memory" in what:
-        return "raise KEYTALLY_MEMORY_LIMIT, then run the command again"
-    return "running the command again is safe"
 
 
 def _print_json(document: Any) -> None:
@@ -1131,6 +1099,14 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     if as_json:
         _print_json(found.as_json())
         return 0
+    if found.failed:
+        ago = duration_text(found.now - found.failed.failed)
+        click.echo(f"FAILED      the newest run, {ago} ago: {_visible(found.failed.why)}")
+    if found.killed_at:
+        ago = duration_text(found.now - found.killed_at)
+        click.echo(f"KILLED      a run, {ago} ago, before it was done; what it finished is kept")
+    if found.under_way:
+        click.echo("Under way   a run on this machine")
     if found.lost:
         click.echo(
             f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
@@ -1157,6 +1133,12 @@ def _next_step(found: Status) -> str:
     counting = [file.entry.take_in for file in found.files if file.entry and not file.entry.same_as]
     steps = (
         (found.lost, "keytally rollup, once rollups/ is back or given up"),
+        (found.under_way, "wait for the run that is under way, then look again"),
+        (found.failed, "put right what the failed run says, then keytally rollup"),
+        (
+            found.killed_at,
+            "see what killed the run (the system's log names who ran out of memory); then keytally rollup",
+        ),
         (found.held_back, "put right what the files held back need, or deliver them again; then keytally rollup"),
         (found.bad_prices, "mend prices.csv or fx.csv, then keytally rollup"),
         (any(day.finding for day in found.days), "what the findings say"),

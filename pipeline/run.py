@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.contract.layout import Layout
@@ -100,17 +100,35 @@ def _locked_scratch(folder: Path) -> tuple[Path, int]:
         # Another run, starting now, took it for abandoned before it was locked.
 
 
+def look_at_runs(folder: Path) -> tuple[bool, datetime | None]:
+    """Whether a run is under way on this machine, and when the newest one was last at work that died; None for none.
+
+    folder: of the scratches. What a dead run leaves lies there until the next one begins.
+    """
+    under_way, died = False, []
+    for scratch in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError), _lock_of_the_dead(scratch) as is_dead:  # gone, or somebody else's
+            under_way |= not is_dead
+            died += [scratch.stat().st_mtime] if is_dead else []
+    return under_way, datetime.fromtimestamp(max(died), UTC) if died else None
+
+
 def _remove_abandoned(folder: Path) -> None:
     for scratch in folder.iterdir():
-        try:
-            lock = os.open(scratch, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its run is alive
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
-        finally:
-            os.close(lock)
+        with suppress(FileNotFoundError), _lock_of_the_dead(scratch) as is_dead:
+            if is_dead:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _lock_of_the_dead(scratch: Path) -> Iterator[bool]:
+    """Whether the run of a scratch is dead; if so, the scratch is locked meanwhile. Raises FileNotFoundError."""
+    lock = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)

@@ -16,12 +16,13 @@ from pipeline.contract.seam import step
 from pipeline.contract.store import Store
 from pipeline.contract.wording import count_of, instant_text
 from pipeline.errors import BadPrices, HeldBack
+from pipeline.failure import FailedRun, read_failure
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.prices import Prices, read_prices
 from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Unpriced, unpriced_days
 from pipeline.rollup import fingerprint_of
-from pipeline.run import Run
+from pipeline.run import Run, look_at_runs
 
 Why = Literal["new", "changed", "moment has come", "rules changed"]
 
@@ -110,6 +111,8 @@ class Status:
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
     unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
     cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it had.
+    failed: the newest run, where it published nothing. under_way: whether there is a run on this machine, as a recount
+    is one too. killed_at: about when one here ended without a word; None once the next has cleared it away.
     """
 
     ledger: Ledger
@@ -125,6 +128,9 @@ class Status:
     unpriced: tuple[Unpriced, ...]
     bad_prices: str | None
     raw_missing: str | None
+    failed: FailedRun | None
+    under_way: bool
+    killed_at: datetime | None
 
     @property
     def is_late(self) -> bool:
@@ -175,6 +181,9 @@ class Status:
             "unpriced": [day.as_json() for day in self.unpriced],
             "bad_prices": self.bad_prices,
             "raw_missing": self.raw_missing,
+            "failed": self.failed and self.failed.as_json(),
+            "under_way": self.under_way,
+            "killed_at": instant_text(self.killed_at),
             "findings": [str(day.day) for day in self.days if day.finding],
             "by_day": [day.as_json() for day in self.days],
             "by_file": [file.as_json() for file in self.files],
@@ -203,6 +212,10 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         if (raw_file.file, raw_file.signature) in refused
     }
     held_back = (*listing.held_back, *held.values())
+    failed = read_failure(store)
+    if failed and confirmed_at and failed.started <= confirmed_at:
+        failed = None  # another has done its work since
+    under_way, killed_at = look_at_runs(store.layout.scratch)
     waiting = [_waiting(raw_file, ledger, confirmed, now) for raw_file in unread if raw_file.file not in held]
     return Status(
         ledger=ledger,
@@ -218,6 +231,9 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         unpriced=unpriced_days(ledger.days, prices),
         bad_prices=bad_prices,
         raw_missing=missing_raw(store, ledger, listing),
+        failed=failed,
+        under_way=under_way,
+        killed_at=killed_at,
     )
 
 

@@ -259,7 +259,17 @@ def assert_nothing_unfinished(place: Place) -> None:
     assert list(place.layout.scratch.iterdir()) == []
     assert list((place.layout.rollups / "_delta_log").glob("*#*")) == []
     ours = {path.name for path in place.layout.root.iterdir()}
-    assert ours <= {"raw", "events", "daily", "rejected", "buckets", "rollups", "scratch", "last_run.json"}
+    assert ours <= {
+        "raw",
+        "events",
+        "daily",
+        "rejected",
+        "buckets",
+        "rollups",
+        "scratch",
+        "last_run.json",
+        "failed_run.json",
+    }
     for folder in (place.layout.events, place.layout.daily, place.layout.rejected, place.layout.rollups):
         for path in folder.rglob("*"):
             if path.is_file() and "_delta_log" not in path.parts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import re
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -16,9 +18,12 @@ from click.testing import CliRunner
 import cli
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.published import Publication, PublishedFile
+from pipeline.contract.wording import instant_text
+from pipeline.errors import BadPrices
 from pipeline.intake import EventFile, TakeIn, rule_of
 from pipeline.ledger import DayEntry, FileEntry, Ledger
 from pipeline.rollup import fingerprint_of
+from pipeline.run import start_run
 from pipeline.status import status_of
 from serving.coverage import Basis, cover
 from tests.conftest import Place, lines, request
@@ -264,3 +269,81 @@ def test_nothing_is_written_to_look(place: Place) -> None:
     before = everything()
     status_of(place.store, place.now, "CHF")
     assert everything() == before
+
+
+def bad_morning(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], str]:
+    """What status says of runs that did not do their work, and its next step."""
+    told = status(place, monkeypatch).splitlines()
+    of_runs = [line for line in told if re.match("FAILED|KILLED|Under way", line)]
+    return of_runs, told[-1].removeprefix("Next").strip()
+
+
+def test_a_failed_run_is_told_with_its_sentence_until_another_does_its_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_raw("a.jsonl", on(14))
+    place.roll_up()
+    assert bad_morning(place, monkeypatch)[0] == []
+    place.now += timedelta(hours=14)
+    (place.layout.root / "prices.csv").write_text("model,valid_from\n*,2025-11-01\n")
+    with pytest.raises(BadPrices) as refused:
+        place.roll_up()
+    failed_at = place.now
+    place.now += timedelta(hours=8)
+    told, next_step = bad_morning(place, monkeypatch)
+    assert told == [f"FAILED      the newest run, 8 hours ago: {refused.value}"]
+    assert next_step == "put right what the failed run says, then keytally rollup"
+    told_json = as_json(place, monkeypatch)["failed"]
+    assert told_json == {
+        "started": instant_text(failed_at),
+        "failed": instant_text(failed_at),
+        "why": str(refused.value),
+    }
+    (place.layout.root / "prices.csv").unlink()
+    place.roll_up()
+    assert bad_morning(place, monkeypatch)[0] == []
+    assert as_json(place, monkeypatch)["failed"] is None
+
+
+def test_the_first_run_of_all_may_fail_and_an_accident_says_what_to_do(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.write_raw("a.jsonl", on(14))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there")
+
+    monkeypatch.setattr("pipeline.update.read_ledger", fail)
+    with pytest.raises(OSError, match="No space left"):
+        place.roll_up()
+    sentence = "/there: No space left on device; make room on that disk, then run the command again"
+    assert bad_morning(place, monkeypatch)[0] == [f"FAILED      the newest run, less than a minute ago: {sentence}"]
+    place.layout.failed_run.write_text("{")
+    assert bad_morning(place, monkeypatch)[0] == []
+    place.layout.failed_run.unlink()
+    place.layout.failed_run.mkdir()  # where no note can be written
+    with pytest.raises(OSError, match="No space left"):
+        place.roll_up()
+    assert "failed_run.json cannot be written" in caplog.text
+    assert bad_morning(place, monkeypatch)[0] == []
+
+
+def test_a_killed_run_is_told_until_the_next_and_so_is_one_under_way(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_raw("a.jsonl", on(14))
+    place.roll_up()
+    dead = place.layout.scratch / "0123"
+    dead.mkdir()
+    os.utime(dead, (0, (place.now - timedelta(hours=9)).timestamp()))
+    told, next_step = bad_morning(place, monkeypatch)
+    assert told == ["KILLED      a run, 9 hours ago, before it was done; what it finished is kept"]
+    assert next_step.startswith("see what killed the run")
+    assert as_json(place, monkeypatch)["killed_at"] == "2025-11-15T01:30:00Z"
+    with start_run(place.settings, lambda: place.now):
+        told, next_step = bad_morning(place, monkeypatch)
+    assert (told, next_step) == (
+        ["Under way   a run on this machine"],
+        "wait for the run that is under way, then look again",
+    )
+    assert bad_morning(place, monkeypatch) == ([], "nothing to do")

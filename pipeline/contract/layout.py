@@ -92,6 +92,11 @@ class Layout:
         return self.root / "last_run.json"
 
     @property
+    def failed_run(self) -> Path:
+        """The note of the newest run that failed: see `failure`. It stays; a run that started later says it is past."""
+        return self.root / "failed_run.json"
+
+    @property
     def key_names(self) -> Path:
         """Names of API keys, kept by whoever runs the deployment. Only ever read; no number depends on it."""
         return self.root / "key_names.csv"

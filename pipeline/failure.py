@@ -1,0 +1,92 @@
+"""A failure in one sentence, and the note that a run which failed leaves for whoever looks in the morning."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import duckdb
+from deltalake.exceptions import DeltaError
+
+from pipeline.contract.last_run import instant
+from pipeline.contract.seam import step
+from pipeline.contract.settings import SettingsError
+from pipeline.contract.store import Store, StoreError
+from pipeline.contract.wording import in_a_line, instant_text
+from pipeline.errors import KeytallyError
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+OUR_DISK = "the disk of the data root"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that published nothing. started, failed: UTC. why: the sentence it ended with."""
+
+    started: datetime
+    failed: datetime
+    why: str
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"started": instant_text(self.started), "failed": instant_text(self.failed), "why": self.why}
+
+
+def note_failure(run: Run, error: Exception) -> None:
+    """Note that this run failed. Where even that fails, nothing is noted: what went wrong first is what counts."""
+    if isinstance(error, StoreError):
+        return  # which has been tried for long enough
+    unfinished = run.scratch / run.layout.failed_run.name
+    note = {"started": run.started.isoformat(), "failed": run.clock().isoformat(), "why": sentence_of(error)}
+    try:
+        step("write the note of a failure")
+        unfinished.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        run.store.write(unfinished, run.layout.failed_run)
+    except (OSError, StoreError) as another:
+        log.warning("%s cannot be written: %s", run.store.name_of(run.layout.failed_run), another)
+
+
+def read_failure(store: Store) -> FailedRun | None:
+    """The newest failure noted; None where there is none, or none that can be read or may be."""
+    try:
+        with store.open(store.layout.failed_run) as file:
+            note = json.load(file)
+        return FailedRun(instant(note["started"]), instant(note["failed"]), str(note["why"]))
+    except (StoreError, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def sentence_of(error: Exception) -> str:
+    """What went wrong and what to do next, in one line. What is nobody's error but ours is said to be a fault."""
+    if isinstance(error, (KeytallyError, SettingsError, StoreError)):
+        return str(error)
+    if isinstance(error, OSError):
+        where = " to ".join(str(name) for name in (error.filename, error.filename2) if name)
+        what = in_a_line(error.strerror or str(error))
+        return f"{where}{': ' if where else ''}{what}; {_after(what, 'that disk' if where else OUR_DISK)}"
+    if isinstance(error, (duckdb.Error, DeltaError)):
+        first_line = str(error).strip().split("\n", 1)[0]
+        return f"{first_line}; {_after(str(error))}"
+    what = f"{type(error).__name__}: {in_a_line(str(error))}"
+    return f"a fault in keytally ({what}); report what 'keytally --debug ...' says of the same command"
+
+
+def _after(what: str, disk: str = OUR_DISK) -> str:
+    """What to do after an accident, by what the system says of it: it reaches us through three libraries."""
+    if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
+        return f"make room on {disk}, then run the command again"
+    if os.strerror(errno.ENOENT) in what:
+        return "see whether it should be there, then run the command again"
+    if any(os.strerror(number) in what for number in (errno.EACCES, errno.EPERM, errno.EROFS)):
+        return "see to its rights and owner, then run the command again"
+    if "Out of Memory" in what:
+        return "raise KEYTALLY_MEMORY_LIMIT, then run the command again"
+    return "running the command again is safe"
