@@ -732,7 +732,8 @@ def quarantine(as_json: bool) -> int:
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
         for position, line in enumerate(found.lines()):
-            click.echo((", " if position else "") + json.dumps(vars(line), ensure_ascii=True), nl=False)
+            shown = {"file": line.file, "line": line.line, "reason": line.reason, "text": line.text}
+            click.echo((", " if position else "") + json.dumps(shown, ensure_ascii=True), nl=False)
         click.echo("]")
     else:
         _show_rejections(found.summary(EXAMPLES), bool(found.lost))
@@ -758,10 +759,10 @@ def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
     _print_table(table)
     if len(found) > SHOWN_LINES:
         click.echo(f"The first {SHOWN_LINES} of {len(found):,} (--json lists every line).")
-    table = _table("reason", "file", "line", "text", numbers=False)
+    table = _table("reason", "field", "file", "line", "text", numbers=False)
     for line in (line for rejection in found for line in rejection.examples):
         text = "(the raw file is gone or was changed)" if line.text is None else line.text
-        _add(table, line.reason, _visible(line.file), line.line, _visible(text)[:SHOWN_CHARACTERS])
+        _add(table, line.reason, line.field or "-", _visible(line.file), line.line, _visible(text)[:SHOWN_CHARACTERS])
     click.echo("For example:")
     _print_table(table)
     click.echo("; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) + ".")
@@ -838,7 +839,8 @@ def _show_look(look: FirstLook, currency: str) -> None:
     click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
     for rejects in look.rejected:
         made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
-        click.echo(f"  {rejects.lines:,} {rejects.reason}, the first at line {rejects.first_line}{_visible(made)}")
+        of = f" ({rejects.field})" if rejects.field else ""
+        click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{_visible(made)}")
     if look.samples:
         table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
         for field in look.samples[0]:

@@ -37,10 +37,11 @@ _ANY = Format("any", "any", tuple(ENDINGS_OF))  # reads records of whatever kind
 
 @dataclass(frozen=True)
 class Rejects:
-    """The lines that would be rejected for one reason. first_line: the first of them; made: what its format made of it,
-    where that made anything."""
+    """The lines that would be rejected for one reason. field: the one that breaks the rule, where it is of one;
+    first_line: the first of them; made: what its format made of it, where that made anything."""
 
     reason: str
+    field: str | None
     lines: int
     first_line: int
     made: Mapping[str, str] | None
@@ -51,8 +52,8 @@ class FirstLook:
     """What a file looks like. lines: how many were looked at; whole: whether these are all.
 
     format: the name of the one that fits best; None where it is a draft. text: its SQL, empty for the native one.
-    fields: for each field of a request what gives it. rejected: by reason, the most frequent first. samples: the first
-    accepted requests, as they would be stored.
+    fields: for each field of a request what gives it. rejected: by reason and field, the most frequent first. samples:
+    the first accepted requests, as they would be stored.
     """
 
     file: str
@@ -124,13 +125,14 @@ class _Judged(NamedTuple):
 
 
 def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
-    counts: Counter[str] = Counter()
-    first: dict[str, _Judged] = {}
+    counts: Counter[tuple[str, str | None]] = Counter()
+    first: dict[tuple[str, str | None], _Judged] = {}
     for each in judged:
         if isinstance(each.verdict, Rejected):
-            counts[each.verdict.reason.value] += 1
-            first.setdefault(each.verdict.reason.value, each)
-    return [Rejects(reason, count, first[reason].line, first[reason].made) for reason, count in counts.most_common()]
+            why = each.verdict.reason.value, each.verdict.field
+            counts[why] += 1
+            first.setdefault(why, each)
+    return [Rejects(*why, count, first[why].line, first[why].made) for why, count in counts.most_common()]
 
 
 class _EnoughError(Exception):

@@ -51,10 +51,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line that is no request. `heals_at`: when a line from the future may be taken in."""
+    """A line that is no request.
+
+    heals_at: when a line from the future may be taken in. field: the one that breaks the rule, where it is of one.
+    """
 
     reason: Reason
     heals_at: datetime | None = None
+    field: str | None = None
 
 
 Request = tuple[Any, ...]  # the values of tables.EVENT, in its order
@@ -71,7 +75,8 @@ class Number(str):
 
 class _RuleBrokenError(Exception):
     def __init__(self, reason: Reason, heals_at: datetime | None = None) -> None:
-        self.rejected = Rejected(reason, heals_at)
+        self.reason = reason
+        self.heals_at = heals_at
 
 
 def is_blank(line: bytes) -> bool:
@@ -114,11 +119,13 @@ def read_record(record: Mapping[str, Any], latest: datetime, terms: Terms | None
 
     terms: what its format says of it, if it was mapped.
     """
-    try:
-        request = tuple(read(record, latest, terms) for read in _FIELDS)
-        return *request, terms.currency if terms and request[_COST] is not None else None
-    except _RuleBrokenError as broken:
-        return broken.rejected
+    request: list[Any] = []
+    for field, read in _FIELDS.items():
+        try:
+            request.append(read(record, latest, terms))
+        except _RuleBrokenError as broken:
+            return Rejected(broken.reason, broken.heals_at, field)
+    return *request, terms.currency if terms and request[_COST] is not None else None
 
 
 def _first_of_each_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -309,19 +316,19 @@ def _cached_input_tokens(record: Mapping[str, Any], _: object, terms: Terms | No
     return None if value is None else _integer(value, 0, MAX_TOKENS)
 
 
-_FIELDS: tuple[_Read, ...] = (
-    _request_id,
-    _timestamp,
-    _organization_id,
-    _api_key_id,
-    _cost,
-    _units("synapses"),
-    _units("neurons"),
-    _text("model"),
-    _text("endpoint"),
-    _status,
-    _tokens("input_tokens"),
-    _tokens("output_tokens"),
-    _cached_input_tokens,
-)
-_COST = _FIELDS.index(_cost)
+_FIELDS: Mapping[str, _Read] = {
+    "request_id": _request_id,
+    "timestamp": _timestamp,
+    "organization_id": _organization_id,
+    "api_key_id": _api_key_id,
+    "cost": _cost,
+    "synapses": _units("synapses"),
+    "neurons": _units("neurons"),
+    "model": _text("model"),
+    "endpoint": _text("endpoint"),
+    "status": _status,
+    "input_tokens": _tokens("input_tokens"),
+    "output_tokens": _tokens("output_tokens"),
+    "cached_input_tokens": _cached_input_tokens,
+}
+_COST = list(_FIELDS).index("cost")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from pipeline.artifacts import verify
 from pipeline.contract.store import Store
 from pipeline.errors import ArtifactDamaged, FormatRefused, HeldBack
 from pipeline.ledger import FileEntry, read_ledger
+from pipeline.line import END_INSTANT, Rejected, parse, read_record
 from pipeline.raw import RawFile, list_raw, read_texts
-from pipeline.records import read_records
+from pipeline.records import as_record, read_records
 
 TEXT_CHARACTERS = 2_000
 
@@ -27,13 +28,14 @@ class QuarantinedLine:
     """A rejected line.
 
     text: cut at TEXT_CHARACTERS; of a mapped format what its SQL made of the line. None when its raw file is gone or
-    was changed since.
+    was changed since. field: the one that breaks the rule, where the text tells.
     """
 
     file: str
     line: int
     reason: str
     text: str | None
+    field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ class Quarantine:
             wanted_lines = sorted(number for numbers in first.values() for number in numbers)
             texts = dict(_texts(self._raw_file_of(entry), wanted_lines))
             for reason, count in counts.items():
-                lines = tuple(QuarantinedLine(entry.file, n, reason, texts.get(n)) for n in first[reason])
+                lines = tuple(
+                    QuarantinedLine(entry.file, n, reason, texts.get(n), self._field_of(entry, reason, texts.get(n)))
+                    for n in first[reason]
+                )
                 shown[reason] += len(lines)
                 found.append(Rejection(entry.file, reason, count, lines))
         totals: Counter[str] = Counter()
@@ -127,6 +132,18 @@ class Quarantine:
         with self._store.fetch(rejected) as file:
             for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(use_threads=False):
                 yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
+
+    def _field_of(self, entry: FileEntry, reason: str, text: str | None) -> str | None:
+        """Asks the rules once more. Another verdict is of a text that is not whole, or of another moment."""
+        raw_file = self._present.get(entry.file)
+        record = None if raw_file is None or text is None else parse(text)
+        if raw_file is None or not isinstance(record, dict):
+            return None
+        if raw_file.format.is_mapped:
+            verdict = read_record(as_record(defaultdict(lambda: None, record)), END_INSTANT, raw_file.format.terms)
+        else:
+            verdict = read_record(record, END_INSTANT)
+        return verdict.field if isinstance(verdict, Rejected) and verdict.reason == reason else None
 
     def _raw_file_of(self, entry: FileEntry) -> RawFile | None:
         """The raw file as it was taken in; None when it is gone or was changed since."""

@@ -58,7 +58,8 @@ def test_a_format_is_recognized_by_what_it_accepts(
 
 def test_the_first_of_the_rejected_is_told_with_what_was_made_of_it(look: Look) -> None:
     (rejects,) = look(CASES / "litellm/log.jsonl").rejected
-    assert (rejects.reason, rejects.lines, rejects.first_line) == ("missing_field", 2, 11)
+    assert (rejects.reason, rejects.field, rejects.lines) == ("missing_field", "organization_id", 2)
+    assert rejects.first_line == 11
     assert rejects.made
     assert rejects.made["status"] == "401"
     assert "organization_id" not in rejects.made

@@ -98,7 +98,7 @@ def test_the_line_is_judged_before_its_fields(line: bytes, reason: Reason) -> No
 def test_a_line_from_the_future_says_when_it_heals() -> None:
     assert isinstance(read(request(timestamp="2025-11-15T10:35:00Z")), tuple)
     waiting = read(request(timestamp="2025-11-15T10:35:00.000001Z"))
-    assert waiting == Rejected(Reason.FUTURE_TIMESTAMP, datetime(2025, 11, 15, 10, 30, 0, 1, tzinfo=UTC))
+    assert waiting == Rejected(Reason.FUTURE_TIMESTAMP, datetime(2025, 11, 15, 10, 30, 0, 1, tzinfo=UTC), "timestamp")
 
 
 def test_an_amount_of_a_million_digits_is_judged_at_once() -> None:

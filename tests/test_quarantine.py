@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -18,6 +20,8 @@ import pipeline.line
 from cli import main
 from pipeline.quarantine import Quarantine
 from tests.conftest import Place, request
+
+CASES = Path(__file__).parent / "cases"
 
 
 def command(place: Place, *arguments: str) -> Result:
@@ -49,9 +53,31 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
     text = quarantine(place)
     assert text.startswith("73 lines of 2 files did not count")
     assert re.search(r"^ *not_json +70 +a\.jsonl *$", text, re.MULTILINE)
-    assert re.search(r"^ *missing_field +b\.jsonl +3 +\{\} *$", text, re.MULTILINE)
+    assert re.search(r"^ *missing_field +request_id +b\.jsonl +3 +\{\} *$", text, re.MULTILINE)
+    assert re.search(r"^ *not_json +- +a\.jsonl +1 +bad *$", text, re.MULTILINE)
     assert "Correct the file below raw/ and run 'keytally rollup'" in text
     assert "need nothing" not in text
+
+
+def test_an_example_names_the_field_that_breaks_the_rule(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1, cost="-1"), request(2, status="200"), request(3, organization_id=...), "bad")
+    place.write_raw("b.jsonl", request(4, cost=..., model="x" * 3_000))  # its text is shown in part
+    place.write_raw("litellm/calls.jsonl", (CASES / "litellm_rejected_key/log.jsonl").read_bytes())
+    rows = [{**request(5, synapses="1"), "cost": None}, request(6, synapses="1.0000001")]
+    pq.write_table(pa.Table.from_pylist(rows), place.layout.raw / "c.parquet")
+    place.now = datetime(2026, 12, 1, tzinfo=UTC)  # the genuine log is of that November
+    place.roll_up()
+    told = {(line.file, line.line): line.field for each in Quarantine(place.store).summary(9) for line in each.examples}
+    assert told == {
+        ("a.jsonl", 1): "cost",
+        ("a.jsonl", 2): "status",
+        ("a.jsonl", 3): "organization_id",
+        ("a.jsonl", 4): None,
+        ("b.jsonl", 1): None,
+        ("c.parquet", 1): "cost",
+        ("c.parquet", 2): "synapses",
+        ("litellm/calls.jsonl", 1): "organization_id",
+    }
 
 
 def test_a_corrected_file_empties_it_and_counts_once(place: Place) -> None:
