@@ -54,7 +54,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, now: list[datetime]) -> Ite
         request(n, organization_id="org_h", model=model, api_key_id="k" * 128, cost=f"{n}.5")
         for n, model in enumerate(HOSTILE, 2000)
     ]
-    publish(place, [*traffic(), *hostile, "no request at all"])
+    amounts = {"cost": "34.31114319", "synapses": "44751.8", "neurons": "173811.5"}
+    usual = [request(n, organization_id="org_u", api_key_id=f"key_prod_{n}", **amounts) for n in range(3000, 3004)]
+    publish(place, [*traffic(), *hostile, *usual, "no request at all"])
     with LiveServer(settings_for(place.layout.root), clock=lambda: now[0]) as running:
         yield running
 
@@ -179,6 +181,16 @@ def test_what_a_key_cost_is_seen_on_a_phone_without_scrolling(browser: Browser, 
     assert tab.run(
         f"document.querySelector('#by-model + .scroll th:nth-child(3)').getBoundingClientRect().right <= {edge}"
     )
+
+
+def test_on_a_tablet_no_table_of_usual_amounts_scrolls(browser: Browser, server: LiveServer) -> None:
+    tab = visit(browser, server, server.create_key("org_u").key)
+    tab.size(768)
+    for path in ("/usage/org_u/2025-11", "/usage/org_u/2025"):
+        tab.go(server.url + path)
+        tables = "[...document.querySelectorAll('.scroll')]"
+        assert tab.run(f"{tables}.length"), path
+        assert not tab.run(f"{tables}.some(table => table.scrollWidth > table.clientWidth)"), path
 
 
 def test_every_chart_has_a_title_and_a_description(browser: Browser, server: LiveServer) -> None:
