@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import duckdb
-from deltalake.exceptions import DeltaError
-
 from pipeline.contract.last_run import instant
 from pipeline.contract.seam import step
 from pipeline.contract.settings import SettingsError
@@ -72,6 +69,9 @@ def sentence_of(error: Exception) -> str:
         where = " to ".join(str(name) for name in (error.filename, error.filename2) if name)
         what = in_a_line(error.strerror or str(error))
         return f"{where}{': ' if where else ''}{what}; {_after(what, 'that disk' if where else OUR_DISK)}"
+    import duckdb  # noqa: PLC0415  # which a run with nothing new, and a command that only looks, do without
+    from deltalake.exceptions import DeltaError  # noqa: PLC0415
+
     if isinstance(error, (duckdb.Error, DeltaError)):
         first_line = str(error).strip().split("\n", 1)[0]
         return f"{first_line}; {_after(str(error))}"
