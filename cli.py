@@ -211,7 +211,11 @@ def rollup(new_currency: bool, as_json: bool) -> int:
     from pipeline.update import PLAIN_STEPS, roll_up
 
     settings = Settings.from_environment()
-    with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
+    with (
+        _progress() as watch,
+        start_run(settings, utc_now, watch, publishes=True) as run,
+        fan_out_of(settings) as fan_out,
+    ):
         report = roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out), new_currency=new_currency)
     return _tell(report, settings, as_json)
 
@@ -233,7 +237,11 @@ def backfill(first_day: date, last_day: date, as_json: bool) -> int:
     from pipeline.update import backfill as backfill_days
 
     settings = Settings.from_environment()
-    with _progress() as watch, start_run(settings, utc_now, watch) as run, fan_out_of(settings) as fan_out:
+    with (
+        _progress() as watch,
+        start_run(settings, utc_now, watch, publishes=True) as run,
+        fan_out_of(settings) as fan_out,
+    ):
         report = backfill_days(run, first_day, last_day, PLAIN_STEPS._replace(fan_out=fan_out))
     return _tell(report, settings, as_json)
 

@@ -360,7 +360,7 @@ def _carry_out(update: Callable[[Run, Steps], Report], stages: Sequence[str], ru
         settings = Settings.from_environment()
         with (
             _show_progress(stages) as watch,
-            start_run(settings, lambda: datetime.now(UTC), watch) as run,
+            start_run(settings, lambda: datetime.now(UTC), watch, publishes=True) as run,
             _steps_for(settings) as steps,
         ):
             report = update(run, steps)

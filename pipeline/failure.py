@@ -6,8 +6,10 @@ import errno
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.contract.last_run import instant
@@ -38,17 +40,29 @@ class FailedRun:
 
 
 def note_failure(run: Run, error: Exception) -> None:
-    """Note that this run failed. Where even that fails, nothing is noted: what went wrong first is what counts."""
+    """Note that this run failed, whose engine is closed. Its scratch is emptied: it may be what filled the disk.
+
+    Where even the note fails, nothing is noted: what went wrong first is what counts.
+    """
     if isinstance(error, StoreError):
         return  # which has been tried for long enough
     unfinished = run.scratch / run.layout.failed_run.name
     note = {"started": run.started.isoformat(), "failed": run.clock().isoformat(), "why": sentence_of(error)}
     try:
+        _empty(run.scratch)
         step("write the note of a failure")
         unfinished.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         run.store.write(unfinished, run.layout.failed_run)
     except (OSError, StoreError) as another:
         log.warning("%s cannot be written: %s", run.store.name_of(run.layout.failed_run), another)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def read_failure(store: Store) -> FailedRun | None:

@@ -17,6 +17,7 @@ from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store, open_store
 from pipeline.engine import Engine
+from pipeline.failure import note_failure
 from pipeline.prices import Prices
 
 PATIENCE = 120  # seconds that a store may be away in the middle of a run
@@ -57,10 +58,13 @@ class Run:
 
 
 @contextmanager
-def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None) -> Iterator[Run]:
+def start_run(
+    settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None, *, publishes: bool = False
+) -> Iterator[Run]:
     """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed.
 
-    Raises StoreError when the data root cannot be reached.
+    publishes: whether it is to bring what is published up to date; if it fails, it notes why. Raises StoreError when
+    the data root cannot be reached.
     """
     store = open_store(settings, PATIENCE)
     step("make the folder of scratches")
@@ -70,12 +74,18 @@ def start_run(settings: Settings, clock: Callable[[], datetime], watch: Watch | 
     scratch, lock = _locked_scratch(store.layout.scratch)
     try:
         engine = Engine(settings, store, scratch)
+        prices = Prices(settings.currency)
+        run = Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch(), prices)
         try:
-            prices = Prices(settings.currency)
-            yield Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch(), prices)
-            step("remove the scratch")
-        finally:
-            engine.close()
+            try:
+                yield run
+                step("remove the scratch")
+            finally:
+                engine.close()
+        except Exception as error:
+            if publishes:
+                note_failure(run, error)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)

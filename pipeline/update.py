@@ -27,7 +27,6 @@ from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.contract.wording import count_of
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
-from pipeline.failure import note_failure
 from pipeline.fan_out import FanOut, fan_out
 from pipeline.healing import Healing, Inspection
 from pipeline.intake import EventFile, TakeIn, take_in
@@ -84,21 +83,17 @@ def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STE
 def _until_committed(update: _Update) -> Report:
     """Try until no other run publishes meanwhile. What was taken in and rolled up is kept between the attempts."""
     begun = time.monotonic()
-    try:
-        for attempt in range(1, COMMIT_ATTEMPTS + 1):
-            try:
-                report = update.attempt()
-            except CommitRefused:
-                if attempt == COMMIT_ATTEMPTS:
-                    raise
-                log.info("another run published first; recomputing from what it published (attempt %d)", attempt + 1)
-                time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
-            else:
-                report.seconds = time.monotonic() - begun
-                return report
-    except Exception as error:
-        note_failure(update.run, error)
-        raise
+    for attempt in range(1, COMMIT_ATTEMPTS + 1):
+        try:
+            report = update.attempt()
+        except CommitRefused:
+            if attempt == COMMIT_ATTEMPTS:
+                raise
+            log.info("another run published first; recomputing from what it published (attempt %d)", attempt + 1)
+            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+        else:
+            report.seconds = time.monotonic() - begun
+            return report
     raise AssertionError("unreachable")
 
 

@@ -66,11 +66,11 @@ class Place:
         return path
 
     def roll_up(self) -> Report:
-        with start_run(self.settings, lambda: self.now) as run:
+        with start_run(self.settings, lambda: self.now, publishes=True) as run:
             return roll_up(run)
 
     def backfill(self, first_day: str, last_day: str) -> Report:
-        with start_run(self.settings, lambda: self.now) as run:
+        with start_run(self.settings, lambda: self.now, publishes=True) as run:
             return backfill(run, date.fromisoformat(first_day), date.fromisoformat(last_day))
 
     def publication(self) -> Publication:

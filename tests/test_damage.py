@@ -102,7 +102,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_room_heals_it(
         usage = place.usage()
         place.write_raw("b.jsonl", *(request(number) for number in range(2, 200)))
         filling = tmp_path / "disk" / "filling"
-        refused = 0
+        refused, noted = 0, []
         for room in (0, 4_096, 16_384, 32_768, 49_152, 65_536):
             free = os.statvfs(filling.parent).f_bavail * os.statvfs(filling.parent).f_bsize
             filling.write_bytes(bytes(max(free - room, 0)))
@@ -111,11 +111,15 @@ def test_a_full_disk_stops_the_run_with_one_line_and_room_heals_it(
             if code == 0:
                 break
             refused += 1
+            noted.append(place.layout.failed_run.exists())
+            place.layout.failed_run.unlink(missing_ok=True)
             last = said.strip().splitlines()[-1]
             assert (code, "No space left" in last or "could not" in last.lower()) == (1, True), said
             assert "Traceback" not in said
             assert place.usage() == usage
         assert refused
+        assert noted[0] is False
+        assert noted[-1], "what the run left unfinished took the room of its note"
         assert keytally(place, monkeypatch, "rollup")[0] == 0
         assert place.usage()["org_a", "2025-11-10"][0] == 199
         assert list(place.layout.scratch.iterdir()) == []

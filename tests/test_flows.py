@@ -600,6 +600,7 @@ def test_a_night_whose_cluster_is_gone_fails_with_a_sentence_or_is_done_on_this_
     assert state.is_failed()
     assert str(state.message).startswith(f"the Dask scheduler at {cluster.address} does not answer")
     assert "nothing was published. Start it and run" in str(state.message)
+    assert json.loads((data / "failed_run.json").read_text())["why"] in str(state.message)  # which status tells
     assert published(data) == {}
     monkeypatch.setenv("KEYTALLY_DASK_LOST", "local")
     state = flows.nightly(return_state=True)

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -271,6 +272,11 @@ def test_nothing_is_written_to_look(place: Place) -> None:
     assert everything() == before
 
 
+def exit_code_of(place: Place, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(cli, "utc_now", lambda: place.now)
+    return CliRunner().invoke(cli.main, arguments, env={"KEYTALLY_DATA": str(place.layout.root)}).exit_code
+
+
 def bad_morning(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], str]:
     """What status says of runs that did not do their work, and its next step."""
     told = status(place, monkeypatch).splitlines()
@@ -326,6 +332,41 @@ def test_the_first_run_of_all_may_fail_and_an_accident_says_what_to_do(
         place.roll_up()
     assert "failed_run.json cannot be written" in caplog.text
     assert bad_morning(place, monkeypatch)[0] == []
+
+
+def test_a_run_that_filled_the_disk_makes_room_for_its_note(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    with (
+        pytest.raises(OSError, match="No space left"),
+        start_run(place.settings, lambda: place.now, publishes=True) as run,
+    ):
+        (run.scratch / "spilled").mkdir()
+        (run.scratch / "spilled" / "much").write_bytes(bytes(4_096))
+        (run.scratch / "half.parquet").write_bytes(bytes(4_096))
+        monkeypatch.setattr("pipeline.failure.step", lambda _: left.extend(run.scratch.iterdir()))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert left == []
+    (told,) = bad_morning(place, monkeypatch)[0]
+    assert told.endswith("No space left on device; make room on the disk of the data root, then run the command again")
+
+
+def test_each_command_that_publishes_leaves_a_note_and_one_that_compares_leaves_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_raw("a.jsonl", on(14))
+    place.roll_up()
+    place.now += timedelta(hours=14)
+    (place.layout.root / "prices.csv").write_text("model\n")
+    days = ("--from", "2025-11-14", "--to", "2025-11-14")
+    for command in (("rollup",), ("backfill", *days)):
+        assert exit_code_of(place, monkeypatch, *command) == 1
+        assert len(bad_morning(place, monkeypatch)[0]) == 1, command
+        place.layout.failed_run.unlink()
+    (place.layout.root / "prices.csv").unlink()
+    shutil.rmtree(place.layout.rollups / "_delta_log")
+    (place.layout.rollups / "_delta_log").write_text("no folder")
+    assert exit_code_of(place, monkeypatch, "reconcile", *days) == 1
+    assert not place.layout.failed_run.exists()
 
 
 def test_a_killed_run_is_told_until_the_next_and_so_is_one_under_way(
