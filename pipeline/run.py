@@ -117,7 +117,8 @@ def look_at_runs(folder: Path) -> tuple[bool, datetime | None]:
     """
     under_way, died = False, []
     for scratch in folder.iterdir() if folder.is_dir() else ():
-        with suppress(OSError), _lock_of_the_dead(scratch) as is_dead:  # gone, or somebody else's
+        # A shared lock: of two who look at once neither is taken for a run. An error: it is gone, or somebody else's.
+        with suppress(OSError), _lock_of_the_dead(scratch, fcntl.LOCK_SH) as is_dead:
             under_way |= not is_dead
             died += [scratch.stat().st_mtime] if is_dead else []
     return under_way, datetime.fromtimestamp(max(died), UTC) if died else None
@@ -125,17 +126,20 @@ def look_at_runs(folder: Path) -> tuple[bool, datetime | None]:
 
 def _remove_abandoned(folder: Path) -> None:
     for scratch in folder.iterdir():
-        with suppress(FileNotFoundError), _lock_of_the_dead(scratch) as is_dead:
+        with suppress(FileNotFoundError), _lock_of_the_dead(scratch, fcntl.LOCK_EX) as is_dead:
             if is_dead:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
-def _lock_of_the_dead(scratch: Path) -> Iterator[bool]:
-    """Whether the run of a scratch is dead; if so, the scratch is locked meanwhile. Raises FileNotFoundError."""
+def _lock_of_the_dead(scratch: Path, how: int) -> Iterator[bool]:
+    """Whether the run of a scratch is dead; if so, the scratch is locked meanwhile, shared or not, as `how` says.
+
+    Raises FileNotFoundError.
+    """
     lock = os.open(scratch, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
     else:

@@ -112,7 +112,8 @@ class Status:
     unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
     cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it had.
     failed: the newest run, where it published nothing. under_way: whether there is a run on this machine, as a recount
-    is one too. killed_at: about when one here ended without a word; None once the next has cleared it away.
+    is one too. killed_at: about when one here ended without a word; None once the next has cleared it away
+    or, wherever it was, done its work.
     """
 
     ledger: Ledger
@@ -216,6 +217,8 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
     if failed and confirmed_at and failed.started <= confirmed_at:
         failed = None  # another has done its work since
     under_way, killed_at = look_at_runs(store.layout.scratch)
+    if killed_at and confirmed_at and killed_at <= confirmed_at:
+        killed_at = None  # another has done its work since, on another machine
     waiting = [_waiting(raw_file, ledger, confirmed, now) for raw_file in unread if raw_file.file not in held]
     return Status(
         ledger=ledger,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import json
 import os
@@ -374,13 +375,20 @@ def test_a_killed_run_is_told_until_the_next_and_so_is_one_under_way(
 ) -> None:
     place.write_raw("a.jsonl", on(14))
     place.roll_up()
+    place.now += timedelta(hours=10)
     dead = place.layout.scratch / "0123"
     dead.mkdir()
     os.utime(dead, (0, (place.now - timedelta(hours=9)).timestamp()))
     told, next_step = bad_morning(place, monkeypatch)
     assert told == ["KILLED      a run, 9 hours ago, before it was done; what it finished is kept"]
     assert next_step.startswith("see what killed the run")
-    assert as_json(place, monkeypatch)["killed_at"] == "2025-11-15T01:30:00Z"
+    assert as_json(place, monkeypatch)["killed_at"] == "2025-11-15T11:30:00Z"
+    looking = os.open(dead, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as whoever looks at the same time does
+    assert bad_morning(place, monkeypatch) == (told, next_step)
+    os.close(looking)
+    os.utime(dead, (0, (place.now - timedelta(hours=10)).timestamp()))
+    assert bad_morning(place, monkeypatch) == ([], "nothing to do")  # a run on another machine began behind it
     with start_run(place.settings, lambda: place.now):
         told, next_step = bad_morning(place, monkeypatch)
     assert (told, next_step) == (
