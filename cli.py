@@ -1115,8 +1115,8 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     if found.killed_at:
         ago = duration_text(found.now - found.killed_at)
         click.echo(f"KILLED      a run, {ago} ago, before it was done; what it finished is kept")
-    if found.under_way:
-        click.echo("Under way   a run on this machine")
+    if found.under_way_since:
+        click.echo(f"Under way   a run on this machine, begun {duration_text(found.now - found.under_way_since)} ago")
     if found.lost:
         click.echo(
             f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
@@ -1143,7 +1143,10 @@ def _next_step(found: Status) -> str:
     counting = [file.entry.take_in for file in found.files if file.entry and not file.entry.same_as]
     steps = (
         (found.lost, "keytally rollup, once rollups/ is back or given up"),
-        (found.under_way, "wait for the run that is under way, then look again"),
+        (
+            found.under_way_since,
+            "wait for the run that is under way, then look again; if it hangs, kill it: the next run makes up for it",
+        ),
         (found.failed, "put right what the failed run says, then keytally rollup"),
         (
             found.killed_at,

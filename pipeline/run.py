@@ -20,6 +20,7 @@ from pipeline.engine import Engine
 from pipeline.failure import note_failure
 from pipeline.prices import Prices
 
+_STARTED = "%Y%m%dT%H%M%SZ"
 PATIENCE = 120  # seconds that a store may be away in the middle of a run
 
 
@@ -71,11 +72,12 @@ def start_run(
     store.layout.scratch.mkdir(parents=True, exist_ok=True)
     store.check()
     _remove_abandoned(store.layout.scratch)
-    scratch, lock = _locked_scratch(store.layout.scratch)
+    started = clock()
+    scratch, lock = _locked_scratch(store.layout.scratch, started)
     try:
         engine = Engine(settings, store, scratch)
         prices = Prices(settings.currency)
-        run = Run(scratch.name, settings, store, clock, clock(), scratch, engine, watch or Watch(), prices)
+        run = Run(scratch.name, settings, store, clock, started, scratch, engine, watch or Watch(), prices)
         try:
             try:
                 yield run
@@ -91,13 +93,13 @@ def start_run(
         os.close(lock)
 
 
-def _locked_scratch(folder: Path) -> tuple[Path, int]:
-    """A new folder, and the handle that locks it.
+def _locked_scratch(folder: Path, started: datetime) -> tuple[Path, int]:
+    """A new folder, named for its run's start, and the handle that locks it.
 
     The lock says that this run lives; the kernel lets go of it when the process ends, however it ends.
     """
     while True:
-        scratch = folder / uuid.uuid4().hex
+        scratch = folder / f"{started.astimezone(UTC):{_STARTED}}-{uuid.uuid4().hex}"
         step("make a scratch")
         scratch.mkdir(mode=0o700)  # what spills into it is raw text of a customer's requests
         step("lock the scratch")
@@ -110,18 +112,29 @@ def _locked_scratch(folder: Path) -> tuple[Path, int]:
         # Another run, starting now, took it for abandoned before it was locked.
 
 
-def look_at_runs(folder: Path) -> tuple[bool, datetime | None]:
-    """Whether a run is under way on this machine, and when the newest one was last at work that died; None for none.
+def look_at_runs(folder: Path) -> tuple[datetime | None, datetime | None]:
+    """When the oldest run began that is under way on this machine, and when the newest one was last at work that died;
+    None for none.
 
     folder: of the scratches. What a dead run leaves lies there until the next one begins.
     """
-    under_way, died = False, []
+    began, died = [], []
     for scratch in folder.iterdir() if folder.is_dir() else ():
         # A shared lock: of two who look at once neither is taken for a run. An error: it is gone, or somebody else's.
         with suppress(OSError), _lock_of_the_dead(scratch, fcntl.LOCK_SH) as is_dead:
-            under_way |= not is_dead
-            died += [scratch.stat().st_mtime] if is_dead else []
-    return under_way, datetime.fromtimestamp(max(died), UTC) if died else None
+            last_at_work = datetime.fromtimestamp(scratch.stat().st_mtime, UTC)
+            if is_dead:
+                died.append(last_at_work)
+            else:
+                began.append(_start_of(scratch) or last_at_work)
+    return min(began, default=None), max(died, default=None)
+
+
+def _start_of(scratch: Path) -> datetime | None:
+    """When its run began; None where another release named it."""
+    with suppress(ValueError):
+        return datetime.strptime(scratch.name.partition("-")[0], _STARTED).replace(tzinfo=UTC)
+    return None
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -111,9 +111,9 @@ class Status:
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
     unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
     cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it had.
-    failed: the newest run, where it published nothing. under_way: whether there is a run on this machine, as a recount
-    is one too. killed_at: about when one here ended without a word; None once the next has cleared it away
-    or, wherever it was, done its work.
+    failed: the newest run, where it published nothing. under_way_since: when the oldest run on this machine began that
+    is not done, a recount too; None where there is none. killed_at: about when one here ended without a word; None once
+    the next has cleared it away or, wherever that was, done its work.
     """
 
     ledger: Ledger
@@ -130,7 +130,7 @@ class Status:
     bad_prices: str | None
     raw_missing: str | None
     failed: FailedRun | None
-    under_way: bool
+    under_way_since: datetime | None
     killed_at: datetime | None
 
     @property
@@ -183,7 +183,8 @@ class Status:
             "bad_prices": self.bad_prices,
             "raw_missing": self.raw_missing,
             "failed": self.failed and self.failed.as_json(),
-            "under_way": self.under_way,
+            "under_way": self.under_way_since is not None,
+            "under_way_since": instant_text(self.under_way_since),
             "killed_at": instant_text(self.killed_at),
             "findings": [str(day.day) for day in self.days if day.finding],
             "by_day": [day.as_json() for day in self.days],
@@ -216,7 +217,7 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
     failed = read_failure(store)
     if failed and confirmed_at and failed.started <= confirmed_at:
         failed = None  # another has done its work since
-    under_way, killed_at = look_at_runs(store.layout.scratch)
+    under_way_since, killed_at = look_at_runs(store.layout.scratch)
     if killed_at and confirmed_at and killed_at <= confirmed_at:
         killed_at = None  # another has done its work since, on another machine
     waiting = [_waiting(raw_file, ledger, confirmed, now) for raw_file in unread if raw_file.file not in held]
@@ -235,7 +236,7 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         bad_prices=bad_prices,
         raw_missing=missing_raw(store, ledger, listing),
         failed=failed,
-        under_way=under_way,
+        under_way_since=under_way_since,
         killed_at=killed_at,
     )
 

@@ -390,9 +390,11 @@ def test_a_killed_run_is_told_until_the_next_and_so_is_one_under_way(
     os.utime(dead, (0, (place.now - timedelta(hours=10)).timestamp()))
     assert bad_morning(place, monkeypatch) == ([], "nothing to do")  # a run on another machine began behind it
     with start_run(place.settings, lambda: place.now):
-        told, next_step = bad_morning(place, monkeypatch)
-    assert (told, next_step) == (
-        ["Under way   a run on this machine"],
-        "wait for the run that is under way, then look again",
-    )
+        place.now += timedelta(hours=3)
+        with start_run(place.settings, lambda: place.now):
+            told, next_step = bad_morning(place, monkeypatch)
+            assert as_json(place, monkeypatch)["under_way_since"] == "2025-11-15T20:30:00Z"
+    assert told == ["Under way   a run on this machine, begun 3 hours ago"]
+    assert next_step.startswith("wait for the run that is under way, then look again")
+    assert as_json(place, monkeypatch)["under_way"] is False
     assert bad_morning(place, monkeypatch) == ([], "nothing to do")
