@@ -270,7 +270,17 @@ def test_only_a_browser_signs_in(server: LiveServer) -> None:
         ("/overview/2025-11", "/overview/2025-11"),
         *(
             (foreign, "/")
-            for foreign in ("//evil.example", "https://evil.example", "/docs", "/usage/../x", "/\r\nX: y")
+            for foreign in (
+                "//evil.example",
+                "https://evil.example",
+                "/docs",
+                "/usage/../x",
+                "/\r\nX: y",
+                "/usage/org_a/2025-10\r\nX: y",
+                "/usage/org_a/2025-10\n",
+                "/usage/org_a/2025-10/../../../docs",
+                "/usage/org_a/2025-10?group_by=model#x",
+            )
         ),
     ],
 )
