@@ -1088,8 +1088,8 @@ def _decimals(amount: Decimal) -> int:
 
 
 def _bar(value: Decimal, most: Decimal, longest: int) -> str:
-    """So long a bar, in eighths of a character; that of `most` is `longest` characters long."""
-    eighths = int(value * longest * 8 / most) if most else 0
+    """So long a bar, in eighths of a character; that of `most` is `longest` long, and something is seen to be there."""
+    eighths = max(int(value * longest * 8 / most), 1) if value else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 

@@ -97,6 +97,18 @@ def test_usage_of_nobody_is_told_from_a_data_root_without_any(tmp_path: Path, mo
     assert (done.exit_code, "nothing is published yet" in done.stderr) == (1, True)
 
 
+def test_a_bar_of_something_is_seen_and_one_of_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path / "data")
+    costs = {"large": "999999", "tiny": "0.000000000001", "free": "0"}
+    place.write_raw("a.jsonl", *(request(n, model=model, cost=cost) for n, (model, cost) in enumerate(costs.items())))
+    place.roll_up()
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
+    shown = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", "2025-11", "--by", "model"]).stdout
+    bars = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if line.strip().startswith(tuple(costs))}
+    assert (bars["large"], bars["tiny"]) == ("█" * cli.BAR, "▏")
+    assert bars["free"].isdigit()  # neurons, the last number
+
+
 @pytest.mark.parametrize("month", ["2025-13", "2019-12", "November", "2025-11-01", ""])
 def test_a_month_that_is_none_is_wrong_usage(month: str) -> None:
     done = CliRunner().invoke(cli.main, ["usage", "--org", "org_a", "--month", month])
