@@ -16,7 +16,7 @@ from pipeline.artifacts import verify
 from pipeline.contract.store import Store
 from pipeline.errors import ArtifactDamaged, FormatRefused, HeldBack
 from pipeline.ledger import FileEntry, read_ledger
-from pipeline.line import END_INSTANT, Rejected, parse, read_record
+from pipeline.line import END_INSTANT, FIRST_INSTANT, Reason, Rejected, parse, read_record
 from pipeline.raw import RawFile, list_raw, read_texts
 from pipeline.records import as_record, read_records
 
@@ -134,15 +134,16 @@ class Quarantine:
                 yield from zip(batch["line"].to_pylist(), batch["reason"].to_pylist(), strict=True)
 
     def _field_of(self, entry: FileEntry, reason: str, text: str | None) -> str | None:
-        """Asks the rules once more. Another verdict is of a text that is not whole, or of another moment."""
+        """Asks the rules once more. Another verdict is of a text that is not whole."""
         raw_file = self._present.get(entry.file)
         record = None if raw_file is None or text is None else parse(text)
         if raw_file is None or not isinstance(record, dict):
             return None
+        latest = FIRST_INSTANT if reason == Reason.FUTURE_TIMESTAMP else END_INSTANT  # whatever its moment was
         if raw_file.format.is_mapped:
-            verdict = read_record(as_record(defaultdict(lambda: None, record)), END_INSTANT, raw_file.format.terms)
+            verdict = read_record(as_record(defaultdict(lambda: None, record)), latest, raw_file.format.terms)
         else:
-            verdict = read_record(record, END_INSTANT)
+            verdict = read_record(record, latest)
         return verdict.field if isinstance(verdict, Rejected) and verdict.reason == reason else None
 
     def _raw_file_of(self, entry: FileEntry) -> RawFile | None:

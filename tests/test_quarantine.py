@@ -60,7 +60,9 @@ def test_it_is_summarized_by_reason_and_file_with_a_few_lines_of_each(place: Pla
 
 
 def test_an_example_names_the_field_that_breaks_the_rule(place: Place) -> None:
-    place.write_raw("a.jsonl", request(1, cost="-1"), request(2, status="200"), request(3, organization_id=...), "bad")
+    future = request(9, timestamp="2026-12-02T00:00:00Z", cost="-1")
+    bad = (request(1, cost="-1"), request(2, status="200"), request(3, organization_id=...), "bad", future)
+    place.write_raw("a.jsonl", *bad)
     place.write_raw("b.jsonl", request(4, cost=..., model="x" * 3_000))  # its text is shown in part
     place.write_raw("litellm/calls.jsonl", (CASES / "litellm_rejected_key/log.jsonl").read_bytes())
     rows = [{**request(5, synapses="1"), "cost": None}, request(6, synapses="1.0000001")]
@@ -73,6 +75,7 @@ def test_an_example_names_the_field_that_breaks_the_rule(place: Place) -> None:
         ("a.jsonl", 2): "status",
         ("a.jsonl", 3): "organization_id",
         ("a.jsonl", 4): None,
+        ("a.jsonl", 5): "timestamp",
         ("b.jsonl", 1): None,
         ("c.parquet", 1): "cost",
         ("c.parquet", 2): "synapses",
