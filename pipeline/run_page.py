@@ -209,8 +209,12 @@ def what_failed(error: Exception) -> str:
 
 def failure_report(error: Exception, run_again: str) -> str:
     """A failed run in Markdown. run_again: the command that starts such a run."""
-    sentence = what_failed(error).removesuffix(_remedy(error)).strip()
-    steps = [_remedy(error), f"Run it again: `{run_again}`, or wait for the next night, which makes up for this one."]
+    remedy = _remedy(error)
+    sentence = what_failed(error).removesuffix(remedy).strip()
+    steps = [
+        "Do what this says." if remedy == AS_IT_SAYS else remedy,
+        f"Run it again: `{run_again}`, or wait for the next night, which makes up for this one.",
+    ]
     return "\n\n".join(
         [
             "## The run failed",
@@ -221,13 +225,14 @@ def failure_report(error: Exception, run_again: str) -> str:
     )
 
 
+AS_IT_SAYS = "Then start the run again."  # behind a sentence that says itself what to do first
 REMEDIES: list[tuple[tuple[type[Exception], ...], str]] = [  # the first that fits
     ((SettingsError,), "Set it right where the flows are served, and start 'python flows.py' again."),
     (
         (CheckFailed,),
         "Start the run again; if it says the same, keep the raw files and report it: it is a fault in keytally.",
     ),
-    ((KeytallyError,), "Then start the run again."),  # which says itself what to do first
+    ((KeytallyError,), AS_IT_SAYS),
     ((StoreError,), "See to the store or the way to it, then start the run again."),
     (
         (duckdb.OutOfMemoryException,),

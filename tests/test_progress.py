@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from datetime import date
@@ -9,10 +11,11 @@ from datetime import date
 import pytest
 
 from pipeline import progress
-from pipeline.errors import HeldBack
+from pipeline.contract.wording import in_a_line
+from pipeline.errors import HeldBack, KeytallyError
 from pipeline.progress import shown
 from pipeline.report import Report
-from pipeline.run_page import MOST_LISTED, report_of
+from pipeline.run_page import MOST_LISTED, failure_report, report_of
 
 STAGES = ["taking in", "rolling up days"]
 FEW = 100
@@ -90,3 +93,17 @@ def test_a_report_takes_names_of_files_for_what_they_are_and_stays_short() -> No
     assert "- `` a`b`<img src=x>|*\N{REPLACEMENT CHARACTER}# c.jsonl `` is held back: corrupt: \\<b\\>" in text
     assert f"- and {FEW + 2 - MOST_LISTED} more" in text
     assert len(text.splitlines()) < 4 * MOST_LISTED
+
+
+@pytest.mark.parametrize(
+    ("error", "first_step"),
+    [
+        (KeytallyError("raw/ is not there; mount it"), "- Do what this says."),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "- See to the disk (room, rights, what is in the way)"),
+    ],
+)
+def test_what_to_do_after_a_failure_begins_with_what_comes_first(error: Exception, first_step: str) -> None:
+    failed, steps = failure_report(error, "keytally rollup").split("### What to do next\n\n")
+    assert in_a_line(str(error)) in failed
+    assert steps.startswith(first_step)
+    assert "- Run it again: `keytally rollup`" in steps
