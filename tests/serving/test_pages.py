@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.keys import CreatedKey
+from serving.keys import CreatedKey, RegistryUnavailable
 from serving.pages.charts import HEIGHT, axis_to, stacked
 from serving.pages.drawn import ASSETS, STYLE
 from serving.pages.figures import Places, figure, percent, places_of, short, visible
@@ -169,7 +169,9 @@ def test_a_session_ends_by_itself_and_when_its_key_expires(place: Place) -> None
         now[0] += timedelta(hours=1)
         assert (long.get(MONTH).status_code, short.get(MONTH).status_code) == (200, 401)
         assert "has expired" in short.get(MONTH).text
-        now[0] += timedelta(seconds=SESSION_SECONDS)
+        now[0] = NOW + timedelta(seconds=SESSION_SECONDS - 1)
+        assert long.get(MONTH).status_code == 200
+        now[0] += timedelta(seconds=1)
         assert long.get(MONTH).status_code == 401
         assert "Sign in to see this page" in long.get(MONTH).text
 
@@ -215,6 +217,14 @@ def test_a_note_that_is_not_ours_is_none(server: LiveServer, tmp_path: Path) -> 
         headers = {b"Cookie": f"keytally_session={forged}".encode("latin-1")}
         assert server.client.get(MONTH, headers=headers).status_code == 401, forged
     assert server.client.get(MONTH, headers={"Cookie": f"a=b; keytally_session={note}; c"}).status_code == 200
+
+
+@pytest.mark.parametrize("secret", [b"", bytes(31)])
+def test_a_secret_that_anybody_could_guess_signs_nothing(tmp_path: Path, secret: bytes) -> None:
+    sessions = Sessions(tmp_path / "keys.sqlite")
+    sessions.path.write_bytes(secret)
+    with pytest.raises(RegistryUnavailable, match="no secret of 32 bytes; delete it"):
+        sessions.open()
 
 
 def test_workers_that_start_together_have_one_secret_which_only_the_owner_reads(tmp_path: Path) -> None:
@@ -617,13 +627,16 @@ def test_a_page_of_many_keys_shows_the_largest_and_says_how_many_more(tmp_path: 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [MONTH, "/usage/org_a/2025-13", "/overview/2025-11", "/usage/org_a/2019-01"])
+NO_PAGES = ("/usage/org_a/2025-13", "/usage/org_a/2019-01", "/overview/2025", "/overview/2025-11.csv")
+
+
+@pytest.mark.parametrize("path", [MONTH, "/overview/2025-11", *NO_PAGES])
 def test_who_asks_for_no_page_gets_every_error_in_the_one_shape(server: LiveServer, path: str) -> None:
     for accept in ("*/*", "application/json"):
         answer = server.client.get(path, headers={"Accept": accept})
         assert answer.headers["content-type"] == "application/json"
         assert answer.json()["error"]["status"] == answer.status_code
-        assert answer.status_code == (404 if "2025-13" in path or "2019" in path else 401)
+        assert answer.status_code == (404 if path in NO_PAGES else 401)
 
 
 @pytest.mark.parametrize(
