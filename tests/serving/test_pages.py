@@ -15,11 +15,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.keys import CreatedKey, RegistryUnavailable
-from serving.pages.charts import HEIGHT, axis_to, stacked
+from serving.pages.charts import HEIGHT, LOW, axis_to, small, stacked
 from serving.pages.drawn import ASSETS, STYLE
 from serving.pages.figures import Places, figure, percent, places_of, short, visible
 from serving.pages.sessions import SESSION_SECONDS, Sessions
@@ -162,14 +162,15 @@ def test_a_session_ends_within_a_second_of_its_key(server: LiveServer) -> None:
 
 
 def test_a_session_ends_by_itself_and_when_its_key_expires(place: Place) -> None:
-    now = [NOW]
+    begun = NOW.replace(microsecond=0)
+    now = [begun]
     with LiveServer(settings_for(place.layout.root), clock=lambda: now[0]) as server:
         long = Visitor(server, server.create_key("org_a"))
-        short = Visitor(server, server.create_key("org_a", NOW + timedelta(hours=1)))
+        short = Visitor(server, server.create_key("org_a", begun + timedelta(hours=1)))
         now[0] += timedelta(hours=1)
         assert (long.get(MONTH).status_code, short.get(MONTH).status_code) == (200, 401)
         assert "has expired" in short.get(MONTH).text
-        now[0] = NOW + timedelta(seconds=SESSION_SECONDS - 1)
+        now[0] = begun + timedelta(seconds=SESSION_SECONDS - 1)
         assert long.get(MONTH).status_code == 200
         now[0] += timedelta(seconds=1)
         assert long.get(MONTH).status_code == 401
@@ -748,6 +749,8 @@ def test_something_is_not_shown_as_no_percent() -> None:
 
 
 @given(st.decimals(min_value="1E-12", max_value=10**26, places=12), st.booleans())
+@example(Decimal(9), True)  # 2.5 would be a round step
+@example(Decimal(1), True)
 def test_an_axis_has_few_round_ticks_and_holds_every_bar(most: Decimal, whole: bool) -> None:
     axis = axis_to(most, whole=whole)
     assert axis.top >= most
@@ -770,6 +773,11 @@ def test_the_parts_of_a_bar_stand_on_each_other(series: list[list[int]]) -> None
             assert HEIGHT - int(start) == ends[int(position)]
             ends[int(position)] = HEIGHT - int(end)
     assert all(end <= HEIGHT for end in ends)
+
+
+def test_a_small_bar_of_something_is_seen_and_one_of_nothing_is_none() -> None:
+    assert small([Decimal(1_000), Decimal("0.001"), Decimal(0)]) == f"M0 {LOW}v-{LOW}h3V{LOW}zM4 {LOW}v-1h3V{LOW}z"
+    assert small([Decimal(0)]) == small([]) == ""
 
 
 def test_a_name_is_shown_as_it_is_unless_it_could_not_be_seen() -> None:
