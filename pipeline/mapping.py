@@ -98,6 +98,8 @@ class MappedRecords:
         pure = {name for (name,) in self._connection.execute(statement("pure_functions")).fetchall()}
         nodes = list(_nodes(parsed))
         named = {"records"} | {entry["key"].lower() for node in nodes for entry in _ctes(node)}
+        if any(node.get("sample") for node in nodes):
+            raise self._refused("reads a sample of its records, which chance picks; it may read them all")
         for node in nodes:
             if foreign := _foreign(node, named, pure):
                 raise self._refused(f"reads {foreign}; it may read nothing but its records")
@@ -143,11 +145,15 @@ class MappedRecords:
             return f"regexp_replace(cast({name} as varchar), '\\.0+$|(\\.[0-9]*[1-9])0+$', '\\1')"
         if name == "timestamp" and kind == "TIMESTAMP WITH TIME ZONE":
             return f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%fZ')"
+        inexact = "it is not exact: cast it to decimal(38, 30) and round it there, or give its text"
         hint = {
             "JSON": "write ->> instead of ->",
-            "DOUBLE": "it is not exact: cast it to decimal(38, 30) and round it there, or give its text",
+            "DOUBLE": inexact,
+            "FLOAT": inexact,
             "TIMESTAMP": "it carries no time zone: make it a timestamptz",
         }.get(kind, "cast it to varchar")
+        if name in _NUMBERS and kind != "JSON":
+            hint = "cast it to bigint"
         raise self._refused(f"gives {kind} as column {name}: {hint}")
 
     # --- what it makes -------------------------------------------------------------------------------------------
@@ -256,7 +262,8 @@ def _foreign(node: Mapping[str, Any], named: set[str], pure: set[str]) -> str | 
     if node.get("class") in ("FUNCTION", "WINDOW"):
         name = node["function_name"]
         known = name.lower() in pure | _TABLE_FUNCTIONS or node.get("is_operator")
-        return None if known else f"the function {name}, whose value depends on more than its arguments"
+        why = "which there is not, or whose value depends on more than its arguments"
+        return None if known else f"the function {name}, {why}"
     if kind == "COLUMN_REF" and _SPELLED_AS_COLUMNS.fullmatch(node["column_names"][-1]):
         return node["column_names"][-1]  # type: ignore[no-any-return]
     return None
