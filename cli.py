@@ -507,7 +507,7 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
     )
     converted = any(what.startswith("the rate from") for what in missing)
     click.echo(
-        f"UNPRICED    {count_of(requests, 'request')} of {days} count without a cost"
+        f"UNPRICED    {count_of(requests, 'request')} of {days} count{'s' if requests == 1 else ''} without a cost"
         f"{f'; missing: {named}' if named else ''}. Add what is missing to prices.csv or fx.csv in the data folder:"
         " the next run prices them."
         + " To publish in the logs' own currency, set KEYTALLY_CURRENCY and run rollup --new-currency."

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pipeline.contract.layout import month_name
 from pipeline.errors import HeldBack
 from pipeline.ledger import DayEntry, FileEntry
-from pipeline.prices import Prices
+from pipeline.prices import COST_LIMIT, Prices
 
 
 class Unpriced(NamedTuple):
@@ -97,10 +97,18 @@ class Report:
 def unpriced_days(days: Mapping[date, DayEntry], prices: Prices | None) -> tuple[Unpriced, ...]:
     """The days with requests of which no cost is known, in order. prices: which do not know them; None: not at hand."""
     return tuple(
-        Unpriced(day, entry.unpriced, prices.missing(day, entry.pricing) if prices else [])
+        Unpriced(day, entry.unpriced, _missing(entry, prices) if prices else [])
         for day, entry in sorted(days.items())
         if entry.unpriced
     )
+
+
+def _missing(entry: DayEntry, prices: Prices) -> list[str]:
+    """What a day lacks, in words; nothing where that is not listed, or where the next run prices the day."""
+    missing = prices.missing(entry.day, entry.pricing)
+    if missing or not entry.pricing or not entry.pricing.demand or not prices.is_current(entry.day, entry.pricing):
+        return missing
+    return [f"a price by which no request costs {COST_LIMIT // 10**12} or more"]  # all else is known
 
 
 def _ingested(entry: FileEntry) -> dict[str, Any]:

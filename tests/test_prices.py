@@ -15,6 +15,7 @@ from pipeline.errors import KeytallyError
 from pipeline.prices import Answer, Exchange, Largest, Prices, Tariff, read_kept, read_prices
 from pipeline.publish import publish
 from pipeline.run import Run, start_run
+from pipeline.status import status_of
 from pipeline.update import roll_up
 from tests.conftest import request
 from tests.pricing import STEPS, PricedPlace, priced
@@ -54,6 +55,20 @@ def test_a_request_that_nobody_knows_a_price_of_counts_and_is_priced_once_it_is_
     assert not report.has_findings
     assert shop.costs() == {("gpt", "2025-11-10"): (2, "1.00001", 0)}
     assert not shop.roll_up().published
+
+
+@pytest.mark.parametrize("price", ["1", "1.0000001"], ids=["summed", "rounded"])
+def test_a_request_that_a_price_makes_too_dear_has_none_and_that_is_told(shop: PricedPlace, price: str) -> None:
+    shop.write_book(f"gpt,2025-01-01,{price},1,CHF")
+    shop.write_raw("a.jsonl", priced(1, input_tokens=10**12), priced(2, input_tokens=10**6))
+    (day,) = shop.roll_up().unpriced
+    assert (day.requests, day.missing) == (1, ["a price by which no request costs 1000000 or more"])
+    assert shop.costs() == {("gpt", "2025-11-10"): (2, price, 1)}
+    shop.write_book("gpt,2025-01-01,0.5,1,CHF")
+    told = status_of(shop.store, shop.now, "CHF").unpriced
+    assert [day.missing for day in told] == [[]], "the next run prices it"
+    assert not shop.roll_up().has_findings
+    assert shop.costs() == {("gpt", "2025-11-10"): (2, "500000.5", 0)}
 
 
 def test_a_request_that_names_no_model_has_the_price_of_a_star_alone(shop: PricedPlace) -> None:

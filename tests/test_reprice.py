@@ -100,7 +100,7 @@ NEW = (*OLD, "gpt,2025-11-11,5,20,2.5,0.1,100,,CHF")
 def test_what_is_unpriced_is_told_until_the_book_knows_it(shop: Shop) -> None:
     told = shop.run("rollup")
     assert told.exit_code == 3
-    assert "UNPRICED    12 requests of 2025-11-10 and 2 other days" in told.stderr
+    assert "UNPRICED    12 requests of 2025-11-10 and 2 other days count without a cost" in told.stderr
     assert "a price of gpt, a price of llama" in told.stderr
     assert shop.json("rollup")["unpriced"][0] == {
         "day": "2025-11-10",
@@ -114,6 +114,12 @@ def test_what_is_unpriced_is_told_until_the_book_knows_it(shop: Shop) -> None:
     assert shop.run("rollup").exit_code == 0
     assert "UNPRICED" not in shop.run("status").stdout
     assert "unpriced" not in shop.json("rollup")
+
+
+def test_one_request_that_is_unpriced_counts(shop: Shop) -> None:
+    shop.place.write_raw("ours/a.jsonl", {"id": "1", "at": "2025-11-10T12:00:00Z", "org": "org_0", "key": "key_1"})
+    told = shop.run("rollup").stderr
+    assert "UNPRICED    1 request of 2025-11-10 counts without a cost" in told
 
 
 def test_repricing_shows_what_would_change_and_changes_nothing(shop: Shop) -> None:
