@@ -80,9 +80,10 @@ class _WrongError(ValueError):
 
 
 def _pattern(text: str) -> str:
-    if not 1 <= len(text) <= 256 or "*" in text[:-1] or not text.isprintable():
+    if not 1 <= len(text) <= 256 or "*" in text[:-1] or not text.isprintable() or text != text.strip():
         raise _WrongError(
-            "must be the name of a model, of at most 256 characters, or the beginning of one and a * behind it"
+            "must be the name of a model, of at most 256 characters and no blanks around it, or the beginning of one"
+            " and a * behind it"
         )
     return text
 

@@ -87,7 +87,7 @@ def test_a_book_is_read_as_spreadsheets_write_it() -> None:
         ],
         *[
             (book(f"{model},2025-11-01,1,1,USD"), "row 2, column model", "must be the name of a model")
-            for model in ("", "gpt*mini", "**", "m" * 257, "a\x07")
+            for model in ("", "gpt*mini", "**", "m" * 257, "a\x07", " gpt", "gpt ")
         ],
         (book(ROW + ",0", header=HEADER + ",tokens_per_neuron"), "row 2, column tokens_per_neuron", "greater than 0"),
         (

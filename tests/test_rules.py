@@ -35,7 +35,7 @@ ROLLED_UP_BY = (
 
 PINNED = {
     "TAKE_IN_RULE": (1, "41314594bf4dff08"),
-    "ROLL_UP_RULE": (1, "b30f37460c34d091"),
+    "ROLL_UP_RULE": (1, "cdc93157ea20ce0a"),
 }
 
 
