@@ -104,7 +104,7 @@ def parse(text: str) -> dict[str, Any] | Reason:
     try:
         record = json.loads(
             text,
-            object_pairs_hook=_first_of_each_name,
+            object_pairs_hook=first_of_each_name,
             parse_int=Number,
             parse_float=Number,
             parse_constant=_refuse_constant,
@@ -128,7 +128,8 @@ def read_record(record: Mapping[str, Any], latest: datetime, terms: Terms | None
     return *request, terms.currency if terms and request[_COST] is not None else None
 
 
-def _first_of_each_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def first_of_each_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which the first counts of a repeated name."""
     return dict(reversed(pairs))
 
 

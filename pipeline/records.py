@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import FormatRefused, HeldBack
 from pipeline.format import Format
-from pipeline.line import Number, Reason, parse
+from pipeline.line import Number, Reason, first_of_each_name, parse
 from pipeline.mapping import FIELDS, REQUESTS, MappedRecords
 from pipeline.raw import RawFile, RawPass
 
@@ -83,8 +83,9 @@ def _clean(text: str) -> str | Reason:
     record = parse(text)
     if isinstance(record, Reason):
         return record
-    # Not what `parse` gave: its numbers are texts.
-    return json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace").decode()
+    # Not what `parse` gave: its numbers are texts. An integer of more digits than Python reads is out of every range.
+    record = json.loads(text, object_pairs_hook=first_of_each_name, parse_int=lambda digits: int(digits[:400]))
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def as_record(row: Mapping[str, Any]) -> dict[str, Any]:

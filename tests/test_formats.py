@@ -422,9 +422,10 @@ def test_what_one_parser_takes_for_json_and_another_does_not_costs_no_other_line
         json.dumps(request(3))[:-1] + ', "deep": ' + "[" * 5_000 + "]" * 5_000 + "}",
         '{"request_id": "req_4"} {}',
         json.dumps(request(5)) + " ",
+        json.dumps(request(6, prompt="half \ud83e"))[:-1] + ', "number": ' + "9" * 5_000 + ', "request_id": "again"}',
     )
     place.roll_up()
-    assert sorted(row["request_id"] for row in place.events("mine/a.jsonl")) == ["req_1", "req_2", "req_5"]
+    assert sorted(row["request_id"] for row in place.events("mine/a.jsonl")) == ["req_1", "req_2", "req_5", "req_6"]
     assert place.rejected("mine/a.jsonl") == [
         (3, "not_json"),
         (4, "not_json"),
