@@ -5,10 +5,9 @@ A draft is to be read and put right: it says what else each field might be, and 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,6 +55,9 @@ _ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
+Record = Mapping[str, Any]  # numbers as the text that they were written as
+
+
 @dataclass
 class _Field:
     """A field of the records: the names that lead to it, in how many it has a value, and some of these."""
@@ -83,8 +85,8 @@ class _Currency(NamedTuple):
     stated: _Field | None
 
 
-def draft_of(records: Sequence[str], kind: str, file: str) -> str:
-    """The text of a format for records like these (JSON), read from files of one kind."""
+def draft_of(records: Sequence[Record], kind: str, file: str) -> str:
+    """The text of a format for records like these, read from files of one kind."""
     fields = list(_fields(records))
     found = {name: _candidates(fields, name) for name in NAMES}
     priced = bool(found["cost"])
@@ -124,11 +126,11 @@ def draft_of(records: Sequence[str], kind: str, file: str) -> str:
 _OPTIONAL = "cached_input_tokens"
 
 
-def _fields(records: Sequence[str]) -> Iterator[_Field]:
+def _fields(records: Sequence[Record]) -> Iterator[_Field]:
     """Every field that holds a text or a number in some record, the outer ones first."""
     found: dict[tuple[str, ...], _Field] = {}
-    for text in records:
-        for path, value in _leaves(json.loads(text), ()):
+    for record in records:
+        for path, value in _leaves(record, ()):
             if path not in found and len(found) == MOST_FIELDS:
                 continue
             each = found.setdefault(path, _Field(path))
@@ -142,7 +144,7 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     if isinstance(value, dict) and len(path) < DEEPEST:
         for name, part in value.items():
             yield from _leaves(part, (*path, name))
-    elif path and value not in (None, "") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    elif path and value and isinstance(value, str):
         yield path, value
 
 
@@ -184,7 +186,7 @@ def _fits(each: _Field, name: str) -> bool:
 
 
 def _is_epoch(each: _Field) -> bool:
-    return all(_NUMBER.fullmatch(value) and float(value) > 10**9 for value in each.values)
+    return all(_NUMBER.fullmatch(value) and 10**9 < float(value) < 10**20 for value in each.values)
 
 
 def _column(name: str, candidates: Sequence[_Field], kind: str, currency: _Currency | None) -> tuple[str, str | None]:

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.contract.store import this_machine
+from pipeline.contract.wording import count_of
 from pipeline.drafting import draft_of
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
 from pipeline.format import ENDINGS_OF, NATIVE, Format, read_format
-from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, read_line, read_record
+from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, parse, read_line, read_record
 from pipeline.mapping import FIELDS, MappedRecords
 from pipeline.raw import RawFile, RawPass
 from pipeline.records import as_record, mapped
@@ -238,10 +239,18 @@ def _rows(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:
 
 
 def _drafted(path: Path, lines: pa.Table) -> Format:
-    texts = [text for text in lines["text"].to_pylist() if text]
+    """Raises KeytallyError where there is nothing to draft a format from."""
+    found = [parse(text) for text in lines["text"].to_pylist() if text]
+    records = [record for record in found if not isinstance(record, Reason)]
     kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
+    if not records:
+        what = "as many cells in each row as in its header" if kind == "csv" else "one JSON object on each line"
+        raise KeytallyError(f"{path} holds no record in its first {count_of(len(lines), 'line')}: a log has {what}")
+    for separator, named in ((";", "semicolons"), ("\t", "tabs")):
+        if kind == "csv" and len(records[0]) == 1 and separator in "".join(records[0]):
+            raise KeytallyError(f"{path} has its fields separated by {named}: save it with commas between them")
     name = re.sub(r"[^a-z0-9_-]+", "-", path.name.partition(".")[0].lower()).strip("-") or "mine"
-    return read_format(name, draft_of(texts, kind, path.name))
+    return read_format(name, draft_of(records, kind, path.name))
 
 
 def _sources(format: Format) -> dict[str, str]:

@@ -164,12 +164,26 @@ def test_a_large_file_is_looked_at_from_its_beginning(
         ("log.jsonl.gz", b"x", "not gzip"),
         ("log.parquet", b"x", "is held back: unreadable"),
         ("log.csv", b",,\n1,2,3\n", "names no columns"),
+        ("log.csv", b"id;org\n1;acme\n", r"log\.csv has its fields separated by semicolons: save it with commas"),
+        ("log.csv", b"id\torg\n1\tacme\n", "separated by tabs"),
+        ("log.csv", b"id,org\n1,2,3\n", "no record in its first 1 line: a log has as many cells in each row as"),
+        ("log.jsonl", b"10.0.0.1 - - GET /\n", "no record in its first 1 line: a log has one JSON object on each line"),
+        ("log.jsonl", b'{\n "id": 1\n}\n', "no record in its first 3 lines: a log has one JSON object on each line"),
     ],
 )
 def test_what_is_no_log_is_told_in_a_sentence(look: Look, tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(KeytallyError, match=says):
         look(tmp_path / name)
+
+
+def test_a_line_that_is_no_record_costs_no_draft(look: Look, tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    odd = b'{}\n{"id": "1"} {"id": "2"}\n{"huge": %s, "created": 1e400}\n[\n' % (b"9" * 5_000)
+    path.write_bytes(odd + lines({**CALL, "huge": 1}))
+    found = look(path)
+    assert (found.format, found.accepted) == (None, 1)
+    assert [(rejects.reason, rejects.lines) for rejects in found.rejected] == [("missing_field", 2), ("not_json", 2)]
 
 
 def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
