@@ -48,6 +48,7 @@ _NO_SECRETS = {
     "credentialid",
 }
 _CURRENCIES = {"currency", "currencycode", "costcurrency", "pricecurrency", "billingcurrency"}
+_KNOWN = _CURRENCIES.union(*(names.split() for names in NAMES.values()))
 _CURRENCY = re.compile("(usd|eur|chf|gbp)$")  # behind the name of a cost
 _ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
@@ -68,7 +69,9 @@ class _Field:
 
     @property
     def name(self) -> str:
-        return re.sub(r"[^a-z0-9]", "", self.path[-1].lower())
+        """What it is called, without case and signs: with the name of its object where `key.id` is a `keyid`."""
+        own, owned = (re.sub(r"[^a-z0-9]", "", "".join(self.path[-length:]).lower()) for length in (1, 2))
+        return owned if owned in _KNOWN else own
 
     @property
     def sql(self) -> str:

@@ -121,6 +121,23 @@ def test_a_draft_names_the_candidates_in_order_and_what_it_has_not_found(look: L
     assert "-- api_key_id: no field looks like it; null is an interactive session" in text
 
 
+def test_a_draft_knows_what_is_named_by_its_object(look: Look, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    call = {
+        **{"key": {"id": "k"}, "org": {"id": "acme", "name": "Acme Corp"}, "request": {"id": "1"}, "id": "no"},
+        **{"start": {"time": "2025-11-10T12:00:00Z"}, "model": {"name": "m"}, "total": {"cost": 2}},
+        **{"currency": {"code": "EUR"}, "response": {"status": 200}, "usage": {"input_tokens": 3, "output_tokens": 4}},
+    }
+    path.write_bytes(lines(call))
+    found = look(path)
+    assert found.accepted == 1
+    (sample,) = found.samples
+    assert {name: value for name, value in sample.items() if value is not None} == {
+        **{"request_id": "1", "timestamp": "2025-11-10T12:00:00Z", "organization_id": "acme", "api_key_id": "k"},
+        **{"cost": "2", "model": "m", "status": 200, "input_tokens": 3, "output_tokens": 4, "currency": "EUR"},
+    }
+
+
 @pytest.mark.parametrize("name", ["api_key", "user_api_key_hash", "key_hash", "token", "accessKey"])
 def test_a_draft_hashes_what_may_be_a_key_in_clear(look: Look, tmp_path: Path, name: str) -> None:
     path = tmp_path / "log.jsonl"
