@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.contents import content_of, count_each_content_once, held_contents, is_still, needs_reading, size_of
 from pipeline.errors import HeldBack
 from pipeline.fan_out import FanOut
+from pipeline.format import NATIVE, folder_of
 from pipeline.intake import TakeIn, rule_of
 from pipeline.ledger import FileEntry, Ledger
 from pipeline.raw import RawFile, hash_raw
@@ -39,12 +40,15 @@ class Arrivals:
         known = {(entry.take_in.content, entry.take_in.rule): entry.take_in for entry in files.values()}
         sizes = {size_of(entry) for entry in files.values()}
         waiting = [file for file in raw_files if needs_reading(file, files, self.confirmed, self.run.started)]
+        without_format = _without_format(waiting, ledger)
+        for raw_file, held_back in without_format.items():
+            self._hold_back(raw_file, held_back, report)
+        waiting = [raw_file for raw_file in waiting if raw_file not in without_format]
         self.run.watch.begin("taking in", sum(raw_file.size for raw_file in waiting))
         read: list[str] = []
         for raw_file, taken in self._taken_in(waiting, known, sizes):
             if isinstance(taken, HeldBack):
-                report.held_back.append(taken)
-                self.held_back[raw_file.file, raw_file.signature] = taken.reason
+                self._hold_back(raw_file, taken, report)
                 continue
             before = ledger.files.get(raw_file.file)
             if before and before.take_in.lines and not taken.lines:
@@ -69,6 +73,10 @@ class Arrivals:
         for file in read:
             _report(files[file], ledger.files.get(file), contents, known_before, report)
         return files
+
+    def _hold_back(self, raw_file: RawFile, held_back: HeldBack, report: Report) -> None:
+        report.held_back.append(held_back)
+        self.held_back[raw_file.file, raw_file.signature] = held_back.reason
 
     def still_confirmed(
         self, files: Mapping[str, FileEntry], raw_files: Sequence[RawFile]
@@ -133,6 +141,27 @@ class Arrivals:
         known |= {(taken.content, taken.rule): taken for taken in made}
         self.made |= {event.path_in(self.run.layout) for taken in made for event in taken.events}
         return verdicts
+
+
+def _without_format(waiting: Sequence[RawFile], ledger: Ledger) -> dict[RawFile, HeldBack]:
+    """The files below the folder of a format that is gone, by which some of it were taken in: why each is held back.
+
+    In the native format hardly a line of them would count, and what they held before would count no more.
+    """
+    mapped = {
+        folder
+        for file, entry in ledger.files.items()
+        if (folder := folder_of(file)) and folder != NATIVE.name and entry.take_in.format.startswith(f"{folder}.")
+    }
+    return {
+        raw_file: HeldBack(
+            raw_file.file,
+            f"format: formats/{folder}.sql is gone, by which files of this folder were taken in: put it back, or move"
+            " the file to another folder below raw/",
+        )
+        for raw_file in waiting
+        if not raw_file.format.is_mapped and (folder := folder_of(raw_file.file)) in mapped
+    }
 
 
 def _take_in_or_why_not(take_in: Callable[[Run, RawFile], TakeIn], run: Run, raw_file: RawFile) -> TakeIn | HeldBack:

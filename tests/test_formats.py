@@ -527,6 +527,34 @@ def test_a_format_that_breaks_leaves_what_its_files_were_made_into(place: Place)
     assert not place.roll_up().held_back
 
 
+def test_a_format_that_is_gone_leaves_what_its_files_were_made_into(place: Place) -> None:
+    write_format(place, "mine", sql())
+    kept = place.write_raw("mine/a.jsonl", request(1))
+    place.write_raw("native/a.jsonl", request(9))
+    place.roll_up()
+    before = place.usage()
+    (place.layout.formats / "mine.sql").unlink()
+    place.write_raw("mine/b.jsonl", request(2))
+    place.write_raw("native/b.jsonl", request(8))
+    report = place.roll_up()
+    both = ["mine/a.jsonl", "mine/b.jsonl"]
+    assert [held.file for held in report.held_back] == both
+    assert report.held_back[0].reason.startswith("format: formats/mine.sql is gone")
+    assert (report.has_findings, report.replaced) == (True, [])
+    assert place.usage()["org_a", "2025-11-10"] == (before["org_a", "2025-11-10"][0] + 1, Decimal("0.75"))
+    assert [held.file for held in status_of(place.store, place.now, "CHF").held_back] == [
+        "mine/a.jsonl",
+        "mine/b.jsonl",
+    ]
+    assert_reconciled(place)
+    (place.layout.raw / "elsewhere").mkdir()
+    kept.rename(place.layout.raw / "elsewhere/a.jsonl")
+    assert [held.file for held in place.roll_up().held_back] == ["mine/b.jsonl"]
+    write_format(place, "mine", sql())
+    assert not place.roll_up().has_findings
+    assert place.usage()["org_a", "2025-11-10"] == (4, Decimal("1.0"))
+
+
 def test_files_below_a_folder_that_is_no_format_are_native_until_it_is_one(place: Place) -> None:
     place.write_raw("mine/a.jsonl", request(1))
     place.write_raw("deep/mine/a.jsonl", request(2))
