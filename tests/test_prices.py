@@ -143,6 +143,13 @@ def test_amounts_in_another_currency_are_converted_by_the_day_or_have_no_price(s
     assert shop.costs()["own", "2025-11-12"] == (1, "3", 0)
 
 
+def test_what_is_missing_later_on_a_day_is_told_too(shop: PricedPlace) -> None:
+    shop.write_book("gpt,2025-01-01,1,1,CHF", "gpt,2025-11-10T12:00:00Z,1,1,USD")
+    shop.write_raw("a.jsonl", priced(1, at="2025-11-10T11:00:00Z"), priced(2, at="2025-11-10T12:00:00Z"))
+    (day,) = shop.roll_up().unpriced
+    assert (day.requests, day.missing) == (1, ["the rate from USD to CHF"])
+
+
 def test_the_ledger_says_which_book_priced_which_day(shop: PricedPlace) -> None:
     shop.write_book("gpt,2025-01-01,1,1,CHF")
     shop.write_raw("a.jsonl", priced(1), request(2, timestamp="2025-11-11T12:00:00Z"))
