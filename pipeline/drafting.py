@@ -94,6 +94,8 @@ def draft_of(records: Sequence[Record], kind: str, file: str) -> str:
     found = {name: _candidates(fields, name) for name in NAMES}
     priced = bool(found["cost"])
     currency = _currency(found["cost"][0], fields) if priced else None
+    # Of a cost in another currency than the draft's, the book must not make one of its own.
+    by_record = priced and (found["cost"][0].count == len(records) or bool(currency and currency.stated))
     columns = [
         _column(name, candidates, kind, currency)
         for name, candidates in found.items()
@@ -102,7 +104,7 @@ def draft_of(records: Sequence[Record], kind: str, file: str) -> str:
     header = [
         f"-- A draft, made from the names of the fields of {' '.join(file.split())}: see that each is what it says.",
         f"-- reads: {kind}",
-        f"-- prices: {'record' if priced else 'book'}",
+        f"-- prices: {'record' if by_record else 'book'}",
         f"-- units: {'record' if found['synapses'] and found['neurons'] else 'tokens'}",
     ]
     if currency:
@@ -114,6 +116,8 @@ def draft_of(records: Sequence[Record], kind: str, file: str) -> str:
             "-- -- currency: USD",
         ]
     header.append("-- rounds: cost to 12 decimals, half-even" if priced else "-- rounds: nothing")
+    if priced and not by_record:
+        header.append("-- Some records have no cost: with '-- prices: record' they would not count.")
     used = [candidates[0] for candidates in found.values() if candidates]
     used += [currency.stated] if currency and currency.stated else []
     unused = sorted({".".join(each.path) for each in fields} - {".".join(each.path) for each in used})

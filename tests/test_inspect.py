@@ -251,6 +251,17 @@ def test_a_draft_takes_no_cost_for_one_in_another_currency(
     assert rejected == ({"missing_field": len(costs) - accepted} if accepted < len(costs) else {})
 
 
+def test_a_record_without_a_cost_counts_by_a_draft_too(look: Look, tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    path.write_bytes(lines({**CALL, "cost": 1}, {**CALL, "status": 500}))
+    found = look(path)
+    assert (found.accepted, [sample["cost"] for sample in found.samples]) == (2, ["1", None])
+    assert "\n-- prices: book\n" in found.text
+    assert "-- Some records have no cost: with '-- prices: record' they would not count." in found.text
+    path.write_bytes(lines({**CALL, "cost": 1}, {**CALL, "cost": 0}))
+    assert "\n-- prices: record\n" in look(path).text
+
+
 def test_what_costs_are_in_is_asked_where_no_field_says_it(
     keytally: Keytally,  # noqa: F811
     data: Path,  # noqa: F811
