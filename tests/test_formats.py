@@ -245,6 +245,28 @@ def test_sql_can_read_nothing_but_its_records(text: str) -> None:
     assert any(says in str(refused.value) for says in ("reads ", "is no select", "one select")), refused.value
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        sql("records, read_text('{file}')"),
+        sql("records, '{file}' as other"),
+        sql(model="(select max(file) from glob('{file}'))"),
+        sql("records, lines_of_python"),
+    ],
+)
+def test_the_database_of_a_format_has_no_way_out_whatever_its_syntax(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    """What looks at the syntax might miss what the next release of DuckDB can say."""
+    lines_of_python = pa.table({"line_of_python": [1]})
+    assert len(lines_of_python) == 1
+    file = tmp_path / "secret.csv"
+    file.write_text("a,b\n1,2\n")
+    monkeypatch.setattr(mapping, "_foreign", lambda *_: None)
+    with pytest.raises(FormatRefused, match=r"is no SQL that works: (Permission|Catalog) Error"):
+        MappedRecords(read_format("mine", text.replace("{file}", str(file))))
+
+
 def test_python_s_own_tables_are_no_tables_of_a_format() -> None:
     lines_of_python = pa.table({"line": [1]})
     assert len(lines_of_python) == 1
