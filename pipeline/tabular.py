@@ -187,8 +187,24 @@ def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         else column
         for column in batch.columns
     ]
-    rows = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    names = batch.schema.names
+    try:
+        rows = pa.RecordBatch.from_arrays(columns, names=names).to_pylist()
+    except _NO_VALUE_OF_PYTHON:
+        values = zip(*(map(_value, column) for column in columns), strict=True)
+        rows = [dict(zip(names, row, strict=True)) for row in values]
     return [{name: _as_text(value) for name, value in row.items()} for row in rows]
+
+
+_NO_VALUE_OF_PYTHON = (OverflowError, KeyError)  # a day behind its last year; a time zone that it does not know
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """One value, as Arrow writes it where Python has none such. Raises ArrowException where that cannot be, either."""
+    try:
+        return scalar.as_py()
+    except _NO_VALUE_OF_PYTHON:
+        return scalar.cast(pa.string()).as_py()
 
 
 def _as_text(value: Any) -> Any:

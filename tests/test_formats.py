@@ -481,6 +481,27 @@ def test_rows_of_parquet_are_records_of_a_format(place: Place) -> None:
     assert_reconciled(place)
 
 
+def test_a_moment_that_python_has_not_costs_no_other_row(place: Place) -> None:
+    write_format(place, "mine", sql())
+    far, near = 2**62, 1762776000 * 10**6
+    columns = {name: [value] * 2 for name, value in request(1).items()} | {"request_id": ["1", "2"]}
+    odd = {
+        "timestamp": {"timestamp": pa.array([far, near], pa.timestamp("us", "UTC"))},
+        "unused": {"expires": pa.array([2**30, 1], pa.date32())},
+        "zone": {"expires": pa.array([1, 2], pa.timestamp("us", "Mars/Olympus"))},
+    }
+    (place.layout.raw / "mine").mkdir()
+    for name, more in odd.items():
+        ids = [f"{name} 1", f"{name} 2"]
+        pq.write_table(pa.table({**columns, "request_id": ids, **more}), place.layout.raw / f"mine/{name}.parquet")
+    (held,) = place.roll_up().held_back
+    assert (held.file, "Mars/Olympus" in held.reason) == ("mine/zone.parquet", True)
+    assert [row["request_id"] for row in place.events("mine/timestamp.parquet")] == ["timestamp 2"]
+    assert place.rejected("mine/timestamp.parquet") == [(1, "bad_timestamp")]
+    assert len(place.events("mine/unused.parquet")) == 2
+    assert_reconciled(place)
+
+
 @pytest.mark.parametrize("case", ["litellm", "litellm_rejected_key", "nginx", "otel_genai", "csv", "own_format"])
 def test_what_a_format_made_is_what_the_recount_makes_of_it(place: Place, case: str) -> None:
     place.now = place.now.replace(year=2027)
