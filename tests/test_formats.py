@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -294,6 +297,29 @@ def test_sql_that_goes_wrong_at_work_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert says in str(refused.value)
     assert "sk-secret" not in str(refused.value), "an error repeats no value: it may be a key"
     ready.close()
+
+
+def test_what_sql_makes_is_in_order_of_line_whatever_its_own_order() -> None:
+    ready = MappedRecords(read_format("mine", sql("records order by line desc")))
+    made = ready.requests_of([1, 2, 3], pa.array([json.dumps(request(number)) for number in (1, 2, 3)]))
+    ready.close()
+    assert list(zip(*made.select(["line", "request_id"]).to_pydict().values(), strict=True)) == [
+        (1, "req_1"),
+        (2, "req_2"),
+        (3, "req_3"),
+    ]
+
+
+def test_what_sql_makes_is_the_same_in_every_time_zone() -> None:
+    text = sql(timestamp="cast('2025-11-10 12:00:00Z' as timestamptz)")
+    code = (
+        "import pyarrow as pa; from pipeline.format import read_format; from pipeline.mapping import MappedRecords;"
+        f"ready = MappedRecords(read_format('mine', {text!r}));"
+        "print(ready.requests_of([1], pa.array(['{}']))['timestamp'][0]); ready.close()"
+    )
+    environment = {**os.environ, "TZ": "Asia/Tokyo"}
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert made.stdout == "2025-11-10T12:00:00.000000Z\n"
 
 
 def test_records_that_do_not_fit_together_are_mapped_a_few_at_a_time(
