@@ -106,9 +106,10 @@ class MappedRecords:
 
     def _as_text(self, relation: Any, format: Format) -> Any:
         """The same rows with each column as text, in the order of REQUESTS."""
-        types = {name.lower(): str(kind) for name, kind in zip(relation.columns, relation.dtypes, strict=True)}
-        if len(types) < len(relation.columns):
-            raise self._refused("gives a column twice")
+        names = [name.lower() for name in relation.columns]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise self._refused(f"gives column {twice} twice")
+        types = {name: str(kind) for name, kind in zip(names, relation.dtypes, strict=True)}
         optional = set(_MAY_BE_MISSING)
         if format.terms.book_prices:
             optional.add("cost")

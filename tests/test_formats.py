@@ -176,6 +176,7 @@ def test_a_failed_request_of_litellm_counts_as_one_whatever_its_code(outcome: st
         (sql(header=HEADER.replace("book", "record"), cost=None), "no column cost"),
         (sql(header=HEADER.replace("tokens", "record"), neurons=None), "no column neurons"),
         (sql(modell="1"), "column modell, which no request has"),
+        (sql(model="'a' as MODEL, 'b'"), "gives column model twice"),
         (sql(cost="record->'cost'"), "JSON as column cost: write ->>"),
         (sql(cost="1.5::double"), "DOUBLE as column cost"),
         (sql(cost="1.5::float"), "FLOAT as column cost: it is not exact"),

@@ -34,7 +34,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "2fe9d9ca82e9a477"),
+    "TAKE_IN_RULE": (1, "3cf08c2e25c50b04"),
     "ROLL_UP_RULE": (1, "cdc93157ea20ce0a"),
 }
 
