@@ -143,6 +143,16 @@ def test_amounts_in_another_currency_are_converted_by_the_day_or_have_no_price(s
     assert shop.costs()["own", "2025-11-12"] == (1, "3", 0)
 
 
+@pytest.mark.parametrize("price", ["1", "1.0000001"], ids=["summed", "rounded"])
+def test_more_cached_tokens_than_input_are_no_more_than_it_in_a_copy_either(shop: PricedPlace, price: str) -> None:
+    shop.write_book(f"gpt,2025-01-01,{price},1,0.5,CHF")
+    call = priced(1, input_tokens=1_000_000, cached=3_000_000)
+    shop.write_raw("a.jsonl", call, call, priced(1, input_tokens=2_000_000, cached=9_000_000))
+    shop.write_raw("b.jsonl", priced(2, input_tokens=1_000_000))
+    assert not shop.roll_up().has_findings
+    assert shop.costs() == {("gpt", "2025-11-10"): (2, f"{Decimal(price) + Decimal('0.5'):f}", 0)}
+
+
 def test_what_is_missing_later_on_a_day_is_told_too(shop: PricedPlace) -> None:
     shop.write_book("gpt,2025-01-01,1,1,CHF", "gpt,2025-11-10T12:00:00Z,1,1,USD")
     shop.write_raw("a.jsonl", priced(1, at="2025-11-10T11:00:00Z"), priced(2, at="2025-11-10T12:00:00Z"))
