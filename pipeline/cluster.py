@@ -94,12 +94,6 @@ class _Sent(NamedTuple):
     workers: frozenset[str] | None
 
 
-def order_of(run: Run) -> Order:
-    """What a worker is told of a run; nothing in it is secret. The run's prices are kept, for workers to read them."""
-    run.prices.keep(run.store, run.scratch)
-    return Order(run.name, run.settings.for_a_worker(), run.started, run.prices.kept, _versions())
-
-
 def connect_plainly(address: str, seconds: float) -> AbstractContextManager[Client]:
     """A client of the scheduler. Raises OSError when it does not answer."""
     return closing(Client(address, timeout=seconds, set_as_default=False))
@@ -138,6 +132,7 @@ class _Cluster:
         self._unfit: dict[str, Unfit] = {}  # by worker
         self._threads: dict[str, int] = {}  # of the fit workers, when they were last looked at
         self._looked_at = self._seen_at = time.monotonic()  # and when there was one of them
+        self._kept: set[str] = set()  # files below books/, for workers to read
 
     @property
     def is_there(self) -> bool:
@@ -250,7 +245,7 @@ class _Cluster:
         self, client: Client, run: Run, step: Callable[[Run, Item], Result], items: Mapping[int, Item]
     ) -> Iterator[tuple[int, Result]]:
         """What workers make of the items, with their numbers, as it comes. Raises _GoneError, _NoWorkersError."""
-        order = order_of(run)
+        order = self._order_of(run)
         to_send = deque(items)
         under_way: dict[object, _Sent] = {}
         finished: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -287,6 +282,14 @@ class _Cluster:
         finally:
             with suppress(ClosedClientError, CommClosedError):
                 client.cancel([sent.future for sent in under_way.values()])
+
+    def _order_of(self, run: Run) -> Order:
+        """What a worker is told of a run; nothing in it is secret. The prices it names are kept."""
+        kept = run.prices.kept
+        if not self._kept.issuperset(kept.values()):  # once: no run is as long as the grace of what nobody names
+            run.prices.keep(run.store, run.scratch)
+            self._kept.update(kept.values())
+        return Order(run.name, run.settings.for_a_worker(), run.started, kept, _versions())
 
     def _is_stranded(self, sent: _Sent) -> bool:
         """Whether those it was sent to are gone, and others are there."""

@@ -206,6 +206,8 @@ class _Update:
             "keytally.files": str(len(report.ingested)),
             FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
         }
+        if any(entry.pricing for entry in report.days):
+            self.run.prices.keep(self.run.store, self.run.scratch)  # the ledger is about to name them
         start_grace(self.run, ledger, files, days, partitions)
         if report.lost or report.lost_days:
             start_grace_of_all(self.run, files, days)
@@ -241,10 +243,7 @@ class _Update:
         self._restore(dirty, days, ledger, report)
         self.run.watch.begin("rolling up days", len(dirty))
         to_roll = [self._inputs_of(day, fingerprints[day], inputs.get(day, {})) for day in sorted(dirty)]
-        rolled = self._rolled(to_roll)
-        if any(entry.pricing for entry in rolled):
-            self.run.prices.keep(self.run.store, self.run.scratch)  # the ledger is about to name them
-        for entry in rolled:
+        for entry in self._rolled(to_roll):
             day, before = entry.day, ledger.days.get(entry.day)
             days[day] = before if before and self._is_same(entry, before) else entry
             if days[day].accepted or days[day] != before:

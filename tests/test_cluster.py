@@ -30,7 +30,7 @@ from pipeline.contract.store import StoreError
 from pipeline.errors import KeytallyError
 from pipeline.fan_out import FanOut, fan_out_of
 from pipeline.intake import take_in
-from pipeline.prices import read_prices
+from pipeline.prices import Prices, read_prices
 from pipeline.raw import list_raw
 from pipeline.report import Report
 from pipeline.reprice import reprice
@@ -291,6 +291,34 @@ def test_workers_reprice_a_large_day_by_the_book_that_is_tried(
     assert place.artifacts() == before[0]
     assert {*place.layout.books.iterdir()} - {*before[1]} == {place.layout.books / prices.kept["prices"]}
     assert list(place.layout.buckets.iterdir()) == []
+
+
+def test_a_book_is_kept_once_for_all_steps_of_a_run_and_once_before_a_commit(
+    place: Place, idle: Cluster, monkeypatch: pytest.MonkeyPatch, in_buckets: Callable[[int], None]
+) -> None:
+    """Each time is a PUT in a bucket, and a large day is fanned out five times."""
+    kept: list[str] = []
+    keep = Prices.keep
+
+    def noting(prices: Prices, *of: Any) -> None:
+        kept.extend(prices.kept)
+        keep(prices, *of)
+
+    monkeypatch.setattr(Prices, "keep", noting)
+    place.now = place.now.replace(year=2027)
+    place.layout.prices.write_bytes((CASE / "prices.csv").read_bytes())
+    place.layout.rates.write_bytes((CASE / "fx.csv").read_bytes())
+    place.write_raw("otel-genai/a.jsonl", (CASE / "gateway.jsonl").read_bytes())
+    in_buckets(2)
+    with fanned_out(place, idle.address) as (run, fan_out):
+        steps = PLAIN_STEPS._replace(fan_out=fan_out)
+        days = [entry.day for entry in roll_up(run, steps).days]
+        assert kept == ["prices", "fx"] * 2
+        assert not backfill(run, days[0], days[-1], steps).published
+        assert kept == ["prices", "fx"] * 2
+        place.layout.prices.write_bytes((CASE / "prices.csv").read_bytes() + b"\n")
+        assert not backfill(run, days[0], days[-1], steps).published
+    assert kept == ["prices", "fx"] * 3, "workers were told to price by a book that was not kept"
 
 
 @pytest.mark.parametrize(
