@@ -217,6 +217,29 @@ def test_parts_that_ask_for_other_models_are_priced_as_one(
     assert statement in by
 
 
+def test_sessions_whose_copies_lie_beside_requests_that_ask_for_units_do_no_harm(
+    tmp_path: Path, in_buckets: Callable[[int], None]
+) -> None:
+    """A part of sessions alone does not say how many of their tokens are to be made into units; a bucket does."""
+    place = PricedPlace(tmp_path / "data")
+    place.write_book("gpt,2025-01-01,1,1,,,0.000007,0.000007,CHF")
+    for file, key in enumerate([None, None, "key_1", "key_1"]):
+        records = [
+            priced(
+                number, api_key_id=key, organization_id=f"org_{key}", input_tokens=10**15, output_tokens=10**15 + file
+            )
+            for number in range(10)
+        ]
+        place.write_raw(f"{file}.jsonl", *records)
+    in_buckets(10)
+    (day,) = place.roll_up().days
+    assert (day.counted, day.session, day.conflicting) == (10, 10, 20)
+    files = place.artifacts()
+    in_buckets(40)
+    assert not place.backfill("2025-11-01", "2025-11-30").published
+    assert place.artifacts().keys() == files.keys()
+
+
 @pytest.mark.parametrize("price", ["1", "0.0000007"])
 def test_a_large_day_is_priced_as_a_small_one_is(tmp_path: Path, in_buckets: Callable[[int], None], price: str) -> None:
     """A request is rounded for itself; tokens are made into units once a day, which no bucket may do by itself."""

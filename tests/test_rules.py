@@ -34,8 +34,8 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "3cf08c2e25c50b04"),
-    "ROLL_UP_RULE": (1, "cdc93157ea20ce0a"),
+    "TAKE_IN_RULE": (1, "cd2ce74b3ac20722"),
+    "ROLL_UP_RULE": (1, "92148c86d9fd1ad2"),
 }
 
 

@@ -1,5 +1,7 @@
 -- Grain: day, organization, API key, model. The sums of a day's pieces, added up, in the columns and the order of roll_up_days.
 -- Inputs: some_sums: rows of roll_up_days, or of one of its like, over some of the events or of the copies.
+-- Sessions have no tokens to be made into units: a piece in which nobody else asks for units does not say theirs, and what
+-- another one takes off would be left below zero.
 select
     organization_id,
     day,
@@ -12,8 +14,8 @@ select
     cast(sum(neurons) as decimal(38, 6)) as neurons,
     cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
     cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
-    cast(sum(neuron_tokens) as decimal(38, 0)) as neuron_tokens,
-    cast(sum(synapse_tokens) as decimal(38, 0)) as synapse_tokens,
+    cast(case when api_key_id is null then 0 else sum(neuron_tokens) end as decimal(38, 0)) as neuron_tokens,
+    cast(case when api_key_id is null then 0 else sum(synapse_tokens) end as decimal(38, 0)) as synapse_tokens,
     cast(sum(unpriced) as bigint) as unpriced,
     cast(sum(lines) as bigint) as lines
 from some_sums
