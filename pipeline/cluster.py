@@ -7,6 +7,7 @@ made from. So a step that is done twice, because a worker died over it, makes no
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,8 +27,9 @@ from typing import Any, Generic, NamedTuple, cast
 
 from distributed import Client, Future, get_worker
 from distributed.client import ClosedClientError, FutureCancelledError
-from distributed.comm.core import CommClosedError
+from distributed.comm.core import CommClosedError, connect
 from distributed.scheduler import KilledWorker
+from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.contract.settings import Settings, SettingsError
@@ -40,6 +43,7 @@ from pipeline.run import Run, Watch, start_run
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30  # for the scheduler to answer, and for a first worker, or the next one when all are gone
+HELLO_SECONDS = 5  # for who listens at its address to say a word
 LOOK_SECONDS = 1  # between two looks at who the workers are
 RETURNS = 3  # of a scheduler that went away, before the run gives it up
 STEPS_A_THREAD = 4  # sent ahead, so that no worker waits for its next
@@ -92,6 +96,29 @@ class _Sent(NamedTuple):
     number: int
     future: Future[Any]
     workers: frozenset[str] | None
+
+
+def _greet(address: str, seconds: float) -> None:
+    """Say hello to the scheduler. Raises OSError when it does not answer.
+
+    A client would wait for ever for who listens and says nothing: a scheduler that hangs, or the server of some page.
+    """
+
+    async def greet() -> None:
+        connection = await asyncio.wait_for(
+            connect(address, timeout=seconds, **Security().get_connection_args("client")), seconds + HELLO_SECONDS
+        )
+        connection.abort()
+
+    try:
+        with ThreadPoolExecutor(1) as elsewhere:  # there may be a loop in this thread
+            elsewhere.submit(asyncio.run, greet()).result()
+    except (TimeoutError, MemoryError) as error:  # other words than Dask's may be read as the length of a message
+        raise OSError("somebody is there, and does not speak as a scheduler does") from error
+    except OSError:
+        raise
+    except Exception as error:  # TLS that is not set up is a TypeError
+        raise OSError(str(error)) from error
 
 
 def connect_plainly(address: str, seconds: float) -> AbstractContextManager[Client]:
@@ -172,6 +199,7 @@ class _Cluster:
     def connect(self) -> None:
         """Find the scheduler, and see that it has fit workers; or do without it, if the settings say so."""
         try:
+            _greet(self._address, CONNECT_SECONDS)
             self._client = self._connection.enter_context(self._connect(self._address, CONNECT_SECONDS))
             self._wait_for_workers(self._client)
         except (OSError, ValueError, _GoneError) as error:

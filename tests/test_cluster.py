@@ -9,6 +9,7 @@ import pickle
 import pkgutil
 import shutil
 import socket
+import socketserver
 import threading
 import time
 from collections import Counter
@@ -503,6 +504,37 @@ def test_a_cluster_that_is_not_there_is_said_or_done_without(
     assert not place.layout.log.exists()
     rolled_up(place, cluster.address, KEYTALLY_DASK_LOST="local")
     assert_equal(place, alone)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "says", "meets"),
+    [
+        ("tcp", b"", "somebody is there, and does not speak as a scheduler does"),
+        ("tcp", b"HTTP/1.1 400 Bad Request\r\n\r\n", "somebody is there, and does not speak as a scheduler does"),
+        ("tls", b"", "check your TLS configuration"),
+    ],
+)
+def test_an_address_where_no_scheduler_listens_is_said_or_done_without(
+    place: Place, monkeypatch: pytest.MonkeyPatch, scheme: str, says: bytes, meets: str
+) -> None:
+    """But the page of one, say, or one that hangs; and TLS, for which nothing is set up."""
+    monkeypatch.setattr("pipeline.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.HELLO_SECONDS", 1)
+    place.write_raw("a.jsonl", request())
+
+    class Somebody(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(says)
+            while self.request.recv(1_000):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Somebody) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        address = f"{scheme}://127.0.0.1:{listener.server_address[1]}"
+        with pytest.raises(KeytallyError, match=f"at {address} does not answer .*{meets}.*; nothing was published"):
+            rolled_up(place, address)
+        assert rolled_up(place, address, KEYTALLY_DASK_LOST="local").published
+        listener.shutdown()
 
 
 def test_a_scheduler_without_workers_is_told_with_the_command_that_starts_one_or_done_without(
