@@ -237,6 +237,8 @@ class _Cluster:
         """Note the workers that are not fit by what they have. Whether there was one that was not noted before."""
         before = len(self._unfit)
         for worker, found in client.run(_versions, on_error="return").items():
+            if isinstance(found, CommClosedError):
+                continue  # it is gone, whatever it had
             try:
                 if isinstance(found, Exception):
                     raise Unfit(worker, f"cannot load keytally ({found}); install the same keytally there")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import importlib
 import logging
+import os
 import pickle
 import pkgutil
 import shutil
+import signal
 import socket
 import socketserver
 import threading
@@ -629,6 +631,22 @@ def test_what_a_step_may_raise_comes_back_as_it_was() -> None:
     for error in raised:
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_worker_that_hangs_is_waited_for_and_not_told_to_install_what_it_has(
+    place: Place, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "1s")
+    kill(cluster.scheduler)
+    cluster.start_scheduler()
+    hangs = cluster.start_worker("--no-nanny")
+    cluster.start_worker()
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2)
+    os.kill(hangs.pid, signal.SIGSTOP)
+    with fanned_out(place, cluster.address) as (run, fan_out):
+        assert list(fan_out(run, lambda _, number: number, range(20))) == list(range(20))
+    assert "keytally" not in caplog.text
 
 
 def test_a_worker_that_does_not_share_the_data_root_is_refused(place: Place, cluster: Cluster) -> None:
