@@ -151,6 +151,38 @@ def test_repricing_shows_what_would_change_and_changes_nothing(shop: Shop) -> No
     assert not list(shop.place.layout.scratch.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("llama", "changed"),
+    [
+        ("llama,2025-01-01,1,1,,,20,,CHF", ("neurons", "201.200000", "100.600000")),
+        ("llama,2025-01-01,1,1,,,,5,CHF", ("synapses", "2.000000", "4.000000")),
+        ("llama,2025-11-12,1,1,CHF", ("unpriced", 0, 2)),
+    ],
+)
+def test_what_changes_units_alone_or_what_is_known_is_shown(
+    shop: Shop, llama: str, changed: tuple[str, str | int, str | int]
+) -> None:
+    """On one day, of which the range is: both its ends are included."""
+    shop.write_book(OLD[0], "llama,2025-01-01,0,0,CHF" if "11-12" in llama else OLD[1])
+    shop.run("rollup")
+    found = json.loads(shop.reprice(OLD[0], llama, first_day="2025-11-10", last_day="2025-11-10").stdout)
+    assert found["days"] == ["2025-11-10"]
+    (change,) = found["changes"]
+    measure, before, after = changed
+    assert (change["model"], change[f"{measure}_before"], change[f"{measure}_after"]) == ("llama", before, after)
+
+
+@pytest.mark.parametrize("kind", ["events", "daily"])
+def test_a_book_is_not_shown_by_what_is_damaged(shop: Shop, kind: str) -> None:
+    shop.write_book(*OLD)
+    shop.run("rollup")
+    for path in (shop.place.layout.root / kind).rglob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    refused = shop.reprice(*NEW)
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["error"].startswith(f"{kind}/day=2025-11-11/")
+
+
 def test_a_book_that_is_applied_makes_what_was_shown(shop: Shop) -> None:
     shop.write_book(*OLD)
     shop.run("rollup")
