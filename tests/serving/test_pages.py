@@ -581,6 +581,17 @@ def test_a_key_is_called_by_its_name_wherever_it_is_told_from_others(tmp_path: P
         assert [row[0].split() for row in Rows(page).tables[0][1:]] == [["key_2"], ["<b>Production</b>", "key_1"]]
 
 
+def test_a_page_that_was_shown_before_has_the_names_that_came_since(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    publish(place, [request(1)])
+    with LiveServer(settings_for(place.layout.root, KEYTALLY_REFRESH_SECONDS="0.1")) as server:
+        visitor = Visitor(server, server.create_key("org_a"))
+        assert "Production" not in visitor.get(MONTH).text
+        names = f"organization_id,api_key_id,name\norg_a,{request(1)['api_key_id']},Production\n"
+        (place.layout.root / "key_names.csv").write_text(names)
+        eventually(lambda: "Production" in visitor.get(MONTH).text)
+
+
 def test_hostile_names_are_text(server: LiveServer) -> None:
     page = Visitor(server, server.create_key("org_h")).get("/usage/org_h/2025-11?group_by=model").text
     rows = Rows(page)
