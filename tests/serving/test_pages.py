@@ -671,6 +671,7 @@ def test_a_browser_gets_errors_of_pages_as_pages(visitor: Visitor, monkeypatch: 
         answer = visitor.get(path)
         assert (answer.status_code, words in answer.text) == (status, True), path
         assert answer.headers["x-request-id"] in answer.text
+        assert ('name="sign_out"' in answer.text) == (status == 403), path
 
     def fail(*_: object) -> None:
         raise RuntimeError("select * from /secret/path")
