@@ -429,6 +429,21 @@ def test_the_changes_of_an_overview_stand_in_line(tmp_path: Path) -> None:
     assert changes[1:] == [["org_b", "0.00000", "7.00000", "new"], ["org_a", "1.50000", "0.00025", "−100.0 %"]]
 
 
+def test_an_overview_begins_with_the_dearest_and_with_the_biggest_change(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    costs = {"org_a": ("9", "1"), "org_b": ("4", "5"), "org_c": ("3.5", "3")}
+    records = [
+        request(month, organization_id=name, cost=cost, timestamp=f"2025-{month}-10T08:00:00Z")
+        for name, both in costs.items()
+        for month, cost in zip((10, 11), both, strict=True)
+    ]
+    publish(place, records)
+    with LiveServer(settings_for(place.layout.root)) as server:
+        *_, by_cost, changes = Rows(Visitor(server, server.keys.create_operator(now=NOW)).get("/").text).tables
+    assert [row[0] for row in by_cost[1:]] == ["org_b", "org_c", "org_a"]
+    assert [row[0] for row in changes[1:]] == ["org_a", "org_b", "org_c"]
+
+
 def _cost(server: LiveServer, organization: str) -> Decimal:
     answer = server.daily(server.create_key(organization))
     return Decimal(json.loads(answer.text, parse_float=Decimal)["summary"]["totalApiKeyCost"])
