@@ -429,6 +429,19 @@ def test_the_changes_of_an_overview_stand_in_line(tmp_path: Path) -> None:
     assert changes[1:] == [["org_b", "0.00000", "7.00000", "new"], ["org_a", "1.50000", "0.00025", "−100.0 %"]]
 
 
+def test_an_operator_sees_the_files_with_most_quarantined_lines_and_each_content_once(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    place.write_raw("a.jsonl", request(1), "bad")
+    place.write_raw("b.jsonl", request(2), "bad", "worse")
+    place.write_raw("c.jsonl", request(1), "bad")  # the same again
+    place.write_raw("d.jsonl", request(4))
+    place.roll_up()
+    with LiveServer(settings_for(place.layout.root)) as server:
+        page = Visitor(server, server.keys.create_operator(now=NOW)).get("/").text
+    assert "3 lines in 2 files of 3; 3 of them by the newest run" in page
+    assert Rows(page).tables[0][1:] == [["b.jsonl", "2", "3"], ["a.jsonl", "1", "2"]]
+
+
 def test_an_overview_begins_with_the_dearest_and_with_the_biggest_change(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     costs = {"org_a": ("9", "1"), "org_b": ("4", "5"), "org_c": ("3.5", "3")}
