@@ -521,6 +521,15 @@ def test_a_day_that_is_not_loaded_is_no_zero(server: LiveServer, visitor: Visito
     assert "17 of these days are not loaded" in page  # of the 28 that are compared
 
 
+def test_today_without_a_record_is_not_loaded_and_tomorrow_is_to_come(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    publish(place, [request(1, timestamp="2025-11-14T08:00:00Z")])
+    with LiveServer(settings_for(place.layout.root)) as server:
+        days = Rows(Visitor(server, server.create_key("org_a")).get(MONTH).text).tables[1]
+    assert [row[0].split() for row in days[-3:]] == [["Fri", "14"], ["Sat", "15"], ["Sum"]]
+    assert days[-2][1:] == ["not loaded"]
+
+
 def test_a_month_is_compared_with_as_many_days_of_the_one_before(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     records = [
