@@ -18,7 +18,7 @@ from pipeline.errors import CheckFailed
 from pipeline.intake import EventFile
 from pipeline.rollup import FILES_AT_ONCE, DayInputs, statement_for
 from pipeline.run import Run, start_run
-from pipeline.update import PLAIN_STEPS, backfill
+from pipeline.update import PLAIN_STEPS, backfill, roll_up
 from tests.conftest import Place, Record, request
 from tests.pricing import PricedPlace, priced
 
@@ -76,6 +76,27 @@ def test_what_lies_between_the_steps_goes_and_nobody_else_s_does(
     assert list(place.layout.buckets.iterdir()) == [another_run_s]
 
 
+def test_two_runs_over_the_same_large_day_do_each_other_no_harm(
+    place: Place, in_buckets: Callable[[int], None]
+) -> None:
+    in_buckets(40)
+    honest = PLAIN_STEPS.fan_out
+    meanwhile: list[bool] = []
+
+    def with_another_run_behind_each_step(run: Run, step: Callable[..., object], items: list[object]) -> object:
+        results = list(honest(run, step, items))
+        meanwhile.append(place.backfill(str(DAY), str(DAY)).published)
+        return iter(results)
+
+    place.write_raw("a.jsonl", *traffic(1))
+    place.roll_up()
+    with start_run(place.settings, lambda: place.now) as run:
+        steps = PLAIN_STEPS._replace(fan_out=with_another_run_behind_each_step)
+        assert not backfill(run, DAY, DAY, steps).published
+    assert len(meanwhile) >= 5
+    assert not any(meanwhile)
+
+
 @pytest.mark.parametrize("fails", ["_sum", "_find_repeated", "_hand_over", "_take_off", "_merge"])
 def test_a_step_that_fails_leaves_nothing_between_the_steps(
     place: Place, in_buckets: Callable[[int], None], fails: str
@@ -112,6 +133,29 @@ def test_a_day_of_one_organization_is_spread_evenly(place: Place, in_buckets: Ca
         backfill(run, DAY, DAY, PLAIN_STEPS._replace(fan_out=weighing))
     assert (len(rows), sum(rows)) == (8, 800)
     assert max(rows) <= 2 * 100
+
+
+def test_what_is_read_by_shares_lies_in_their_order(place: Place, in_buckets: Callable[[int], None]) -> None:
+    """Else each share would be the whole file: no number would change, and every step would read the day."""
+    in_buckets(40)
+    honest = PLAIN_STEPS.fan_out
+    orders = {"hashes": ["identity_hash"], "repeated": ["part", "identity_hash"], "copies": ["identity_hash"]}
+    seen: dict[str, bool] = {}  # a file's name, and whether it is in order
+
+    def looking(run: Run, step: Callable[..., object], items: list[object]) -> object:
+        results = list(honest(run, step, items))
+        for what, by in orders.items():
+            for file in run.layout.buckets.glob(f"*-{what}-*"):
+                rows = pq.read_table(file, columns=by)
+                seen[file.name] = rows.equals(rows.sort_by([(column, "ascending") for column in by]))
+        return iter(results)
+
+    for file in range(3):
+        place.write_raw(f"{file}.jsonl", *traffic(file))
+    with start_run(place.settings, lambda: place.now) as run:
+        roll_up(run, PLAIN_STEPS._replace(fan_out=looking))
+    assert all(any(f"-{what}-" in name for name in seen) for what in orders)
+    assert all(seen.values()), seen
 
 
 def test_a_part_of_a_day_is_neither_many_lines_nor_many_files() -> None:
