@@ -26,7 +26,7 @@ from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
 from pipeline.spool import Spool
 
-TAKE_IN_RULE = 1  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
+TAKE_IN_RULE = 2  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
 
 GROUP_ROWS = 32_768  # of a row group, at least, where there are so many
 

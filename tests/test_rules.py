@@ -34,7 +34,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (1, "cd2ce74b3ac20722"),
+    "TAKE_IN_RULE": (2, "de347b3a9aa322d9"),
     "ROLL_UP_RULE": (1, "92148c86d9fd1ad2"),
 }
 
