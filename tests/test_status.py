@@ -335,6 +335,22 @@ def test_the_first_run_of_all_may_fail_and_an_accident_says_what_to_do(
     assert bad_morning(place, monkeypatch)[0] == []
 
 
+def test_a_run_that_began_later_and_was_done_before_makes_a_failed_one_past(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = place.now
+    failed = {"started": begun, "failed": begun + timedelta(minutes=9), "why": "why"}
+    place.layout.root.mkdir(exist_ok=True)
+    place.layout.failed_run.write_text(json.dumps(failed, default=str))
+    place.write_raw("a.jsonl", on(14))
+    place.now = begun - timedelta(minutes=1)
+    place.roll_up()
+    assert len(bad_morning(place, monkeypatch)[0]) == 1
+    place.now = begun + timedelta(minutes=1)
+    place.roll_up()
+    assert bad_morning(place, monkeypatch)[0] == []
+
+
 def test_a_run_that_filled_the_disk_makes_room_for_its_note(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     with (
