@@ -325,8 +325,9 @@ def test_the_first_run_of_all_may_fail_and_an_accident_says_what_to_do(
         place.roll_up()
     sentence = "/there: No space left on device; make room on that disk, then run the command again"
     assert bad_morning(place, monkeypatch)[0] == [f"FAILED      the newest run, less than a minute ago: {sentence}"]
-    place.layout.failed_run.write_text("{")
-    assert bad_morning(place, monkeypatch)[0] == []
+    for note in ("{", "{}", "[]", '{"started": 1}', '{"started": "2025-11-15", "failed": "", "why": ""}'):
+        place.layout.failed_run.write_text(note)
+        assert bad_morning(place, monkeypatch)[0] == [], note
     place.layout.failed_run.unlink()
     place.layout.failed_run.mkdir()  # where no note can be written
     with pytest.raises(OSError, match="No space left"):
