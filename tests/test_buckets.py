@@ -79,7 +79,7 @@ def test_what_lies_between_the_steps_goes_and_nobody_else_s_does(
 def test_two_runs_over_the_same_large_day_do_each_other_no_harm(
     place: Place, in_buckets: Callable[[int], None]
 ) -> None:
-    in_buckets(40)
+    in_buckets(150)
     honest = PLAIN_STEPS.fan_out
     meanwhile: list[bool] = []
 

@@ -63,7 +63,10 @@ def rolled_up(place: BucketPlace) -> tuple[int, int]:
     return sum(file["accepted"] for file in report["ingested"]), int(done.stderr.splitlines()[-1]) * 1024
 
 
-@pytest.mark.parametrize("ending", WRITERS)
+@pytest.mark.parametrize(
+    "ending",
+    [".jsonl.gz", ".parquet", *(pytest.param(other, marks=pytest.mark.slow) for other in (".jsonl", ".jsonl.zst"))],
+)
 def test_a_raw_object_larger_than_memory_is_streamed(place: BucketPlace, tmp_path: Path, ending: str) -> None:
     peaks = {}
     for units in (2, UNITS):

@@ -164,7 +164,7 @@ def test_axe_finds_nothing(browser: Browser, server: LiveServer, scheme: str) ->
     for who, path in [*(("operator", path) for path in PAGES.values()), ("stranger", "/"), ("stranger", MONTH)]:
         tab = tabs[who]
         tab.show_as(scheme=scheme)
-        for width in WIDTHS:
+        for width in WIDTHS if scheme == "light" else WIDTHS[:1]:  # dark has other colours, and nothing else
             tab.size(width)
             tab.go(server.url + path)
             tab.run(f"{AXE}; 0")
