@@ -166,6 +166,9 @@ def _create(store: Store, before: Publication) -> None:
             description="Usage rollups and their ledger. Rows of different rollups repeat the same requests: "
             "always sum within one value of the column rollup.",
             storage_options=dict(options),
+            commit_properties=CommitProperties(
+                max_commit_retries=0
+            ),  # or another's would be made anew, a version later
         )
     except (DeltaError, OSError) as error:
         if open_published(store) is None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -16,10 +19,11 @@ import pytest
 from deltalake import DeltaTable
 
 from pipeline.contract.layout import checksum_of, rollup_folder, stated_checksum
+from pipeline.contract.published import Publication
 from pipeline.contract.tables import EVENT, ORGANIZATION_DAY, PUBLISHED
 from pipeline.errors import CheckFailed, CommitRefused
 from pipeline.ledger import read_ledger, write_file_ledger
-from pipeline.publish import Partition, publish
+from pipeline.publish import Partition, _create, publish
 from pipeline.run import start_run
 from tests.conftest import Place, request
 
@@ -44,6 +48,27 @@ def test_every_published_file_has_the_columns_its_table_declares(place: Place) -
         assert checksum_of(path) == stated_checksum(path)
         assert path.stat().st_size == file.size
         assert (month is None) == (rollup == "file")
+
+
+def test_of_many_who_make_the_table_at_once_one_does(tmp_path: Path) -> None:
+    for number in range(10):
+        place = Place(tmp_path / str(number))
+        place.layout.log.mkdir(parents=True)
+        before = read_ledger(place.store).publication
+        all_there = threading.Barrier(4)
+
+        def make(place: Place = place, before: Publication = before, all_there: threading.Barrier = all_there) -> bool:
+            all_there.wait()
+            try:
+                _create(place.store, before)
+            except CommitRefused:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            made = [pool.submit(make) for _ in range(4)]
+            assert sorted(each.result() for each in made) == [False, False, False, True]
+        assert [path.name for path in place.layout.log.glob("*.json")] == [f"{0:020d}.json"]
 
 
 def test_a_run_is_one_commit_that_says_what_made_it(place: Place) -> None:
