@@ -259,7 +259,7 @@ def test_answers_that_made_room_have_only_so_much_room_while_clients_take_them(
 
     async def kept(organization: str, number: int) -> Answer:
         answer = await small.of(organization, wide(number, 20_000), NOW)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # the thread that made it lets go of it behind its answer
         return answer
 
     async def ask() -> None:
@@ -277,6 +277,10 @@ def test_answers_that_made_room_have_only_so_much_room_while_clients_take_them(
         await asyncio.sleep(0.05)
         for n in range(6):  # nobody takes them: they make room for each other
             await kept("org_3", n)
+        for _ in range(500):
+            if len(small._large) == 2:
+                break
+            await asyncio.sleep(0.01)
         assert len(small._large) == len(small._finished) == 2
 
     with no_collection():
