@@ -30,6 +30,7 @@ from pipeline.ledger import DayEntry
 from pipeline.prices import Demand
 from pipeline.rollup import (
     FILES_AT_ONCE,
+    Copies,
     DayInputs,
     DayUsage,
     Summation,
@@ -87,12 +88,11 @@ class Repeats(NamedTuple):
 
 
 class TakenOff(NamedTuple):
-    """What the copies in a bucket that do not count come to, as sums below zero, in a file; how many they are, how many
-    of them differ, and among how many lines they were looked for."""
+    """What the copies in a bucket that do not count come to, as sums below zero, in a file; the copies, and among how
+    many lines they were looked for."""
 
     sums: str
-    duplicate: int
-    conflicting: int
+    copies: Copies
     lines: int
 
 
@@ -101,8 +101,7 @@ class Pieces:
     """What is to be merged into a day: the files of sums; its copies, and what it asks of a price book."""
 
     sums: Sequence[str]
-    duplicate: int
-    conflicting: int
+    copies: Copies
     demand: Demand
 
 
@@ -158,8 +157,7 @@ def _pieces(run: Run, day: DayInputs, fan_out: FanOut) -> Iterator[Pieces]:
             taken_up=sum(one.lines for one in taken_off),
         )
         sums += [one.sums for one in taken_off]
-        copied = (sum(one.duplicate for one in taken_off), sum(one.conflicting for one in taken_off))
-        yield Pieces(sums, *copied, demand)
+        yield Pieces(sums, Copies().and_those_of(one.copies for one in taken_off), demand)
     finally:
         for left in run.store.list(run.layout.buckets):
             if left.path.name.startswith(name):
@@ -238,7 +236,7 @@ def _take_off(name: str, day: date, copies: Sequence[str], run: Run, bucket: Has
     run.engine.name_files("events", [], EVENT)
     sums = run.scratch / "sums.parquet"
     run.engine.copy(statement, sums, SCAN_ROWS)
-    return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), *found.get(day, (0, 0)), lines)
+    return TakenOff(_keep(run, sums, f"{name}-bucket-{bucket.number}-sums"), found.get(day, Copies()), lines)
 
 
 def _merge(day: DayInputs, run: Run, pieces: Pieces) -> DayEntry:
@@ -249,7 +247,7 @@ def _merge(day: DayInputs, run: Run, pieces: Pieces) -> DayEntry:
 def _merged(run: Run, day: DayInputs, pieces: Pieces) -> DayUsage:
     """The day that its pieces come to, in scratch. Raises CheckFailed."""
     run.engine.name_files("some_sums", _paths(run, pieces.sums), API_KEY_DAY)
-    copies = {day.day: (pieces.duplicate, pieces.conflicting)}
+    copies = {day.day: pieces.copies}
     demands = {day.day: pieces.demand} if pieces.demand else {}
     (usage,) = finish_days(run, [day], Summation("merge_sums", copies, demands))
     return usage

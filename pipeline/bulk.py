@@ -23,18 +23,18 @@ _CERTAIN = {
     "api_key_id": ('^(?:null|"[A-Za-z0-9_.:-]+")$', 128),
     "model": (r'^(?:null|"[^\\]*")$', 256),
     "endpoint": (r'^(?:null|"[^\\]*")$', 256),
+    "deployed_model": (r'^(?:null|"[^\\]*")$', 256),
+    "provider": (r'^(?:null|"[^\\]*")$', 256),
 }
-_MAY_BE_MISSING = ("model", "endpoint")
+_MAY_BE_MISSING = ("model", "endpoint", "deployed_model", "provider")
 _QUOTES = 2
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400_000_000  # microseconds
 
-ACCEPTED = pa.schema([("line", pa.int64()), *EVENT.arrow_schema])
-
 
 def accept(engine: Engine, lines: pa.Table, candidates: str, latest: datetime) -> pa.Table:
-    """The lines that are certainly requests (schema ACCEPTED), in order of day, organization, key and line.
+    """The lines that are certainly requests (rows of EVENT), in order of day, organization, key and line.
 
     candidates: the statement that finds a format's fields in `lines`. Requests later than `latest` are from the future.
     """
@@ -60,9 +60,9 @@ def accept(engine: Engine, lines: pa.Table, candidates: str, latest: datetime) -
             texts[field.name].dictionary.take(texts[field.name].indices.take(order))
             if field.name in texts
             else columns[field.name].take(order).cast(field.type)
-            for field in ACCEPTED
+            for field in EVENT.arrow_schema
         ],
-        schema=ACCEPTED,
+        schema=EVENT.arrow_schema,
     )
 
 

@@ -37,7 +37,7 @@ def statement(name: str) -> str:
 
 
 # Of the columns that came to a table later.
-_SQL_TYPES = {pa.int64(): "bigint", pa.string(): "varchar"}
+_SQL_TYPES = {pa.int64(): "bigint", pa.string(): "varchar", pa.bool_(): "boolean"}
 
 
 class Closable(Protocol):

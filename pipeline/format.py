@@ -32,26 +32,30 @@ class Terms:
 
     book_prices: the cost may be left out, a price book gives it. tokens_as_units: synapses and neurons that are left
     out are not zero, but what the tokens make. currency: of the cost; None: the deployment's own.
+    cached_beside_input: the record counts cached tokens beside its input tokens, not among them. most_complete: of
+    copies that disagree, the most complete one counts instead of the earliest.
     """
 
     book_prices: bool = False
     tokens_as_units: bool = False
     currency: str | None = None
+    cached_beside_input: bool = False
+    most_complete: bool = False
 
 
 @dataclass(frozen=True)
 class Format:
     """One format. text: its file, empty for the native one. reads: the kinds of file it reads, keys of ENDINGS_OF.
 
-    skips: whether a record of which its SQL makes no request may be left out; else it is quarantined. problem: why its
-    header cannot be used, in a sentence.
+    skips: which records its SQL leaves out, in words; None: a record of which it makes no request is quarantined.
+    problem: why its header cannot be used, in a sentence.
     """
 
     name: str
     text: str = ""
     reads: tuple[str, ...] = ("jsonl", "parquet")
     terms: Terms = Terms()
-    skips: bool = False
+    skips: str | None = None
     problem: str | None = None
 
     @property
@@ -113,9 +117,14 @@ def write_format(store: Store, name: str, text: str) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 _ENTRY = re.compile(r"--\s*([A-Za-z_]+):(.*)")
-_KEYS = ("reads", "producer", "currency", "prices", "units", "rounds", "skips")
+_KEYS = ("reads", "producer", "currency", "prices", "units", "rounds", "skips", "cached", "copies")
 _REQUIRED = ("reads", "prices", "units")
-_CHOICES = {"prices": ("record", "book"), "units": ("record", "tokens")}
+_CHOICES = {
+    "prices": ("record", "book"),
+    "units": ("record", "tokens"),
+    "cached": ("in input", "beside input"),
+    "copies": ("earliest", "most complete"),
+}
 
 
 def read_format(name: str, text: str) -> Format:
@@ -142,7 +151,7 @@ def _declared(name: str, text: str) -> Format:
         if key not in header:
             raise _HeaderError(f"does not say '-- {key}: ...' in the comments that it begins with")
     for key, choices in _CHOICES.items():
-        if header[key] not in choices:
+        if key in header and header[key] not in choices:
             raise _HeaderError(f"says '-- {key}: {header[key]}', but may say {' or '.join(choices)}")
     reads = tuple(re.split(r"\s*,\s*", header["reads"]))
     if unknown := [kind for kind in reads if kind not in ENDINGS_OF]:
@@ -150,8 +159,14 @@ def _declared(name: str, text: str) -> Format:
     currency = header.get("currency")
     if currency is not None and not re.fullmatch("[A-Z]{3}", currency):
         raise _HeaderError(f"says '-- currency: {currency}', but a currency is three capital letters, as USD")
-    terms = Terms(header["prices"] == "book", header["units"] == "tokens", currency)
-    return Format(name, text, reads, terms, "skips" in header)
+    terms = Terms(
+        book_prices=header["prices"] == "book",
+        tokens_as_units=header["units"] == "tokens",
+        currency=currency,
+        cached_beside_input=header.get("cached") == "beside input",
+        most_complete=header.get("copies") == "most complete",
+    )
+    return Format(name, text, reads, terms, header.get("skips"))
 
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,18 +22,24 @@ from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed
 from pipeline.format import NATIVE, Format
-from pipeline.judge import judge
+from pipeline.judge import Judged, judge
 from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
 from pipeline.spool import Spool
+from pipeline.traces import MERGED, UNDECIDED
 
-TAKE_IN_RULE = 2  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
+TAKE_IN_RULE = 3  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
 
 GROUP_ROWS = 32_768  # of a row group, at least, where there are so many
 
 # Of the rest, a dictionary of the values is larger than the values.
-_REPEATED = ["organization_id", "api_key_id", "model", "endpoint", "status", "reason"]
+_REPEATED = [
+    *("organization_id", "api_key_id", "model", "endpoint", "status", "currency", "deployed_model", "provider"),
+    "most_complete",
+    "reason",
+]
+_ENCODINGS = {"line": "DELTA_BINARY_PACKED"}  # lines of a key go up: a byte or two each
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,25 @@ class EventFile:
         return layout.events_of(self.day) / self.artifact
 
 
+class Tally(NamedTuple):
+    """How many lines of a content something was done with, and why.
+
+    kind: `quarantined` or `skipped`, for a reason; or of the spans of traces `merged` (they tell of a call that another
+    one tells of) or `undecided` (it cannot be decided whether they do).
+    """
+
+    kind: Literal["quarantined", "skipped", "merged", "undecided"]
+    reason: str
+    lines: int
+
+
 @dataclass(frozen=True)
 class TakeIn:
     """What a content was made into.
 
     name: hash of the content, the rule, and of the moment where a line was from the future. format: RawFile.read_as.
     taken_at: start of the run that took it in. heals_at: when the earliest line from the future may be taken in.
-    rejected: artifact of the quarantined lines.
+    rejected: artifact of the quarantined lines. skipped: lines that the format leaves out. tally: the reasons for both.
     """
 
     name: str
@@ -66,6 +86,12 @@ class TakeIn:
     heals_at: datetime | None
     rejected: str | None
     events: tuple[EventFile, ...]
+    skipped: int = 0
+    tally: tuple[Tally, ...] = ()
+
+    def lines_of(self, kind: str, reason: str | None = None) -> int:
+        """How many lines a kind of the tally has, or one reason of it."""
+        return sum(each.lines for each in self.tally if each.kind == kind and reason in (None, each.reason))
 
 
 @cache
@@ -92,8 +118,10 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         days: dict[date, list[int]] = {}
         moments: list[datetime] = []
         lines = 0
-        for judged in judge(run.engine, opened, latest):
+        tally: Counter[tuple[str, str]] = Counter()
+        for judged in judge(run.engine, opened, latest, run.scratch):
             lines += judged.lines
+            tally += _tally_of(judged)
             run.watch.count(judged.lines)
             for day, batch in judged.events:
                 days.setdefault(day, []).append(events.add(batch))
@@ -109,8 +137,12 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         event_files = tuple(_keep_events(run, name, day, events.read(days[day])) for day in sorted(days))
         rejected_file, quarantined = _keep_rejected(run, name, rejected.read())
     accepted = sum(event_file.accepted for event_file in event_files)
-    if lines != accepted + quarantined:
-        raise CheckFailed("lines = accepted + quarantined", raw_file.file, lines, accepted + quarantined)
+    counts = tuple(Tally(kind, reason, count) for (kind, reason), count in sorted(tally.items()))  # type: ignore[arg-type]
+    skipped = sum(each.lines for each in counts if each.kind == "skipped")
+    if lines != accepted + quarantined + skipped:
+        raise CheckFailed(
+            "lines = accepted + quarantined + skipped", raw_file.file, lines, accepted + quarantined + skipped
+        )
     return TakeIn(
         name=name,
         content=content,
@@ -123,7 +155,19 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         heals_at=heals_at,
         rejected=rejected_file,
         events=event_files,
+        skipped=skipped,
+        tally=counts,
     )
+
+
+def _tally_of(judged: Judged) -> Counter[tuple[str, str]]:
+    """What was done with some lines, and why, as in Tally."""
+    counts = Counter({("skipped", reason): count for reason, count in judged.skipped.items()})
+    for found in judged.rejected["reason"].value_counts().to_pylist():
+        counts["quarantined", found["values"]] += found["counts"]
+    counts["merged", MERGED] += judged.merged
+    counts["undecided", UNDECIDED] += judged.undecided
+    return +counts
 
 
 def _keep_events(run: Run, name: str, day: date, events: Iterable[pa.RecordBatch]) -> EventFile:
@@ -152,6 +196,7 @@ def _write(batches: Iterable[pa.RecordBatch], path: Path, table: Table) -> int:
         table.arrow_schema,
         compression="zstd",
         use_dictionary=[name for name in table.arrow_schema.names if name in _REPEATED],
+        column_encoding={name: _ENCODINGS[name] for name in table.arrow_schema.names if name in _ENCODINGS},
         write_statistics=False,  # whoever reads it reads all of it
         store_schema=False,
     ) as writer:

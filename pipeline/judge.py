@@ -6,19 +6,21 @@ The bulk read (bulk.py) takes what is certainly a request; whatever is not gets 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.bulk import ACCEPTED, accept
+from pipeline.bulk import accept
 from pipeline.contract.tables import DAY, EVENT, REJECTED
 from pipeline.engine import Engine
 from pipeline.errors import FormatRefused
@@ -28,6 +30,7 @@ from pipeline.mapping import MappedRecords
 from pipeline.raw import RawPass
 from pipeline.records import as_record, held_back, mapped
 from pipeline.rows import as_json_record, without_line_end
+from pipeline.traces import Traces
 
 FEW_BYTES = 8_192
 BLOCK_BYTES = 32 * 2**20  # of lines judged together
@@ -44,26 +47,44 @@ class Judged:
     events: batches of EVENT, each of one day. What the bulk read took of a block is in order of organization, key and
     line: a roll-up of events in order takes less time, their file less room. The same content gives the same order.
     rejected: rows of REJECTED, in order of line. heals_at: when the first line from the future is none any more.
+    skipped: how many records the format leaves out, by reason; each of them is a line. merged: how many spans tell of a
+    call that another one tells of. undecided: of how many spans it cannot be decided whether they do.
     """
 
     lines: int
     events: list[tuple[date, pa.RecordBatch]]
     rejected: pa.Table
     heals_at: datetime | None
+    skipped: Counter[str] = field(default_factory=Counter)
+    merged: int = 0
+    undecided: int = 0
 
 
-def judge(engine: Engine, opened: RawPass, latest: datetime) -> Iterator[Judged]:
+def judge(engine: Engine, opened: RawPass, latest: datetime, scratch: Path) -> Iterator[Judged]:
     """Judge every line of a file, a block of them at a time; requests later than `latest` are from the future.
 
-    No text is kept: lines may be as long as they like. Raises HeldBack where the format of the file cannot be used.
+    No text is kept: lines may be as long as they like. scratch: a folder for what waits for the end of the file. Raises
+    HeldBack where the format of the file cannot be used.
     """
     # A thread of its own: how deeply a line may be nested must not depend on who called us.
     with ThreadPoolExecutor(1, thread_name_prefix="second-look") as thread:
         format = opened.raw_file.format
         if format.is_mapped:
             look = _Look(engine, thread, latest, "mapped", partial(_read_mapped, terms=format.terms))
-            for block in _blocks(_mapped(engine, opened)):
-                yield _judged_by_place(look, block)
+            skipped: Counter[str] = Counter()
+            with Traces(engine, scratch) as traces:
+                for block in _blocks(_mapped(engine, opened, traces, skipped)):
+                    yield _judged_by_place(look, block)
+                skipped += traces.skipped
+                yield Judged(
+                    skipped.total(),
+                    [],
+                    REJECTED.arrow_schema.empty_table(),
+                    None,
+                    skipped,
+                    traces.merged,
+                    traces.undecided,
+                )
         elif opened.is_parquet:
             look = _Look(engine, thread, latest, "formats/native_parquet", _read_row)
             for block in _blocks(opened.batches()):
@@ -103,17 +124,33 @@ def _judged_by_place(look: _Look, block: list[pa.RecordBatch]) -> Judged:
     placed = lines.set_column(0, "line", pa.array(np.arange(len(lines)))).to_batches()
     few = lines.nbytes <= FEW_BYTES
     judged = _judged(placed, [], map(look.again, placed)) if few else _judged_in_bulk(look, placed)
-    rejected = judged.rejected.set_column(0, "line", lines["line"].take(judged.rejected["line"]))
-    return replace(judged, rejected=rejected)
+    numbers = lines["line"].combine_chunks()
+    rejected = judged.rejected.set_column(0, "line", numbers.take(judged.rejected["line"].combine_chunks()))
+    events = [
+        (day, batch.set_column(_LINE, EVENT.arrow_schema.field(_LINE), numbers.take(batch["line"])))
+        for day, batch in judged.events
+    ]
+    return replace(judged, events=events, rejected=rejected)
 
 
-def _mapped(engine: Engine, opened: RawPass) -> Iterator[pa.RecordBatch]:
-    """What the SQL of the file's format makes of its records (schema MAPPED)."""
+_LINE = EVENT.arrow_schema.names.index("line")
+
+
+def _mapped(engine: Engine, opened: RawPass, traces: Traces, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+    """What the SQL of the file's format makes of its records (schema MAPPED), but for those that are skipped."""
     format = opened.raw_file.format
     try:
         mapping = engine.lasting(format, partial(MappedRecords, format))
         for batch in opened.batches():
-            yield from mapped(batch, mapping, format).combine_chunks().to_batches()
+            records = traces.undoubted(mapped(batch, mapping, format))
+            is_skipped = pc.is_valid(records["skipped"])
+            if pc.any(is_skipped).as_py():
+                for found in records["skipped"].filter(is_skipped).value_counts().to_pylist():
+                    skipped[found["values"]] += found["counts"]
+                records = records.filter(pc.invert(is_skipped))
+            yield from records.combine_chunks().to_batches()
+        for records in traces.waiting():
+            yield from records.combine_chunks().to_batches()
     except FormatRefused as refused:
         raise held_back(opened.raw_file, refused) from refused
 
@@ -176,7 +213,7 @@ def _of(block: list[pa.RecordBatch], lines: Lines) -> Iterator[pa.RecordBatch]:
             yield batch.take(pa.array(np.searchsorted(numbers, wanted)))
 
 
-_SECOND_LOOK = pa.schema([("reason", pa.string()), *ACCEPTED])
+_SECOND_LOOK = pa.schema([("reason", pa.string()), *EVENT.arrow_schema])
 
 
 def _look_again(
@@ -192,11 +229,11 @@ def _look_again(
         else:
             verdict = read(row, latest)
         if isinstance(verdict, Rejected):
-            judged.append((verdict.reason.value, row["line"], *(None,) * len(EVENT.columns)))
+            judged.append((verdict.reason.value, *(None,) * (len(EVENT.columns) - 1), row["line"]))
             if verdict.heals_at:
                 heals_at.append(verdict.heals_at)
         else:
-            judged.append((None, row["line"], *verdict))
+            judged.append((None, *verdict, row["line"]))
     columns = zip(*judged, strict=True) if judged else ((),) * len(_SECOND_LOOK)
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, _SECOND_LOOK, strict=True)],

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from pipeline.contract.seam import step
 from pipeline.contract.store import Store
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
 from pipeline.errors import ArtifactDamaged, KeytallyError
-from pipeline.intake import EventFile, TakeIn
+from pipeline.intake import EventFile, TakeIn, Tally
 from pipeline.prices import Demand, Pricing, in_order
 
 PUBLISH_ANEW = (
@@ -46,12 +46,20 @@ class FileEntry:
         return 0 if self.same_as else self.take_in.accepted
 
 
+class RequestName(NamedTuple):
+    """What identifies a request within its day."""
+
+    organization_id: str
+    request_id: str
+
+
 @dataclass(frozen=True)
 class DayEntry:
     """A published day: what it was made from, in a run started at `as_of`, and how its accepted lines were counted.
 
-    unpriced: counted requests of which no cost is known. pricing: None where it asks for no prices. currency: the
-    deployment's, None where that was not written down yet.
+    unpriced: counted requests of which no cost is known; without_tokens: those of them whose log has no token count.
+    disagreeing: copies that differ from the one that counts in a billed value. pricing: None where it asks for no
+    prices. currency: the deployment's, None where that was not written down yet.
     """
 
     day: date
@@ -64,6 +72,9 @@ class DayEntry:
     conflicting: int
     session: int
     unpriced: int = 0
+    without_tokens: int = 0
+    disagreeing: int = 0
+    disagreement: RequestName | None = None
     pricing: Pricing | None = None
     currency: str | None = None
 
@@ -131,13 +142,16 @@ def _file_entry(row: dict[str, Any]) -> FileEntry:
         heals_at=row["heals_at"],
         rejected=row["rejected"],
         events=tuple(EventFile(**event) for event in row["events"]),
+        skipped=row["skipped"] or 0,  # a ledger of an older release has neither
+        tally=tuple(Tally(**tally) for tally in row["tally"] or ()),
     )
     return FileEntry(row["file"], row["signature"], row["same_as"], take_in)
 
 
 def _day_entry(row: dict[str, Any]) -> DayEntry:
-    # A ledger from before there were prices has neither.
-    return DayEntry(**{**row, "unpriced": row["unpriced"] or 0, "pricing": _pricing(row["pricing"])})
+    counts = {name: row[name] or 0 for name in ("unpriced", "without_tokens", "disagreeing")}  # added by later releases
+    disagreement = row["disagreement"] and RequestName(**row["disagreement"])
+    return DayEntry(**{**row, **counts, "disagreement": disagreement, "pricing": _pricing(row["pricing"])})
 
 
 def _pricing(found: dict[str, Any] | None) -> Pricing | None:
@@ -173,6 +187,8 @@ def write_file_ledger(files: Iterable[FileEntry], path: Path) -> None:
             "heals_at": entry.take_in.heals_at,
             "rejected": entry.take_in.rejected,
             "events": [vars(event) for event in entry.take_in.events],
+            "skipped": entry.take_in.skipped,
+            "tally": [tally._asdict() for tally in entry.take_in.tally],
         }
         for entry in sorted(files, key=lambda entry: entry.file)
     ]
@@ -182,7 +198,11 @@ def write_file_ledger(files: Iterable[FileEntry], path: Path) -> None:
 def write_day_ledger(days: Iterable[DayEntry], month: date, path: Path) -> None:
     """Write the ledger of a month's days as one Parquet file, in order of day."""
     rows = [
-        {**vars(entry), "pricing": _pricing_row(entry.pricing)}
+        {
+            **vars(entry),
+            "disagreement": entry.disagreement and entry.disagreement._asdict(),
+            "pricing": _pricing_row(entry.pricing),
+        }
         for entry in sorted(days, key=lambda entry: entry.day)
         if month_of(entry.day) == month
     ]

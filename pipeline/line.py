@@ -20,6 +20,7 @@ from pipeline.contract.tables import EVENT
 from pipeline.format import Terms
 
 MAX_LINE_BYTES = 1_048_576
+MAX_MAPPED_LINE_BYTES = 64 * 2**20  # of a mapped format: a batch of spans is one line, a prompt may be long
 FUTURE_TOLERANCE = timedelta(minutes=5)
 FIRST_INSTANT = datetime.combine(FIRST_DAY, time(), UTC)
 END_INSTANT = datetime.combine(LAST_DAY + timedelta(days=1), time(), UTC)
@@ -28,7 +29,7 @@ UNITS_DIGITS, UNITS_DECIMALS = 12, 6
 NUMBER_DIGITS = 15  # what every decimal of that length survives in a double
 MAX_TOKENS = 2**63 - 1
 # What a line of the native format may hold; the other columns of an event come from mapped formats alone.
-NATIVE_FIELDS = tuple(EVENT.arrow_schema.names[:-2])
+NATIVE_FIELDS = tuple(EVENT.arrow_schema.names[: EVENT.arrow_schema.names.index("currency")])
 
 
 class Reason(StrEnum):
@@ -38,6 +39,7 @@ class Reason(StrEnum):
     INVALID_UTF8 = "invalid_utf8"
     NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"
+    NOT_THIS_FORMAT = "not_this_format"
     MISSING_FIELD = "missing_field"
     BAD_TYPE = "bad_type"
     BAD_ID = "bad_id"
@@ -61,7 +63,7 @@ class Rejected:
     field: str | None = None
 
 
-Request = tuple[Any, ...]  # the values of tables.EVENT, in its order
+Request = tuple[Any, ...]  # the values of tables.EVENT, in its order, but for the last one: the number of the line
 
 
 _Read = Callable[[Mapping[str, Any], datetime, Terms | None], Any]
@@ -119,13 +121,19 @@ def read_record(record: Mapping[str, Any], latest: datetime, terms: Terms | None
 
     terms: what its format says of it, if it was mapped.
     """
-    request: list[Any] = []
+    if terms and all(record.get(name) is None for name in _IDENTIFYING):
+        return Rejected(Reason.NOT_THIS_FORMAT)
+    request: dict[str, Any] = {}
     for field, read in _FIELDS.items():
         try:
-            request.append(read(record, latest, terms))
+            request[field] = read(record, latest, terms)
+            if check := _CHECKS.get(field):
+                check(request, terms)
         except _RuleBrokenError as broken:
             return Rejected(broken.reason, broken.heals_at, field)
-    return *request, terms.currency if terms and request[_COST] is not None else None
+    currency = terms.currency if terms and request["cost"] is not None else None
+    described = request.pop("deployed_model"), request.pop("provider")
+    return *request.values(), currency, *described, terms.most_complete if terms else None
 
 
 def first_of_each_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -304,17 +312,41 @@ def _status(record: Mapping[str, Any], *_: object) -> int | None:
     return None if value is None else _integer(value, 100, 599)
 
 
-def _tokens(name: str) -> _Read:
-    def read(record: Mapping[str, Any], *_: object) -> int:
+def _tokens(name: str, native_default: int | None = None) -> _Read:
+    def read(record: Mapping[str, Any], _: object, terms: Terms | None) -> int | None:
         value = record.get(name)
-        return 0 if value is None else _integer(value, 0, MAX_TOKENS)
+        if value is None:
+            return None if terms else native_default
+        return _integer(value, 0, MAX_TOKENS)
 
     return read
 
 
-def _cached_input_tokens(record: Mapping[str, Any], _: object, terms: Terms | None) -> int | None:
-    value = record.get("cached_input_tokens") if terms else None  # the native format has no such field
-    return None if value is None else _integer(value, 0, MAX_TOKENS)
+def _description(name: str) -> _Read:
+    """A text that only mapped formats have."""
+    read = _text(name)
+    return lambda record, latest, terms: read(record, latest, terms) if terms else None
+
+
+_Check = Callable[[dict[str, Any], Terms | None], None]
+
+
+def _check_cached(request: dict[str, Any], terms: Terms | None) -> None:
+    """Cached tokens, and those written into a cache, are part of the input tokens; or are added to them, where the
+    format says that its records count them beside the input."""
+    parts = [request.get(name) for name in ("cached_input_tokens", "cache_write_tokens")]
+    if not (terms and terms.cached_beside_input):
+        if sum(part or 0 for part in parts) > (request["input_tokens"] or 0):
+            raise _RuleBrokenError(Reason.BAD_TYPE)
+    elif "cache_write_tokens" in request and any(part is not None for part in parts):
+        request["input_tokens"] = sum(part or 0 for part in (request["input_tokens"], *parts))
+        if request["input_tokens"] > MAX_TOKENS:
+            raise _RuleBrokenError(Reason.AMOUNT_OUT_OF_RANGE)
+
+
+def _check_reasoning(request: dict[str, Any], _: Terms | None) -> None:
+    if (request["reasoning_tokens"] or 0) > (request["output_tokens"] or 0):
+        raise _RuleBrokenError(Reason.BAD_TYPE)
 
 
 _FIELDS: Mapping[str, _Read] = {
@@ -328,8 +360,19 @@ _FIELDS: Mapping[str, _Read] = {
     "model": _text("model"),
     "endpoint": _text("endpoint"),
     "status": _status,
-    "input_tokens": _tokens("input_tokens"),
-    "output_tokens": _tokens("output_tokens"),
-    "cached_input_tokens": _cached_input_tokens,
+    "input_tokens": _tokens("input_tokens", native_default=0),
+    "output_tokens": _tokens("output_tokens", native_default=0),
+    "cached_input_tokens": _tokens("cached_input_tokens"),
+    "cache_write_tokens": _tokens("cache_write_tokens"),
+    "reasoning_tokens": _tokens("reasoning_tokens"),
+    "deployed_model": _description("deployed_model"),
+    "provider": _description("provider"),
 }
-_COST = list(_FIELDS).index("cost")
+# What holds between a field and those before it.
+_CHECKS: Mapping[str, _Check] = {
+    "cached_input_tokens": _check_cached,
+    "cache_write_tokens": _check_cached,
+    "reasoning_tokens": _check_reasoning,
+}
+# A record of a mapped format in which none of these is found is no record of that format.
+_IDENTIFYING = ("request_id", "timestamp", "organization_id")

@@ -26,12 +26,18 @@ SECONDS = 60.0  # for some megabytes of records
 MOST_RECORDS = 100_000  # that the SQL sees at once
 MOST_REQUESTS = 500_000  # that it may make of them
 
-FIELDS = tuple(name for name in EVENT.arrow_schema.names if name != "currency")
-REQUESTS = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in FIELDS)])
+FIELDS = tuple(name for name in EVENT.arrow_schema.names if name not in ("currency", "most_complete", "line"))
+# What the SQL may say of a record besides: why it is left out; which one it is among those that tell of one call.
+ABOUT = ("skipped", "record_id", "parent_id", "role", "scope")
+REQUESTS = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in (*FIELDS, *ABOUT))])
+LONGEST_ID = 128  # characters of a request_id; of a longer one the hash is the id
 
-_MAY_BE_MISSING = {"cached_input_tokens"}
+_MAY_BE_MISSING = {
+    *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "deployed_model", "provider"),
+    *ABOUT,
+}
 _INTEGERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
-_NUMBERS = {"line", "status", "input_tokens", "output_tokens", "cached_input_tokens"}
+_NUMBERS = {"line", "status", *(name for name in FIELDS if name.endswith("_tokens"))}
 _AMOUNTS = {"cost", "synapses", "neurons"}
 
 # What SQL spells without brackets, so that it looks like a column.
@@ -51,6 +57,7 @@ class MappedRecords:
         if format.problem:
             raise FormatRefused(format.problem)
         self._name = format.name
+        self.given: frozenset[str] = frozenset()  # the columns that the SQL gives
         self._given = _Given()
         self._connection = duckdb.connect(
             config={
@@ -126,8 +133,13 @@ class MappedRecords:
                 raise self._refused(f"gives no column {name}: add it, {hint}")
         if unknown := [name for name in types if name not in REQUESTS.names]:
             raise self._refused(f"gives a column {unknown[0]}, which no request has")
+        self.given = frozenset(types)
+        if "skipped" in types and not format.skips:
+            raise self._refused("gives a column skipped: say in the header which records it skips, '-- skips: ...'")
         columns = (f"{self._text_of(name, types.get(name, 'NULL'))} as {name}" for name in REQUESTS.names)
-        return relation.project(", ".join(columns))
+        texts = relation.project(", ".join(columns))
+        short = f"if(length(request_id) > {LONGEST_ID}, 'sha256:' || sha256(request_id), request_id) as request_id"
+        return texts.project(f"* replace ({short})")
 
     def _text_of(self, name: str, kind: str) -> str:
         """The SQL that gives a column of this type as text, or a line's number as it is."""

@@ -30,6 +30,7 @@ class Price(NamedTuple):
     input_per_million: int
     output_per_million: int
     cached_input_per_million: int
+    cache_write_per_million: int
     per_request: int
     tokens_per_neuron: int
     tokens_per_synapse: int
@@ -44,8 +45,9 @@ def read_price_book(content: bytes, name: str) -> list[Price]:
     prices: list[Price] = []
     known: dict[tuple[str, datetime], int] = {}
     for row, values in _rows(content, name, _PRICE_COLUMNS, _PRICE_DEFAULTS):
-        if values["cached_input_per_million"] is None:
-            values["cached_input_per_million"] = values["input_per_million"]
+        for of_cache in ("cached_input_per_million", "cache_write_per_million"):
+            if values[of_cache] is None:
+                values[of_cache] = values["input_per_million"]
         price = Price(**values)
         before = known.setdefault((price.model, price.valid_from), row)
         if before != row:
@@ -145,6 +147,7 @@ _PRICE_COLUMNS: _Columns = {
     "input_per_million": _amount,
     "output_per_million": _amount,
     "cached_input_per_million": _amount,
+    "cache_write_per_million": _amount,
     "per_request": _amount,
     "tokens_per_neuron": _factor,
     "tokens_per_synapse": _factor,
@@ -153,6 +156,7 @@ _PRICE_COLUMNS: _Columns = {
 # What an empty field, or a column that is not there, stands for; every other column must be there and filled.
 _PRICE_DEFAULTS: Mapping[str, int | None] = {
     "cached_input_per_million": None,  # as any other input
+    "cache_write_per_million": None,  # as any other input
     "per_request": 0,
     "tokens_per_neuron": UNITS_FACTOR,
     "tokens_per_synapse": UNITS_FACTOR,

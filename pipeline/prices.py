@@ -84,13 +84,14 @@ class Tariff(NamedTuple):
     end: datetime
     input: int
     cached_input: int
+    cache_write: int
     output: int
     request: int
     divisor: int
 
     def most(self, largest: Largest) -> int:
         """What the largest request costs at most, times the divisor."""
-        tokens = max(self.input, self.cached_input) * largest.input + self.output * largest.output
+        tokens = max(self.input, self.cached_input, self.cache_write) * largest.input + self.output * largest.output
         return tokens + self.request
 
 
@@ -275,7 +276,12 @@ class Prices:
             rate = self._rate(day, price.currency) if price else None
             if not price or not rate:
                 continue
-            amounts = (price.input_per_million, price.cached_input_per_million, price.output_per_million)
+            amounts = (
+                price.input_per_million,
+                price.cached_input_per_million,
+                price.cache_write_per_million,
+                price.output_per_million,
+            )
             units = _reduced(*(amount * rate for amount in amounts), price.per_request * rate * 10**6, _PRICE_UNITS)
             if units[-2] >= COST_LIMIT * units[-1]:
                 continue

@@ -168,7 +168,7 @@ class RawPass:
             elif self.raw_file.file.endswith(CSV_ENDINGS):
                 batches = tabular.csv_records(self._plain())
             else:
-                batches = rows.line_batches(self._plain())
+                batches = rows.line_batches(self._plain(), is_mapped=self.raw_file.format.is_mapped)
             yield from batches
 
     def content(self) -> str:

@@ -338,7 +338,7 @@ def _mapped(engine: Engine, format: Format, ending: str) -> Mapped:
     return Mapped(
         requests_of,
         texts_of if rows_of else None,
-        format.skips,
+        format.skips is not None,
         terms.book_prices,
         terms.tokens_as_units,
         terms.currency,

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import FormatRefused, HeldBack
 from pipeline.format import Format
-from pipeline.line import Number, Reason, first_of_each_name, parse
+from pipeline.lenient_json import as_json
+from pipeline.line import Number, Reason
 from pipeline.mapping import FIELDS, REQUESTS, MappedRecords
 from pipeline.raw import RawFile, RawPass
 
@@ -25,17 +26,21 @@ MAPPED = pa.schema(
         ("currency", pa.string()),
         ("book_prices", pa.bool_()),
         ("tokens_as_units", pa.bool_()),
+        ("cached_beside_input", pa.bool_()),
+        ("most_complete", pa.bool_()),
     ]
 )
 NOT_SHOWN = "(not shown: a line that is no record may hold a key in clear)"
 
-_INTEGERS = frozenset({"status", "input_tokens", "output_tokens", "cached_input_tokens"})
+_INTEGERS = frozenset({"status", *(name for name in FIELDS if name.endswith("_tokens"))})
 
 
 def mapped(batch: pa.RecordBatch, mapping: MappedRecords, format: Format) -> pa.Table:
     """What some lines (schema rows.LINES) hold: MAPPED, in order of line. Raises FormatRefused.
 
-    A line may hold several requests. One that holds none is rejected, unless the format says that it skips some.
+    A line may hold several requests. A line of which the SQL makes no row is skipped where the format says so in its
+    header; where the SQL says of every record what it is (column `skipped`), the line is not of this format; else a
+    field is missing.
     """
     lines, texts, rejected = _records(batch, check=False)
     try:
@@ -44,18 +49,19 @@ def mapped(batch: pa.RecordBatch, mapping: MappedRecords, format: Format) -> pa.
         # What one parser takes for JSON another may not: half a character, an object that goes on in the next line.
         lines, texts, rejected = _records(batch, check=True)
         requests = mapping.requests_of(lines, texts)
-    if not format.skips:
-        without = lines.filter(pc.invert(pc.is_in(lines, requests["line"].combine_chunks())))
-        rejected += [(line, Reason.MISSING_FIELD) for line in without.to_pylist()]
+    without = lines.filter(pc.invert(pc.is_in(lines, requests["line"].combine_chunks()))).to_pylist()
+    rows: list[dict[str, Any]] = [{"line": line, "reason": reason.value} for line, reason in rejected]
+    if "skipped" in mapping.given or not format.skips:
+        reason = Reason.NOT_THIS_FORMAT if "skipped" in mapping.given else Reason.MISSING_FIELD
+        rows += [{"line": line, "reason": reason.value} for line in without]
+    else:
+        rows += [{"line": line, "skipped": format.skips} for line in without]
     table = requests.append_column("reason", pa.nulls(len(requests), pa.string()))
-    if rejected:
-        rows = [{"line": line, "reason": reason.value} for line, reason in rejected]
+    if rows:
         table = pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]).sort_by("line")
-    terms = format.terms
-    values = {"currency": terms.currency, "book_prices": terms.book_prices, "tokens_as_units": terms.tokens_as_units}
-    for name, value in values.items():
+    for name, value in vars(format.terms).items():
         table = table.append_column(name, pa.repeat(pa.scalar(value, MAPPED.field(name).type), len(table)))
-    return table
+    return table.select(MAPPED.names)
 
 
 def _records(batch: pa.RecordBatch, *, check: bool) -> tuple[pa.Array, pa.Array, list[tuple[int, Reason]]]:
@@ -69,23 +75,13 @@ def _records(batch: pa.RecordBatch, *, check: bool) -> tuple[pa.Array, pa.Array,
     lines, texts, rejected = [], [], []
     columns = (batch.column(name).to_pylist() for name in ("line", "text"))
     for line, text, reason, is_sound in zip(*columns, reasons.to_pylist(), sound.to_pylist(), strict=True):
-        whole = Reason(reason) if reason else text if is_sound and not check else _clean(text)
+        whole = Reason(reason) if reason else text if is_sound and not check else as_json(text.encode())
         if isinstance(whole, Reason):
             rejected.append((line, whole))
         else:
             lines.append(line)
             texts.append(whole)
     return pa.array(lines, pa.int64()), pa.array(texts, pa.string()), rejected
-
-
-def _clean(text: str) -> str | Reason:
-    """The same object as JSON that every parser takes: `?` stands for half a character."""
-    record = parse(text)
-    if isinstance(record, Reason):
-        return record
-    # Not what `parse` gave: its numbers are texts. An integer of more digits than Python reads is out of every range.
-    record = json.loads(text, object_pairs_hook=first_of_each_name, parse_int=lambda digits: int(digits[:400]))
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def as_record(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from pipeline.contract.layout import month_name
+from pipeline.contract.wording import count_of
 from pipeline.errors import HeldBack
 from pipeline.ledger import DayEntry, FileEntry
 from pipeline.prices import COST_LIMIT, Prices
@@ -106,6 +107,8 @@ def unpriced_days(days: Mapping[date, DayEntry], prices: Prices | None) -> tuple
 def _missing(entry: DayEntry, prices: Prices) -> list[str]:
     """What a day lacks, in words; nothing where that is not listed, or where the next run prices the day."""
     missing = prices.missing(entry.day, entry.pricing)
+    if entry.without_tokens:
+        missing.append(f"token counts: {count_of(entry.without_tokens, 'request')} have none")
     if missing or not entry.pricing or not entry.pricing.demand or not prices.is_current(entry.day, entry.pricing):
         return missing
     return [f"a price by which no request costs {COST_LIMIT // 10**12} or more"]  # all else is known

@@ -25,7 +25,7 @@ from pipeline.contract.seam import step
 from pipeline.contract.tables import API_KEY_DAY, EVENT, USAGE, Table
 from pipeline.engine import POINT_READ_ROWS, SCAN_ROWS, statement
 from pipeline.intake import EventFile
-from pipeline.ledger import DayEntry
+from pipeline.ledger import DayEntry, RequestName
 from pipeline.prices import Demand, Largest, Pricing, table_of_factors, tables_of
 from pipeline.run import Run
 
@@ -44,7 +44,27 @@ class DayInputs(NamedTuple):
     accepted: int
 
 
-CopiesFound = Mapping[date, tuple[int, int]]  # by day: copies that do not count, and those of them that differ
+class Copies(NamedTuple):
+    """How many copies of a day's requests do not count; how many of them differ from the one that counts, and how many
+    do in a billed value; and the name of one such request."""
+
+    duplicate: int = 0
+    conflicting: int = 0
+    disagreeing: int = 0
+    disagreement: RequestName | None = None
+
+    def and_those_of(self, others: Iterable[Copies]) -> Copies:
+        """The copies of all parts of a day."""
+        parts = (self, *others)
+        return Copies(
+            sum(part.duplicate for part in parts),
+            sum(part.conflicting for part in parts),
+            sum(part.disagreeing for part in parts),
+            min((part.disagreement for part in parts if part.disagreement), default=None),
+        )
+
+
+CopiesFound = Mapping[date, Copies]
 
 
 @dataclass(frozen=True)
@@ -56,8 +76,8 @@ class RolledMonth:
 
 
 class Summation(NamedTuple):
-    """How some events are summed up: by which statement; how many of their copies do not count and how many of those
-    differ, by day; what each day asks of a price book."""
+    """How some events are summed up: by which statement; their copies that do not count, by day; what each day asks
+    of a price book."""
 
     statement: str
     copies: CopiesFound
@@ -72,14 +92,14 @@ class Usage(NamedTuple):
     counted: int
     session: int
     unpriced: int
+    without_tokens: int
 
 
 class DayUsage(NamedTuple):
-    """What a day sums to; how many copies did not count, and how many of them differ; by what it was priced."""
+    """What a day sums to; its copies that do not count; by what it was priced."""
 
     usage: Usage
-    duplicate: int
-    conflicting: int
+    copies: Copies
     pricing: Pricing | None
 
 
@@ -145,7 +165,10 @@ def look_at(run: Run, events: Sequence[Path]) -> Summation:
 def find_copies(run: Run) -> CopiesFound:
     """Find the copies among the named events, for the statements that read them."""
     run.engine.run("copies")
-    return {day: (duplicate, conflicting) for day, duplicate, conflicting in run.engine.query("count_copies")}
+    return {
+        day: Copies(duplicate, conflicting, disagreeing, RequestName(*name) if name else None)
+        for day, duplicate, conflicting, disagreeing, name in run.engine.query("count_copies")
+    }
 
 
 def statement_for(run: Run) -> tuple[str, Mapping[date, Demand]]:
@@ -169,7 +192,7 @@ def finish_days(run: Run, days: Sequence[DayInputs], found: Summation) -> list[D
     used = _written(run, days, _in_units(run, found))
     accepted = {day.day: day.accepted for day in days}
     for day, usage in used.items():
-        duplicate, _ = found.copies.get(day, (0, 0))
+        duplicate = found.copies.get(day, Copies()).duplicate
         check_day(
             day,
             accepted=accepted.get(day, 0),
@@ -181,7 +204,7 @@ def finish_days(run: Run, days: Sequence[DayInputs], found: Summation) -> list[D
     return [
         DayUsage(
             used[day.day],
-            *found.copies.get(day.day, (0, 0)),
+            found.copies.get(day.day, Copies()),
             run.prices.pricing(day.day, found.demands.get(day.day, Demand())),
         )
         for day in days
@@ -190,11 +213,23 @@ def finish_days(run: Run, days: Sequence[DayInputs], found: Summation) -> list[D
 
 def keep_day(run: Run, day: DayInputs, of_day: DayUsage) -> DayEntry:
     """The day's file where it stays."""
-    usage, duplicate, conflicting, pricing = of_day
+    usage, copies, pricing = of_day
     made_from = f"{day.fingerprint}-{pricing.answer}" if pricing else day.fingerprint
     artifact = artifacts.keep(run.store, usage.path, run.layout.daily_of(day.day), made_from)
-    counts = (day.accepted, usage.counted, duplicate, conflicting, usage.session, usage.unpriced)
-    return DayEntry(day.day, day.fingerprint, artifact, run.started, *counts, pricing, run.settings.currency)
+    return DayEntry(
+        day.day,
+        day.fingerprint,
+        artifact,
+        as_of=run.started,
+        accepted=day.accepted,
+        counted=usage.counted,
+        session=usage.session,
+        unpriced=usage.unpriced,
+        without_tokens=usage.without_tokens,
+        **copies._asdict(),
+        pricing=pricing,
+        currency=run.settings.currency,
+    )
 
 
 class _Asked(NamedTuple):
@@ -258,11 +293,11 @@ def _by_day(rows: Iterable[pa.RecordBatch]) -> Iterator[tuple[date, pa.RecordBat
 
 def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> Usage:
     """Write what API keys used as one Parquet file, whose bytes do not depend on how the rows come in parts."""
-    in_events = counted = session = unpriced = 0
+    in_events = counted = session = unpriced = without_tokens = 0
     schema = API_KEY_DAY.arrow_schema
 
     def usage() -> Iterator[pa.Table]:
-        nonlocal in_events, counted, session, unpriced
+        nonlocal in_events, counted, session, unpriced, without_tokens
         for part in parts:
             has_key = pc.is_valid(part.column("api_key_id"))
             used = part.filter(pc.and_(has_key, pc.greater(part.column("requests"), 0)))
@@ -270,13 +305,14 @@ def _write_day(parts: Iterable[pa.RecordBatch], path: Path) -> Usage:
             session += pc.sum(part.filter(pc.invert(has_key)).column("requests")).as_py() or 0
             counted += pc.sum(used.column("requests")).as_py() or 0
             unpriced += pc.sum(used.column("unpriced")).as_py() or 0
+            without_tokens += pc.sum(used.column("without_tokens")).as_py() or 0
             yield pa.Table.from_batches([used.select(schema.names)])
 
     step("write a file in scratch")
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATED) as file:
         for rows in _in_parts(usage(), schema):
             file.write_table(rows.combine_chunks())
-    return Usage(path, in_events, counted, session, unpriced)
+    return Usage(path, in_events, counted, session, unpriced, without_tokens)
 
 
 def _gathered(run: Run, events: Sequence[Path]) -> Sequence[Path]:

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract.tables import EVENT
+from pipeline.lenient_json import as_json
 from pipeline.line import (
     END_INSTANT,
     FIRST_INSTANT,
     MAX_LINE_BYTES,
+    MAX_MAPPED_LINE_BYTES,
     NATIVE_FIELDS,
     Number,
     Reason,
@@ -75,12 +77,14 @@ class _AnyObject(msgspec.Struct):
 _STRICT_JSON = msgspec.json.Decoder(_AnyObject)
 
 
-def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
+def line_batches(plain: Plain, *, is_mapped: bool = False) -> Iterator[pa.RecordBatch]:
     """The lines of a text (schema LINES), numbered from 1, line ends and a byte-order mark cut off.
 
     Blank lines are left out. Lines that are not UTF-8, too long, or no JSON object are rejected; what only one of two
-    parsers takes for JSON is left to the second look.
+    parsers takes for JSON is left to the second look. Of a mapped format a line may be longer, and what is nearly JSON
+    is made into JSON (lenient_json.py).
     """
+    longest = MAX_MAPPED_LINE_BYTES if is_mapped else MAX_LINE_BYTES
     number = 0  # of lines before the rest
     rest = b""
     overlong = False  # inside a line whose beginning was let go
@@ -110,20 +114,20 @@ def line_batches(plain: Plain) -> Iterator[pa.RecordBatch]:
         rest = bytes(memoryview(block)[end:])
         if end:
             del block[end:]
-            number += yield from _batches(block, number)
-        if len(rest) > MAX_LINE_BYTES + 1:  # one more than a line: a carriage return may be its last byte
+            number += yield from _batches(block, number, is_mapped)
+        if len(rest) > longest + 1:  # one more than a line: a carriage return may be its last byte
             overlong, blank, rest = True, not rest.strip(b" \t\r"), b""
     if overlong and not blank:
         yield _rejected(number + 1, Reason.LINE_TOO_LONG)
     elif rest:
-        yield from _batches(rest, number)
+        yield from _batches(rest, number, is_mapped)
 
 
 def _rejected(number: int, reason: Reason) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"line": number, "reason": reason.value}], schema=LINES)
 
 
-def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
+def _batches(block: Block, before: int, is_mapped: bool) -> Generator[pa.RecordBatch, None, int]:
     """The lines of `block` but the blank ones; how many there are with them. It ends with a line; `before` lines came
     before it."""
     if not block.strip(b" \t\n"):
@@ -134,7 +138,7 @@ def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
     bounds = np.append(0, ends)
-    lines = _lines(block, bounds, before)
+    lines = _lines(block, bounds, before, is_mapped)
     perhaps_blank = np.flatnonzero(_WHITE[data[bounds[:-1]]]).tolist()
     blank = [line for line in perhaps_blank if is_blank(without_line_end(_line(block, bounds, line)))]
     if blank:
@@ -146,20 +150,34 @@ def _batches(block: Block, before: int) -> Generator[pa.RecordBatch, None, int]:
     return len(ends)
 
 
-def _lines(block: Block, bounds: Numbers, before: int) -> pa.RecordBatch:
+def _lines(block: Block, bounds: Numbers, before: int, is_mapped: bool) -> pa.RecordBatch:
     """The lines of `block`, between its `bounds`: as they are where they are sound, which is nearly always."""
     count = len(bounds) - 1
     sound = np.ones(count, np.bool_)
     reasons = np.full(count, None)
-    for line in _suspects(memoryview(block), bounds, 0, count):
-        sound[line], reasons[line] = _judge(_line(block, bounds, line))
-    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's. What is rejected
-    # has no text: the bytes may be no UTF-8.
-    has_text = None if sound.all() else pa.array(reasons == None).buffers()[1]  # noqa: E711
+    repaired: dict[int, str] = {}
+    longest = MAX_MAPPED_LINE_BYTES if is_mapped else MAX_LINE_BYTES
+    for line in _suspects(memoryview(block), bounds, 0, count, longest):
+        if is_mapped:
+            sound[line], reasons[line], text = _judge_mapped(_line(block, bounds, line))
+            if text is not None:
+                repaired[line] = text
+        else:
+            sound[line], reasons[line] = _judge(_line(block, bounds, line))
+    # Every text keeps its line end: white space to JSON, so the block's own bytes serve as Arrow's. What is rejected or
+    # repaired has none of them: the bytes may be no UTF-8.
+    is_whole = reasons == None  # noqa: E711
+    is_whole[list(repaired)] = False
+    has_text = None if is_whole.all() else pa.array(is_whole).buffers()[1]
+    texts = pa.StringArray.from_buffers(count, pa.py_buffer(bounds.astype(np.int32)), pa.py_buffer(block), has_text)
+    if repaired:
+        is_repaired = np.zeros(count, np.bool_)
+        is_repaired[list(repaired)] = True
+        texts = pc.replace_with_mask(texts, pa.array(is_repaired), pa.array(repaired.values(), pa.string()))
     return pa.RecordBatch.from_arrays(
         [
             pa.array(np.arange(before + 1, before + count + 1)),
-            pa.StringArray.from_buffers(count, pa.py_buffer(bounds.astype(np.int32)), pa.py_buffer(block), has_text),
+            texts,
             pa.array(sound),
             pa.array(np.full(count, _is_plain(block))),
             pa.array(reasons, pa.string()),
@@ -168,7 +186,7 @@ def _lines(block: Block, bounds: Numbers, before: int) -> pa.RecordBatch:
     )
 
 
-def _suspects(block: memoryview, bounds: Numbers, start: int, end: int) -> Iterator[int]:
+def _suspects(block: memoryview, bounds: Numbers, start: int, end: int, longest_line: int) -> Iterator[int]:
     """Those of the lines from `start` to before `end` that are to be judged one by one, and a few of their neighbours.
 
     They are found by halves, from a thousand lines at once: then a bad line costs as much as some hundred good ones.
@@ -176,14 +194,14 @@ def _suspects(block: memoryview, bounds: Numbers, start: int, end: int) -> Itera
     if end - start <= _LOOKED_AT_ONCE:
         lines = block[bounds[start] : bounds[end]]
         longest = int(np.diff(bounds[start : end + 1]).max())
-        if longest <= MAX_LINE_BYTES and is_utf8(lines) and _is_strict_json(lines):
+        if longest <= longest_line and is_utf8(lines) and _is_strict_json(lines):
             return
     if end - start <= _JUDGED_AT_ONCE:
         yield from range(start, end)
     else:
         half = (start + end) // 2
-        yield from _suspects(block, bounds, start, half)
-        yield from _suspects(block, bounds, half, end)
+        yield from _suspects(block, bounds, start, half, longest_line)
+        yield from _suspects(block, bounds, half, end, longest_line)
 
 
 def _line(block: Block, bounds: Numbers, line: int) -> bytes:
@@ -201,6 +219,17 @@ def _judge(line: bytes) -> tuple[bool, str | None]:
         return True, None
     record = parse(bare.decode())
     return False, record if isinstance(record, Reason) else None
+
+
+def _judge_mapped(line: bytes) -> tuple[bool, str | None, str | None]:
+    """As `_judge` for a line of a mapped format; and the text that stands for it, where its own will not do."""
+    bare = without_line_end(line)
+    if len(bare) > MAX_MAPPED_LINE_BYTES:
+        return False, Reason.LINE_TOO_LONG, None
+    if is_utf8(bare) and _is_strict_json(bare):
+        return True, None, None
+    text = as_json(bare)
+    return (False, text, None) if isinstance(text, Reason) else (True, None, text)
 
 
 def without_line_end(line: bytes) -> bytes:

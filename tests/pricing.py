@@ -20,14 +20,15 @@ from tests.conftest import Place, Record, request
 
 HEADER = (
     "model,valid_from,input_per_million,output_per_million,cached_input_per_million,per_request,"
-    "tokens_per_neuron,tokens_per_synapse,currency"
+    "tokens_per_neuron,tokens_per_synapse,cache_write_per_million,currency"
 )
 
 
 def priced(number: int, model: str | None = "gpt", at: str = "2025-11-10T12:00:00Z", **fields: Any) -> Record:
-    """A request that says its tokens alone. Of an own cost: cost and currency; cached: cached input tokens."""
+    """A request that says its tokens alone. Of an own cost: cost and currency; cached, written: tokens read from
+    and written into a cache; tokens=None: it has no token counts."""
     without = [name for name in ("cost", "synapses", "neurons") if name not in fields]
-    without += [f"{name}={fields.pop(name)}" for name in ("currency", "cached") if name in fields]
+    without += [f"{name}={fields.pop(name)}" for name in ("currency", "cached", "written", "tokens") if name in fields]
     return request(number, model=model, timestamp=at, endpoint=" ".join(without), **{"cost": "0", **fields})
 
 
@@ -35,8 +36,10 @@ def as_mapped(event: Record) -> Record:
     """The event, without what its endpoint says that its format leaves out, and with what only other formats have."""
     for word in (event["endpoint"] or "").split():
         name, _, value = word.partition("=")
-        if name == "cached":
-            event["cached_input_tokens"] = int(value)
+        if name in ("cached", "written"):
+            event["cached_input_tokens" if name == "cached" else "cache_write_tokens"] = int(value)
+        elif name == "tokens":
+            event["input_tokens"] = event["output_tokens"] = None
         else:
             event[name] = value or None
     return event
@@ -85,9 +88,9 @@ class PricedPlace(Place):
 
 
 def book_of(*rows: str) -> str:
-    """A price book: rows of four to eight fields and the currency."""
+    """A price book: rows of four to nine fields and the currency."""
     filled = []
     for row in rows:
         *fields, currency = row.split(",")
-        filled.append(",".join([*fields, *[""] * (8 - len(fields)), currency]))
+        filled.append(",".join([*fields, *[""] * (9 - len(fields)), currency]))
     return "\n".join((HEADER, *filled)) + "\n"

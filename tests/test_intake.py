@@ -162,6 +162,7 @@ values_of: dict[str, st.SearchStrategy[str]] = {
     "status": st.one_of(st.integers(90, 610).map(str), numbers),
     "input_tokens": st.one_of(digits, numbers),
     "output_tokens": st.one_of(digits, numbers),
+    **{name: st.one_of(digits, numbers, st.integers(0, 9).map(str)) for name in NATIVE_FIELDS[-3:]},
 }
 PLAIN = {name: json.dumps(value) for name, value in request(model="m", status=200, input_tokens=7).items()}
 
@@ -209,9 +210,9 @@ def taken(run: Run, place: Place, file: str, content: bytes) -> TakeIn:
 
 
 def kept_values(place: Place, taken_in: TakeIn) -> list[tuple[str, ...]]:
-    """The values of every event that a take-in kept."""
+    """The values of every event that a take-in kept, without the number of its line."""
     return [
-        _values(row.values())
+        _values(list(row.values())[:-1])
         for event in taken_in.events
         for row in pq.read_table(event.path_in(place.layout), partitioning=None).to_pylist()
     ]

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.line import MAX_LINE_BYTES, NATIVE_FIELDS, Reason, Rejected, read_line
+from pipeline.contract.tables import EVENT
+from pipeline.format import Terms
+from pipeline.line import MAX_LINE_BYTES, NATIVE_FIELDS, Number, Reason, Rejected, read_line, read_record
 from tests.conftest import request
 
 LATEST = datetime(2025, 11, 15, 10, 35, tzinfo=UTC)
@@ -30,6 +32,9 @@ BROKEN: dict[str, tuple[Any, Reason]] = {
     "status": (99, Reason.AMOUNT_OUT_OF_RANGE),
     "input_tokens": (2**63, Reason.AMOUNT_OUT_OF_RANGE),
     "output_tokens": (1.5, Reason.BAD_TYPE),
+    "cached_input_tokens": (-1, Reason.AMOUNT_OUT_OF_RANGE),
+    "cache_write_tokens": ("1", Reason.BAD_TYPE),
+    "reasoning_tokens": (1, Reason.BAD_TYPE),
 }
 
 
@@ -56,13 +61,13 @@ def test_a_whole_request_keeps_every_value() -> None:
     )
     moment = datetime(2025, 11, 10, 12, 0, 0, 123456, tzinfo=UTC)
     amounts = (Decimal("0.25"), Decimal("1.5"), Decimal(2))
-    assert read(record) == ("req_1", moment, "org_a", "key_1", *amounts, "m", "/v1", 200, 3, 4, None, None)
+    assert read(record) == ("req_1", moment, "org_a", "key_1", *amounts, "m", "/v1", 200, 3, 4, *[None] * 7)
 
 
 def test_what_is_left_out_has_its_default() -> None:
     absent = read(request())
-    assert absent[5:] == (Decimal(0), Decimal(0), None, None, None, 0, 0, None, None)
-    assert read(request(cached_input_tokens="any", currency=7)) == absent, "the native format has no such fields"
+    assert absent[5:] == (Decimal(0), Decimal(0), None, None, None, 0, 0, *[None] * 7)
+    assert read(request(currency="any", provider=7)) == absent, "the native format has no such fields"
     assert read(request(**dict.fromkeys(FIELDS[5:]))) == absent
 
 
@@ -99,6 +104,56 @@ def test_a_line_from_the_future_says_when_it_heals() -> None:
     assert isinstance(read(request(timestamp="2025-11-15T10:35:00Z")), tuple)
     waiting = read(request(timestamp="2025-11-15T10:35:00.000001Z"))
     assert waiting == Rejected(Reason.FUTURE_TIMESTAMP, datetime(2025, 11, 15, 10, 30, 0, 1, tzinfo=UTC), "timestamp")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "field"),
+    [
+        ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4}, None),
+        ({"input_tokens": 10, "cached_input_tokens": None, "cache_write_tokens": 10}, None),
+        ({"input_tokens": 10, "cached_input_tokens": 11, "cache_write_tokens": "x"}, "cached_input_tokens"),
+        ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 5}, "cache_write_tokens"),
+        ({"cached_input_tokens": 1}, "cached_input_tokens"),
+        ({"output_tokens": 7, "reasoning_tokens": 7}, None),
+        ({"output_tokens": 7, "reasoning_tokens": 8}, "reasoning_tokens"),
+    ],
+)
+def test_no_more_tokens_of_a_kind_than_there_are(tokens: dict[str, Any], field: str | None) -> None:
+    """Cached and written tokens are part of the input tokens, reasoning tokens are part of the output tokens."""
+    verdict = read(request(**tokens))
+    assert verdict == Rejected(Reason.BAD_TYPE, field=field) if field else isinstance(verdict, tuple)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ((3, 5758, 6174), (11_935, 5758, 6174)),
+        ((3, None, 6174), (6177, None, 6174)),
+        ((None, 7, None), (7, 7, None)),
+        ((3, None, None), (3, None, None)),
+        ((None, None, None), (None, None, None)),
+    ],
+)
+def test_tokens_beside_the_input_are_added_to_it(given: Any, kept: Any) -> None:
+    names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
+    record = request(**{name: None if n is None else Number(str(n)) for name, n in zip(names, given, strict=True)})
+    verdict = read_record(record, LATEST, Terms(cached_beside_input=True))
+    assert isinstance(verdict, tuple), verdict
+    assert tuple(verdict[EVENT.arrow_schema.names.index(name)] for name in names) == kept
+
+
+def test_tokens_beside_the_input_are_no_more_than_a_number_holds() -> None:
+    record = request(input_tokens=Number(str(2**63 - 1)), cached_input_tokens=Number("1"))
+    verdict = read_record(record, LATEST, Terms(cached_beside_input=True))
+    assert verdict == Rejected(Reason.AMOUNT_OUT_OF_RANGE, field="cache_write_tokens")
+
+
+def test_a_record_in_which_nothing_is_found_is_not_of_its_format() -> None:
+    nothing = {"request_id": None, "timestamp": None, "organization_id": None, "cost": "1", "api_key_id": "key_1"}
+    assert read_record(nothing, LATEST, Terms()) == Rejected(Reason.NOT_THIS_FORMAT)
+    assert read_record(nothing, LATEST) == Rejected(Reason.MISSING_FIELD, field="request_id"), "the native one is known"
+    for name in ("request_id", "timestamp", "organization_id"):
+        assert read_record({**nothing, name: request()[name]}, LATEST, Terms()) != Rejected(Reason.NOT_THIS_FORMAT)
 
 
 def test_an_amount_of_a_million_digits_is_judged_at_once() -> None:

@@ -153,6 +153,45 @@ def test_more_cached_tokens_than_input_are_no_more_than_it_in_a_copy_either(shop
     assert shop.costs() == {("gpt", "2025-11-10"): (2, f"{Decimal(price) + Decimal('0.5'):f}", 0)}
 
 
+@pytest.mark.parametrize("price", ["3", "3.0000001"], ids=["summed", "rounded"])
+def test_tokens_written_into_a_cache_have_a_price_of_their_own(shop: PricedPlace, price: str) -> None:
+    """3 uncached, 5,758 read and 6,174 written of 11,935 input tokens, and 40 output tokens."""
+    shop.write_book(f"claude,2025-01-01,{price},15,0.3,,,,3.75,CHF", f"llama,2025-01-01,{price},15,0.3,CHF")
+    call = {"input_tokens": 11_935, "output_tokens": 40, "cached": 5_758, "written": 6_174}
+    shop.write_raw("a.jsonl", priced(1, "claude", **call), priced(2, "llama", **call))
+    assert not shop.roll_up().has_findings
+    more = (Decimal(price) - 3) / 10**6
+    exact = {"claude": Decimal("0.0254889") + more * 3, "llama": Decimal("0.0208584") + more * 6_177}
+    assert shop.costs() == {
+        (model, "2025-11-10"): (1, f"{round(cost, 12).normalize():f}", 0) for model, cost in exact.items()
+    }, "without a price of their own they cost what other input costs"
+
+
+@pytest.mark.parametrize("price", ["1", "1.0000001"], ids=["summed", "rounded"])
+def test_a_request_without_token_counts_has_no_known_cost(shop: PricedPlace, price: str) -> None:
+    shop.write_book(f"*,2025-01-01,{price},1,,0.25,CHF")
+    shop.write_raw("a.jsonl", priced(1, tokens=None), priced(2, tokens=None, status=200), priced(3))
+    shop.write_raw("b.jsonl", priced(4, tokens=None, status=500), priced(5, None, tokens=None))
+    report = shop.roll_up()
+    assert shop.costs()["gpt", "2025-11-10"] == (4, "0.25", 2), (
+        "zero tokens are known, and a failed request costs nothing"
+    )
+    (unnamed,) = shop.published("api_key_day").query("model.isna()").itertuples()
+    assert (unnamed.requests, unnamed.cost, unnamed.unpriced) == (1, Decimal("0.25"), 0), "it called no model"
+    (day,) = report.unpriced
+    assert (day.requests, day.missing) == (2, ["token counts: 2 requests have none"])
+    assert shop.ledger().days[DAY].without_tokens == 2
+
+
+@pytest.mark.parametrize("price", ["1", "1.0000001"], ids=["summed", "rounded"])
+def test_the_price_of_a_request_is_for_those_that_did_not_fail(shop: PricedPlace, price: str) -> None:
+    shop.write_book(f"gpt,2025-01-01,{price},1,,0.25,CHF")
+    calls = [priced(n, status=status, output_tokens=1_000_000) for n, status in enumerate((200, 399, 400, 429, None))]
+    shop.write_raw("a.jsonl", *calls, calls[2])
+    shop.roll_up()
+    assert shop.costs()["gpt", "2025-11-10"] == (5, "5.75", 0)
+
+
 def test_what_is_missing_later_on_a_day_is_told_too(shop: PricedPlace) -> None:
     shop.write_book("gpt,2025-01-01,1,1,CHF", "gpt,2025-11-10T12:00:00Z,1,1,USD")
     shop.write_raw("a.jsonl", priced(1, at="2025-11-10T11:00:00Z"), priced(2, at="2025-11-10T12:00:00Z"))
@@ -326,9 +365,9 @@ DAY = date(2025, 11, 10)
 )
 def test_64_bits_are_taken_where_they_hold_every_number(dividend: int, divisor: int, fits: bool) -> None:
     start = datetime(2025, 11, 10, tzinfo=UTC)
-    small = Tariff(DAY, "llama", start, start + timedelta(days=1), 0, 0, 0, 0, 1)
-    for price in ({"input": dividend}, {"cached_input": dividend}, {"output": dividend}, {"request": dividend}):
-        tariff = small._replace(divisor=divisor, **price)
+    small = Tariff(DAY, "llama", start, start + timedelta(days=1), 0, 0, 0, 0, 0, 1)
+    for price in ("input", "cached_input", "cache_write", "output", "request"):
+        tariff = small._replace(divisor=divisor, **{price: dividend})
         assert Answer((small, tariff)).fits_64_bits(Largest(1, 1, 0)) == fits
         assert Answer((small, tariff)).fits_64_bits(Largest(0, 0, 0)) == fits, "the price itself is a number too"
     exchange = Exchange(DAY, "USD", dividend, divisor)

@@ -62,6 +62,7 @@ rows = st.tuples(
     st.one_of(st.just(""), amounts),
     factors,
     factors,
+    st.one_of(st.just(""), amounts),
     st.sampled_from(CURRENCIES),
 )
 books = st.lists(rows, max_size=8, unique_by=lambda row: row[:2])
@@ -80,6 +81,9 @@ requests = st.lists(
             "input_tokens": tokens,
             "output_tokens": tokens,
             "cached_input_tokens": st.one_of(st.none(), tokens),
+            "cache_write_tokens": st.one_of(st.none(), tokens),
+            "has_tokens": st.sampled_from([True, True, True, False]),
+            "status": st.sampled_from([None, 200, 399, 400, 500]),
             "copies": st.sampled_from([1, 1, 2]),
         }
     ),
@@ -118,11 +122,16 @@ def recount(book: list[Any], rates: dict[Any, str], events: list[Record]) -> dic
         if cost is None:
             cost = None
             if price := in_force(book, event["model"], event["timestamp"]):
-                currency = price[8]
-                cached = min(event["cached_input_tokens"] or 0, event["input_tokens"])
-                cost = Fraction(price[2]) * (event["input_tokens"] - cached) / 10**6
+                currency = price[9]
+                cached, written = event["cached_input_tokens"] or 0, event["cache_write_tokens"] or 0
+                cost = Fraction(price[2]) * ((event["input_tokens"] or 0) - cached - written) / 10**6
                 cost += Fraction(price[4] or price[2]) * cached / 10**6
-                cost += Fraction(price[3]) * event["output_tokens"] / 10**6 + Fraction(price[5] or 0)
+                cost += Fraction(price[8] or price[2]) * written / 10**6
+                cost += Fraction(price[3]) * (event["output_tokens"] or 0) / 10**6
+                has_failed = event["status"] is not None and event["status"] >= 400
+                cost += 0 if has_failed else Fraction(price[5] or 0)
+                if event["input_tokens"] is None and event["model"] is not None and not has_failed:
+                    cost = None
         rate = Fraction(1) if currency == "CHF" else Fraction(rates.get((day, currency), 0))
         if cost is not None and rate:
             cost = half_even(Fraction(cost) * rate, 12)
@@ -131,12 +140,12 @@ def recount(book: list[Any], rates: dict[Any, str], events: list[Record]) -> dic
         row[0], row[1] = row[0] + 1, row[1] + Fraction(cost)
         row[2] += Fraction(event["synapses"] or 0)
         row[3] += Fraction(event["neurons"] or 0)
-        row[5] += event["output_tokens"] if event["synapses"] is None else 0
-        row[6] += event["input_tokens"] if event["neurons"] is None else 0
+        row[5] += event["output_tokens"] or 0 if event["synapses"] is None else 0
+        row[6] += event["input_tokens"] or 0 if event["neurons"] is None else 0
     for (day, _, model), row in sums.items():
         start = datetime.combine(day, datetime.min.time(), UTC)
         moments = sorted({start, *(r[1] for r in book if start < r[1] < start + timedelta(days=1))})
-        price = next((p for moment in moments if (p := in_force(book, model, moment))), ("",) * 9)
+        price = next((p for moment in moments if (p := in_force(book, model, moment))), ("",) * 10)
         row[2] += half_even(row[5] / Fraction(price[7] or 10), 6)
         row[3] += half_even(row[6] / Fraction(price[6] or 10), 6)
     return {key: row[:5] for key, row in sums.items()}
@@ -151,6 +160,7 @@ plain_books = st.lists(
         st.one_of(st.just(""), plain_amounts),
         factors,
         factors,
+        st.one_of(st.just(""), plain_amounts),
         st.just("CHF"),
     ),
     max_size=8,
@@ -159,7 +169,7 @@ plain_books = st.lists(
 
 
 def in_francs(drawn: list[Record]) -> list[Record]:
-    small = ("input_tokens", "output_tokens", "cached_input_tokens")
+    small = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens")
     return [{**one, "currency": None, **{name: one[name] and one[name] % 10_000 for name in small}} for one in drawn]
 
 
@@ -233,6 +243,14 @@ MEASURES = ("requests", "cost", "synapses", "neurons", "unpriced")
 def event_of(number: int, drawn: Record) -> Record:
     event = {**dict.fromkeys(EVENT.arrow_schema.names), **drawn, "request_id": f"req_{number}"}
     event.update((name, Decimal(event[name])) for name in ("cost", "synapses", "neurons") if event[name])
+    of_cache = ("cached_input_tokens", "cache_write_tokens")
+    if not event.pop("has_tokens"):
+        event.update(dict.fromkeys(("input_tokens", "output_tokens", *of_cache)))
+    else:  # they are parts of the input
+        left = event["input_tokens"]
+        for name in of_cache:
+            event[name] = event[name] and min(event[name], left)
+            left -= event[name] or 0
     return {**event, "organization_id": "org_a", "currency": event["currency"] if event["cost"] is not None else None}
 
 

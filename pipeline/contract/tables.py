@@ -97,16 +97,53 @@ EVENT = Table(
         Column("model", pa.string(), "the model asked for", nullable=True),
         Column("endpoint", pa.string(), "the path called", nullable=True),
         Column("status", pa.int16(), "HTTP status of the answer", nullable=True),
-        Column("input_tokens", pa.int64(), "tokens sent to the model", "tokens"),
-        Column("output_tokens", pa.int64(), "tokens the model answered with", "tokens"),
+        Column(
+            "input_tokens",
+            pa.int64(),
+            "tokens sent to the model; null where a mapped record has none",
+            "tokens",
+            nullable=True,
+        ),
+        Column(
+            "output_tokens",
+            pa.int64(),
+            "tokens the model answered with; null where a mapped record has none",
+            "tokens",
+            nullable=True,
+        ),
         Column(
             "cached_input_tokens",
             pa.int64(),
-            "those of the input tokens that the model had cached; null where the log does not say",
+            "those of the input tokens that were read from a cache; null where the log does not say",
+            "tokens",
+            nullable=True,
+        ),
+        Column(
+            "cache_write_tokens",
+            pa.int64(),
+            "those of the input tokens that were written into a cache; null where the log does not say",
+            "tokens",
+            nullable=True,
+        ),
+        Column(
+            "reasoning_tokens",
+            pa.int64(),
+            "those of the output tokens that the model used for reasoning; null where the log does not say",
             "tokens",
             nullable=True,
         ),
         Column("currency", pa.string(), "currency of the cost; null: the deployment's own", nullable=True),
+        Column("deployed_model", pa.string(), "the model that answered, where the log names it", nullable=True),
+        Column("provider", pa.string(), "the company or server that ran the model", nullable=True),
+        Column(
+            "most_complete",
+            pa.bool_(),
+            "whether the most complete of several copies counts, and not the earliest; null: the earliest",
+            nullable=True,
+        ),
+        Column(
+            "line", pa.int64(), "line number in the raw file, from 1; null in files of older releases", nullable=True
+        ),
     ),
 )
 
@@ -160,6 +197,28 @@ DAY_LEDGER = Table(
         Column("session", pa.int64(), "interactive requests, each once: kept, not counted as usage", "requests", "sum"),
         Column("unpriced", pa.int64(), "counted requests of which no cost is known", "requests", "sum", absent=0),
         Column(
+            "without_tokens",
+            pa.int64(),
+            "those of the unpriced requests whose log carries no token count",
+            "requests",
+            "sum",
+            absent=0,
+        ),
+        Column(
+            "disagreeing",
+            pa.int64(),
+            "copies that differ from the one that counts in a billed value: key, cost, units, tokens or model",
+            "lines",
+            "sum",
+            absent=0,
+        ),
+        Column(
+            "disagreement",
+            pa.struct([pa.field("organization_id", pa.string()), pa.field("request_id", pa.string())]),
+            "one request of which copies disagree in a billed value",
+            nullable=True,
+        ),
+        Column(
             "pricing",
             pa.struct(
                 [
@@ -201,9 +260,21 @@ FILE_LEDGER = Table(
         Column("content", pa.string(), "SHA-256 of the file's bytes"),
         Column("take_in", pa.string(), "name of what this content was made into"),
         Column("taken_at", INSTANT, "start of the run that took it in: later lines were from the future"),
-        Column("lines", pa.int64(), "lines in this content, blank ones left out", "lines"),
+        Column("lines", pa.int64(), "lines in this content, blank ones left out; a span is a line", "lines"),
         Column("accepted", pa.int64(), "those that are requests; counted only where same_as is null", "lines"),
         Column("quarantined", pa.int64(), "those that are not", "lines"),
+        Column("skipped", pa.int64(), "those that the format leaves out", "lines", absent=0),
+        Column(
+            "tally",
+            pa.list_(
+                pa.struct(
+                    [pa.field("kind", pa.string()), pa.field("reason", pa.string()), pa.field("lines", pa.int64())]
+                )
+            ),
+            "for each reason: how many lines were quarantined or skipped; how many spans were merged into the call that"
+            " they tell of; and of how many nobody can decide whether they are calls of their own",
+            nullable=True,
+        ),
         Column("same_as", pa.string(), "another file with this very content, which counts it", nullable=True),
         Column("heals_at", INSTANT, "when its earliest line from the future may be taken in", nullable=True),
         Column("rejected", pa.string(), "its quarantined lines' file below rejected/", nullable=True),

@@ -1,4 +1,4 @@
--- The native format, as lines of JSON: its twelve fields as JSON values, null where the line has no such field.
+-- The native format, as lines of JSON: its fifteen fields as JSON values, null where the line has no such field.
 -- Inputs: lines (line, text, sound, plain, reason).
 -- One parse for all fields; of a repeated name the first counts. A text that is no JSON yields nulls.
 with parsed as (
@@ -19,7 +19,10 @@ with parsed as (
             '$.endpoint',
             '$.status',
             '$.input_tokens',
-            '$.output_tokens'
+            '$.output_tokens',
+            '$.cached_input_tokens',
+            '$.cache_write_tokens',
+            '$.reasoning_tokens'
         ])) as field
     from lines
 )
@@ -41,8 +44,15 @@ select
     cast(field[10] as varchar) as status,
     cast(field[11] as varchar) as input_tokens,
     cast(field[12] as varchar) as output_tokens,
-    cast(null as varchar) as cached_input_tokens,
+    cast(field[13] as varchar) as cached_input_tokens,
+    cast(field[14] as varchar) as cache_write_tokens,
+    cast(field[15] as varchar) as reasoning_tokens,
+    cast(null as varchar) as deployed_model,
+    cast(null as varchar) as provider,
+    cast(0 as bigint) as tokens_when_missing,
     cast(null as varchar) as currency,
     false as book_prices,
-    false as tokens_as_units
+    false as tokens_as_units,
+    false as cached_beside_input,
+    cast(null as boolean) as most_complete
 from parsed

@@ -1,4 +1,4 @@
--- The native format, as rows of Parquet: its twelve columns as JSON values.
+-- The native format, as rows of Parquet: its fifteen columns as JSON values.
 -- Inputs: lines (line, reason, and the columns as strings, integers, doubles or booleans).
 -- A column that may be null is there: only JSON can leave a field out.
 select
@@ -18,8 +18,15 @@ select
     cast(to_json(status) as varchar) as status,
     cast(to_json(input_tokens) as varchar) as input_tokens,
     cast(to_json(output_tokens) as varchar) as output_tokens,
-    cast(null as varchar) as cached_input_tokens,
+    cast(to_json(cached_input_tokens) as varchar) as cached_input_tokens,
+    cast(to_json(cache_write_tokens) as varchar) as cache_write_tokens,
+    cast(to_json(reasoning_tokens) as varchar) as reasoning_tokens,
+    cast(null as varchar) as deployed_model,
+    cast(null as varchar) as provider,
+    cast(0 as bigint) as tokens_when_missing,
     cast(null as varchar) as currency,
     false as book_prices,
-    false as tokens_as_units
+    false as tokens_as_units,
+    false as cached_beside_input,
+    cast(null as boolean) as most_complete
 from lines

@@ -1,6 +1,7 @@
 -- The bulk read: types the values of each line, and says which lines are requests as far as these values go. Texts of which the same
 -- ones come again and again (organization, key, model, endpoint) are left as they are, to be judged once each (pipeline/bulk.py).
--- Inputs: candidates (the format's fields as JSON values; and what its header says: currency, book_prices, tokens_as_units). Whether an instant is one that a request may have is seen there, too.
+-- Inputs: candidates (the format's fields as JSON values; what its header says: currency, book_prices, tokens_as_units,
+-- cached_beside_input, most_complete; and tokens_when_missing: the number that stands for a token count that is not there). Whether an instant is one that a request may have is seen there, too.
 -- Every test is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
 -- '24:00' or a thirteenth decimal. What a test does not take for certain is left to the second look.
 -- An instant of one of the usual lengths has every part in full: none of them may be longer than in its pattern.
@@ -21,7 +22,9 @@ with typed as (
         try_cast(status as smallint) as status_number,
         try_cast(input_tokens as bigint) as input_tokens_number,
         try_cast(output_tokens as bigint) as output_tokens_number,
-        try_cast(cached_input_tokens as bigint) as cached_input_tokens_number
+        try_cast(cached_input_tokens as bigint) as cached_input_tokens_number,
+        try_cast(cache_write_tokens as bigint) as cache_write_tokens_number,
+        try_cast(reasoning_tokens as bigint) as reasoning_tokens_number
     from candidates
 ),
 
@@ -78,10 +81,23 @@ select
     model,
     endpoint,
     status_number as status,
-    coalesce(input_tokens_number, 0) as input_tokens,
-    coalesce(output_tokens_number, 0) as output_tokens,
+    case
+        when cached_beside_input and coalesce(cached_input_tokens_number, cache_write_tokens_number) is not null
+            then try(
+                coalesce(input_tokens_number, 0)
+                + coalesce(cached_input_tokens_number, 0)
+                + coalesce(cache_write_tokens_number, 0)
+            )
+        else coalesce(input_tokens_number, tokens_when_missing)
+    end as input_tokens,
+    coalesce(output_tokens_number, tokens_when_missing) as output_tokens,
     cached_input_tokens_number as cached_input_tokens,
+    cache_write_tokens_number as cache_write_tokens,
+    reasoning_tokens_number as reasoning_tokens,
     case when exact_cost is not null then currency end as currency,
+    deployed_model,
+    provider,
+    most_complete,
     coalesce(
         sound
         and reason is null
@@ -115,6 +131,30 @@ select
         and case
             when cached_input_tokens_number is null then cached_input_tokens is null or cached_input_tokens = 'null'
             else cached_input_tokens_number >= 0 and cast(cached_input_tokens_number as varchar) = cached_input_tokens
+        end
+        and case
+            when cache_write_tokens_number is null then cache_write_tokens is null or cache_write_tokens = 'null'
+            else cache_write_tokens_number >= 0 and cast(cache_write_tokens_number as varchar) = cache_write_tokens
+        end
+        and case
+            when reasoning_tokens_number is null then reasoning_tokens is null or reasoning_tokens = 'null'
+            else reasoning_tokens_number >= 0
+                and cast(reasoning_tokens_number as varchar) = reasoning_tokens
+                and reasoning_tokens_number <= coalesce(output_tokens_number, 0)
+        end
+        -- Divided by four, the three of them fit into 64 bits: what is near the largest number is left to the slow path.
+        and case
+            when coalesce(cached_input_tokens_number, cache_write_tokens_number) is null then true
+            when cached_beside_input
+                then
+                    coalesce(input_tokens_number, 0) // 4
+                    + coalesce(cached_input_tokens_number, 0) // 4
+                    + coalesce(cache_write_tokens_number, 0) // 4
+                    < 2305843009213693000
+            else
+                coalesce(cached_input_tokens_number, 0) <= coalesce(input_tokens_number, 0)
+                and coalesce(cache_write_tokens_number, 0)
+                <= coalesce(input_tokens_number, 0) - coalesce(cached_input_tokens_number, 0)
         end,
         false
     ) as certain

@@ -19,6 +19,8 @@ select
             input_tokens,
             output_tokens,
             cached_input_tokens,
+            cache_write_tokens,
+            reasoning_tokens,
             currency
         )
     ) as fingerprint

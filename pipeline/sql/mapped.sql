@@ -28,7 +28,20 @@ select
         when regexp_full_match(cached_input_tokens, '-?[0-9]+') then cached_input_tokens
         else cast(to_json(cached_input_tokens) as varchar)
     end as cached_input_tokens,
+    case
+        when regexp_full_match(cache_write_tokens, '-?[0-9]+') then cache_write_tokens
+        else cast(to_json(cache_write_tokens) as varchar)
+    end as cache_write_tokens,
+    case
+        when regexp_full_match(reasoning_tokens, '-?[0-9]+') then reasoning_tokens
+        else cast(to_json(reasoning_tokens) as varchar)
+    end as reasoning_tokens,
+    cast(to_json(deployed_model) as varchar) as deployed_model,
+    cast(to_json(provider) as varchar) as provider,
+    cast(null as bigint) as tokens_when_missing,
     currency,
     book_prices,
-    tokens_as_units
+    tokens_as_units,
+    cached_beside_input,
+    most_complete
 from lines

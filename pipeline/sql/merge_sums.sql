@@ -17,6 +17,7 @@ select
     cast(case when api_key_id is null then 0 else sum(neuron_tokens) end as decimal(38, 0)) as neuron_tokens,
     cast(case when api_key_id is null then 0 else sum(synapse_tokens) end as decimal(38, 0)) as synapse_tokens,
     cast(sum(unpriced) as bigint) as unpriced,
+    cast(sum(without_tokens) as bigint) as without_tokens,
     cast(sum(lines) as bigint) as lines
 from some_sums
 group by

@@ -47,11 +47,12 @@ select
     cast(sum(cost) as decimal(38, 12)) as cost,
     cast(sum(synapses) as decimal(38, 6)) as synapses,
     cast(sum(neurons) as decimal(38, 6)) as neurons,
-    cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
-    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(coalesce(sum(input_tokens), 0) as decimal(38, 0)) as input_tokens,
+    cast(coalesce(sum(output_tokens), 0) as decimal(38, 0)) as output_tokens,
     cast(0 as decimal(38, 0)) as neuron_tokens,
     cast(0 as decimal(38, 0)) as synapse_tokens,
     cast(0 as bigint) as unpriced,
+    cast(0 as bigint) as without_tokens,
     cast(sum(lines) as bigint) as lines
 from line
 group by

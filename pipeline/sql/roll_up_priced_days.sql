@@ -1,6 +1,8 @@
 -- Grain: day, organization, API key, model. As roll_up_days, where some lines do not say what they cost or used, no price
 -- changes within a day, and every one is a whole number of 10^-12 for a token: then the cost of all tokens of a row is the
 -- sum of its requests' costs to the last digit, and nothing is looked up line by line. Else see roll_up_rounded_days.
+-- A request of a model that did not fail and carries no token count has no known cost (without_tokens), whatever the book
+-- says. The price of a request is for those that did not fail. Events of older releases may have more cached than input tokens.
 -- Inputs: events, copies; tariff (what the book says to the days' demand).
 with line as (
     select
@@ -15,8 +17,10 @@ with line as (
         neurons,
         status,
         input_tokens,
-        least(coalesce(cached_input_tokens, 0), input_tokens) as cached_input_tokens,
-        output_tokens
+        least(coalesce(cached_input_tokens, 0), coalesce(input_tokens, 0)) as cached,
+        coalesce(cache_write_tokens, 0) as written,
+        output_tokens,
+        coalesce(input_tokens, output_tokens, cached_input_tokens, cache_write_tokens, reasoning_tokens) is null as is_tokenless
     from events
 
     union all
@@ -33,8 +37,10 @@ with line as (
         -neurons,
         status,
         -input_tokens,
-        -least(coalesce(cached_input_tokens, 0), input_tokens),
-        -output_tokens
+        -least(coalesce(cached_input_tokens, 0), coalesce(input_tokens, 0)),
+        -coalesce(cache_write_tokens, 0),
+        -output_tokens,
+        coalesce(input_tokens, output_tokens, cached_input_tokens, cache_write_tokens, reasoning_tokens) is null
     from copies
     where place > 1
 ),
@@ -46,6 +52,7 @@ summed as (
         api_key_id,
         model,
         cost is null and api_key_id is not null as without_cost,
+        cost is null and api_key_id is not null and model is not null and is_tokenless and coalesce(status < 400, true) as without_tokens,
         synapses is null as without_synapses,
         neurons is null as without_neurons,
         sum(requests) as requests,
@@ -53,9 +60,10 @@ summed as (
         sum(cost) as cost,
         sum(synapses) as synapses,
         sum(neurons) as neurons,
-        sum(input_tokens) as input_tokens,
-        sum(cached_input_tokens) as cached_input_tokens,
-        sum(output_tokens) as output_tokens,
+        coalesce(sum(input_tokens), 0) as input_tokens,
+        sum(cached) as cached,
+        sum(written) as written,
+        coalesce(sum(output_tokens), 0) as output_tokens,
         sum(lines) as lines
     from line
     group by
@@ -64,6 +72,7 @@ summed as (
         api_key_id,
         model,
         without_cost,
+        without_tokens,
         without_synapses,
         without_neurons
 ),
@@ -71,14 +80,16 @@ summed as (
 priced as (
     select
         summed.*,
-        cast(input_tokens - cached_input_tokens as hugeint) * cast(tariff.input as hugeint)
-        + cast(cached_input_tokens as hugeint) * cast(tariff.cached_input as hugeint)
+        cast(input_tokens - cached - written as hugeint) * cast(tariff.input as hugeint)
+        + cast(cached as hugeint) * cast(tariff.cached_input as hugeint)
+        + cast(written as hugeint) * cast(tariff.cache_write as hugeint)
         + cast(output_tokens as hugeint) * cast(tariff.output as hugeint)
-        + cast(requests as hugeint) * cast(tariff.request as hugeint) as cost_units,
+        + cast(requests - coalesce(failed_requests, 0) as hugeint) * cast(tariff.request as hugeint) as cost_units,
         without_cost and tariff.day is null as without_price
     from summed
     left join tariff
         on without_cost
+        and not without_tokens
         and summed.day = tariff.day
         and summed.model is not distinct from tariff.model
 )
@@ -100,6 +111,7 @@ select
     cast(coalesce(sum(input_tokens) filter (where without_neurons), 0) as decimal(38, 0)) as neuron_tokens,
     cast(coalesce(sum(output_tokens) filter (where without_synapses), 0) as decimal(38, 0)) as synapse_tokens,
     cast(coalesce(sum(requests) filter (where without_price), 0) as bigint) as unpriced,
+    cast(coalesce(sum(requests) filter (where without_tokens), 0) as bigint) as without_tokens,
     cast(sum(lines) as bigint) as lines
 from priced
 group by

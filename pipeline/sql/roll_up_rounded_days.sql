@@ -18,8 +18,10 @@ with line as (
         neurons,
         status,
         input_tokens,
-        least(coalesce(cached_input_tokens, 0), input_tokens) as cached,
-        output_tokens
+        least(coalesce(cached_input_tokens, 0), coalesce(input_tokens, 0)) as cached,
+        coalesce(cache_write_tokens, 0) as written,
+        output_tokens,
+        coalesce(input_tokens, output_tokens, cached_input_tokens, cache_write_tokens, reasoning_tokens) is null as is_tokenless
     from events
 
     union all
@@ -38,8 +40,10 @@ with line as (
         neurons,
         status,
         input_tokens,
-        least(coalesce(cached_input_tokens, 0), input_tokens),
-        output_tokens
+        least(coalesce(cached_input_tokens, 0), coalesce(input_tokens, 0)),
+        coalesce(cache_write_tokens, 0),
+        output_tokens,
+        coalesce(input_tokens, output_tokens, cached_input_tokens, cache_write_tokens, reasoning_tokens) is null
     from copies
     where place > 1
 ),
@@ -47,18 +51,20 @@ with line as (
 reckoned as (
     select
         line.*,
+        cost is null and line.model is not null and is_tokenless and coalesce(status < 400, true) as without_tokens,
         case
-            when line.api_key_id is null
+            when line.api_key_id is null or without_tokens
                 then null
             when line.cost is not null and line.currency is null
                 then whole(line.cost * 1000000000000)
             when line.cost is not null
                 then in_range(whole(line.cost * 1000000000000) * whole(exchange.rate))
             else in_range(
-                whole(line.input_tokens - cached) * whole(tariff.input)
+                whole(coalesce(line.input_tokens, 0) - cached - written) * whole(tariff.input)
                 + whole(cached) * whole(tariff.cached_input)
-                + whole(line.output_tokens) * whole(tariff.output)
-                + whole(tariff.request)
+                + whole(written) * whole(tariff.cache_write)
+                + whole(coalesce(line.output_tokens, 0)) * whole(tariff.output)
+                + case when status >= 400 then whole(0) else whole(tariff.request) end
             )
         end as dividend,
         case
@@ -109,6 +115,7 @@ summed as (
         sum(requests * input_tokens) filter (where neurons is null) as neuron_tokens,
         sum(requests * output_tokens) filter (where synapses is null) as synapse_tokens,
         sum(requests) filter (where cost_units is null) as unpriced,
+        sum(requests) filter (where without_tokens) as without_tokens,
         sum(lines) as lines
     from priced
     group by
@@ -128,11 +135,12 @@ select
     cast(coalesce(cast(cost_units as decimal(38, 0)) * 0.000000000001, 0) as decimal(38, 12)) as cost,
     cast(coalesce(synapses, 0) as decimal(38, 6)) as synapses,
     cast(coalesce(neurons, 0) as decimal(38, 6)) as neurons,
-    cast(input_tokens as decimal(38, 0)) as input_tokens,
-    cast(output_tokens as decimal(38, 0)) as output_tokens,
+    cast(coalesce(input_tokens, 0) as decimal(38, 0)) as input_tokens,
+    cast(coalesce(output_tokens, 0) as decimal(38, 0)) as output_tokens,
     cast(coalesce(neuron_tokens, 0) as decimal(38, 0)) as neuron_tokens,
     cast(coalesce(synapse_tokens, 0) as decimal(38, 0)) as synapse_tokens,
     cast(coalesce(unpriced, 0) as bigint) as unpriced,
+    cast(coalesce(without_tokens, 0) as bigint) as without_tokens,
     cast(lines as bigint) as lines
 from summed
 order by

@@ -35,6 +35,7 @@ select
     input_tokens,
     output_tokens,
     unpriced,
+    without_tokens,
     lines
 from sums
 left join factor
