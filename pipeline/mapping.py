@@ -22,6 +22,7 @@ from pipeline.errors import FormatRefused
 from pipeline.format import Format
 
 MEMORY_BYTES = 128 * 2**20
+LONG_LINE_BYTES = 640 * 2**20  # for one line that needs more: DuckDB counts nine times what a line of 64 MiB holds
 SECONDS = 60.0  # for some megabytes of records
 MOST_RECORDS = 100_000  # that the SQL sees at once
 MOST_REQUESTS = 500_000  # that it may make of them
@@ -51,17 +52,19 @@ class MappedRecords:
     Raises FormatRefused when it cannot be used for any record.
     """
 
-    def __init__(self, format: Format) -> None:
+    def __init__(self, format: Format, memory_bytes: int = MEMORY_BYTES) -> None:
         import duckdb  # noqa: PLC0415  # a run with nothing new does not wait for it
 
         if format.problem:
             raise FormatRefused(format.problem)
+        self._format = format
         self._name = format.name
+        self._memory_bytes = memory_bytes
         self.given: frozenset[str] = frozenset()  # the columns that the SQL gives
         self._given = _Given()
         self._connection = duckdb.connect(
             config={
-                "memory_limit": f"{MEMORY_BYTES}B",
+                "memory_limit": f"{memory_bytes}B",
                 "threads": 1,
                 "temp_directory": "",
                 "autoinstall_known_extensions": False,
@@ -186,10 +189,12 @@ class MappedRecords:
         except duckdb.InterruptException as error:
             raise self._refused(f"takes longer than {SECONDS:.0f} s for {len(lines):,} records") from error
         except duckdb.OutOfMemoryException as error:
-            if len(lines) == 1:
-                line = lines[0].as_py()
-                raise self._refused(f"takes more than {MEMORY_BYTES >> 20} MiB of memory for line {line}") from error
-            return self._in_halves(lines, records)
+            if len(lines) > 1:
+                return self._in_halves(lines, records)
+            if self._memory_bytes < LONG_LINE_BYTES:
+                return self._with_more_memory(lines, records)
+            line, most = lines[0].as_py(), LONG_LINE_BYTES >> 20
+            raise self._refused(f"takes more than {most} MiB of memory for line {line}") from error
         except duckdb.Error as error:
             line = self._failing(lines, records)
             raise self._refused(f"fails at line {line}: {_without_values(error)}; try_cast gives null there") from error
@@ -216,6 +221,14 @@ class MappedRecords:
         if len(requests) > MOST_REQUESTS:
             raise self._refused(f"makes more than {MOST_REQUESTS:,} requests of {len(lines):,} records")
         return requests.cast(REQUESTS)
+
+    def _with_more_memory(self, lines: pa.Array, records: pa.Array) -> pa.Table:
+        """As `requests_of`, in a database that is gone afterwards."""
+        roomier = MappedRecords(self._format, LONG_LINE_BYTES)
+        try:
+            return roomier.requests_of(lines, records)
+        finally:
+            roomier.close()
 
     def _failing(self, lines: pa.Array, records: pa.Array) -> int:
         """The number of the first line that the SQL fails at, which it does."""
