@@ -476,13 +476,20 @@ def _show_findings(report: Report) -> None:
             " backfill' over its days.",
             err=True,
         )
-    for file, before, after in report.replaced:
-        if after < before:
-            click.echo(
-                f"LOWERED {_visible(file)}: its content is another now, and {before - after:,} requests that it brought"
-                " count no more. If a log was rotated onto it, put the older one back under a name of its own.",
-                err=True,
-            )
+    for lowered in report.lowered[:SHOWN_LINES]:
+        click.echo(
+            f"LOWERED {lowered.day}: {_visible(lowered.what)}. {_visible(_sentence(lowered.what_to_do))}", err=True
+        )
+    if len(report.lowered) > SHOWN_LINES:
+        click.echo(f"LOWERED and {count_of(len(report.lowered) - SHOWN_LINES, 'more day')} (--json)", err=True)
+    for ignored in report.ignored[:SHOWN_LINES]:
+        click.echo(
+            f"IGNORED {_visible(ignored.file)} looks like a log, and is not read: {_visible(ignored.reason)}."
+            f" {_visible(_sentence(ignored.what_to_do))}",
+            err=True,
+        )
+    if len(report.ignored) > SHOWN_LINES:
+        click.echo(f"IGNORED and {count_of(len(report.ignored) - SHOWN_LINES, 'more file')} (--json)", err=True)
     if report.lost_days:
         days = ", ".join(str(day) for day in report.lost_days[:5]) + (" ..." if len(report.lost_days) > 5 else "")
         click.echo(
@@ -494,6 +501,10 @@ def _show_findings(report: Report) -> None:
     _show_unpriced(report.unpriced, err=True)
     for month in report.records_lost:
         click.echo(f"LOST what was restated of {month_name(month)} before now: its file was damaged.", err=True)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
@@ -1158,6 +1169,7 @@ def _next_step(found: Status) -> str:
         (found.raw_missing, "mount raw/, then keytally rollup; nothing, if its logs were deleted on purpose"),
         (found.is_late, "keytally rollup; and see why no run has done its work since: its schedule, and what it said"),
         (found.waiting, "keytally rollup"),
+        (found.ignored_logs, "rename or move the ignored files that look like logs, then keytally rollup"),
         (
             found.absent_day,
             f"see whether logs of {found.absent_day} were delivered, or did not count (keytally quarantine); then"
@@ -1213,9 +1225,14 @@ def _show_waiting(found: Status) -> None:
         told = f" (for {duration_text(found.now - since)})" if since else ""
         click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
     _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
-    for file, why in list(found.ignored.items())[:SHOWN_FILES]:
-        click.echo(f"Ignored     {_visible(file)} ({why})")
-    _echo_rest("Ignored    ", found.ignored, SHOWN_FILES, "--json lists all")
+    for log in found.ignored_logs[:SHOWN_FILES]:
+        click.echo(f"IGNORED LOG {_visible(log.file)}: {_visible(log.what_to_do)}")
+    _echo_rest("IGNORED LOG", found.ignored_logs, SHOWN_FILES, "--json lists all")
+    logs = {log.file for log in found.ignored_logs}
+    others = [file for file in found.ignored if file not in logs]
+    for file in others[:SHOWN_FILES]:
+        click.echo(f"Ignored     {_visible(file)} ({found.ignored[file]})")
+    _echo_rest("Ignored    ", others, SHOWN_FILES, "--json lists all")
 
 
 def _echo_rest(label: str, listed: Collection[object], shown: int, hint: str) -> None:

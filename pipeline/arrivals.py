@@ -69,9 +69,8 @@ class Arrivals:
             return files
         files = count_each_content_once(files, ledger.files)
         contents = held_contents(files)
-        known_before = held_contents(ledger.files)
         for file in read:
-            _report(files[file], ledger.files.get(file), contents, known_before, report)
+            _report(files[file], ledger.files.get(file), contents, report)
         return files
 
     def _hold_back(self, raw_file: RawFile, held_back: HeldBack, report: Report) -> None:
@@ -178,13 +177,7 @@ def _content_or_why_not(_: Run, raw_file: RawFile) -> str | HeldBack:
         return held_back
 
 
-def _report(
-    entry: FileEntry,
-    before: FileEntry | None,
-    contents: set[tuple[str, str]],
-    known_before: set[tuple[str, str]],
-    report: Report,
-) -> None:
+def _report(entry: FileEntry, before: FileEntry | None, contents: set[tuple[str, str]], report: Report) -> None:
     if before is None or before.take_in.name != entry.take_in.name:
         report.ingested.append(entry)
     if before is None:
@@ -193,7 +186,6 @@ def _report(
         if entry.counted_lines < before.counted_lines:  # by a changed rule
             report.replaced.append((entry.file, before.counted_lines, entry.counted_lines))
     elif content_of(before.take_in) not in contents:
-        # Else a log was rotated by rename: it counts under its new name, and nothing was replaced. What moved here
-        # counted already, and makes up for nothing: the oldest log of a chain fell off its end.
-        moved_here = content_of(entry.take_in) in known_before
-        report.replaced.append((entry.file, before.counted_lines, 0 if moved_here else entry.counted_lines))
+        # Else a log was rotated by rename: it counts under its new name, and nothing was replaced. Whether a request
+        # that was published counts no more, falls.py finds out of the days.
+        report.replaced.append((entry.file, before.counted_lines, entry.counted_lines))

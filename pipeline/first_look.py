@@ -85,7 +85,7 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
     """What a file is, tried with every known format. Raises KeytallyError for one that cannot be read as a log."""
     endings = [ending for kind in ENDINGS_OF.values() for ending in kind]
     if not path.name.endswith(tuple(endings)):
-        raise KeytallyError(f"{path} does not end in one of {', '.join(endings)}: name it for what it holds")
+        raise KeytallyError(f"{path} does not end in one of {_ANY.endings_text}: name it for what it holds")
     lines, whole = _sample(path)
     few = lines.slice(0, FEW_LINES)
     latest = now + FUTURE_TOLERANCE

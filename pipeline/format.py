@@ -19,8 +19,9 @@ from pipeline.errors import KeytallyError
 SHIPPED = Path(__file__).parent / "formats"
 MOST_CHARACTERS = 100_000  # of a format's text
 
+JSON_ENDINGS = (".json", ".json.gz", ".json.zst")  # a record a line, or one record in all of the file
 ENDINGS_OF = {
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst", *JSON_ENDINGS),
     "parquet": (".parquet",),
     "csv": (".csv", ".csv.gz"),
 }
@@ -62,6 +63,12 @@ class Format:
     def endings(self) -> tuple[str, ...]:
         """The endings of the files it reads."""
         return tuple(ending for kind in self.reads for ending in ENDINGS_OF[kind])
+
+    @property
+    def endings_text(self) -> str:
+        """The endings for a person: `.jsonl, .ndjson and .json (also with .gz or .zst), .parquet`."""
+        lines = ".jsonl, .ndjson and .json (also with .gz or .zst)"
+        return ", ".join(lines if kind == "jsonl" else ", ".join(ENDINGS_OF[kind]) for kind in self.reads)
 
     @property
     def is_mapped(self) -> bool:

@@ -20,11 +20,11 @@ import pyarrow as pa
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from pipeline import rows, tabular
+from pipeline import json_file, rows, tabular
 from pipeline.contract.seam import step
 from pipeline.contract.store import Changed, RawFound, RawSource, Store
 from pipeline.errors import HeldBack
-from pipeline.format import NATIVE, Format, folder_of, formats_of
+from pipeline.format import JSON_ENDINGS, NATIVE, Format, folder_of, formats_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -113,8 +113,8 @@ def _why_ignored(found: RawFound, format: Format) -> str | None:
             "CSV is read below the folder of a format that says '-- reads: csv': raw/csv/ for the columns of requests"
         )
     if format.is_mapped:
-        return f"the format {format.name} reads {', '.join(format.endings)}"
-    return f"what is read is {', '.join(format.endings)}"
+        return f"the format {format.name} reads {format.endings_text}"
+    return f"what is read is {format.endings_text}"
 
 
 def _is_text(name: str) -> bool:
@@ -168,7 +168,7 @@ class RawPass:
             elif self.raw_file.file.endswith(CSV_ENDINGS):
                 batches = tabular.csv_records(self._plain())
             else:
-                batches = rows.line_batches(self._plain(), is_mapped=self.raw_file.format.is_mapped)
+                batches = rows.line_batches(self._lines(), is_mapped=self.raw_file.format.is_mapped)
             yield from batches
 
     def content(self) -> str:
@@ -188,7 +188,11 @@ class RawPass:
             if self.is_parquet:
                 yield from rows.row_texts(self.raw_file.parquet_source(), lines, characters)
             else:
-                yield from rows.line_texts(self._plain(), lines, characters)
+                yield from rows.line_texts(self._lines(), lines, characters)
+
+    def _lines(self) -> rows.Plain:
+        plain = self._plain()
+        return json_file.lines_of(plain) if self.raw_file.file.endswith(JSON_ENDINGS) else plain  # type: ignore[arg-type]
 
     def _plain(self) -> rows.Plain:
         hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)

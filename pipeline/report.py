@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from pipeline.contract.layout import month_name
 from pipeline.contract.wording import count_of
 from pipeline.errors import HeldBack
+from pipeline.falls import LoweredDay, rows_of
+from pipeline.ignored import IgnoredLog
 from pipeline.ledger import DayEntry, FileEntry
 from pipeline.prices import COST_LIMIT, Prices
 
@@ -39,6 +41,8 @@ class Report:
     ingested: list[FileEntry] = field(default_factory=list)
     replaced: list[tuple[str, int, int]] = field(default_factory=list)  # file, accepted before, accepted after
     held_back: list[HeldBack] = field(default_factory=list)
+    lowered: list[LoweredDay] = field(default_factory=list)  # published days that lost requests
+    ignored: list[IgnoredLog] = field(default_factory=list)  # files that no format reads, and that look like logs
     days: list[DayEntry] = field(default_factory=list)
     quarantined_on: dict[date, int] = field(default_factory=dict)  # of the contents that count on each of `days`
     paces: dict[date, Pace] = field(default_factory=dict)  # of the step that rolled each of `days` up
@@ -53,15 +57,15 @@ class Report:
 
     @property
     def has_findings(self) -> bool:
-        """Whether somebody should look: a file was held back, a new content has fewer requests than the old, what was
-        published of days is not any more, a record of restatements is lost, or a request has no price.
+        """Whether somebody should look: a file was held back, a published day lost requests, a file that is ignored
+        looks like a log, what was published of days is not any more, a record of restatements is lost, or a request has
+        no price.
         """
-        lost = self.lost_days or self.records_lost
-        return bool(self.held_back or lost or self.unpriced) or any(
-            after < before for _, before, after in self.replaced
-        )
+        lost = self.lowered or self.lost_days or self.records_lost
+        return bool(self.held_back or self.ignored or lost or self.unpriced)
 
     def as_json(self) -> dict[str, Any]:
+        lowered, more_lowered = rows_of(self.lowered)
         return {
             "ingested": [_ingested(entry) for entry in self.ingested],
             "replaced": [
@@ -81,6 +85,9 @@ class Report:
                 for entry in self.days
             ],
             "months": [month_name(month) for month in self.months],
+            **({"lowered": lowered} if lowered else {}),
+            **({"lowered_more": more_lowered} if more_lowered else {}),
+            **({"ignored": [log.as_json() for log in self.ignored]} if self.ignored else {}),
             **({"lost": self.lost} if self.lost else {}),
             **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
             **({"unpriced": [day.as_json() for day in self.unpriced]} if self.unpriced else {}),

@@ -68,10 +68,10 @@ def restate(
     run.engine.name_files("restatements_so_far", [], RESTATEMENT)
     run.engine.run("create_restated")
     was, now = (events_by_day(ledger.files) if changed else {} for ledger in (before, after))
-    came_or_left = _came_or_left(before, after) if changed else {}
+    causes = came_or_left(before, after) if changed else {}
     found = 0
     for entry in changed:
-        blame = _blame_of(run.prices, before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), came_or_left)
+        blame = _blame_of(run.prices, before, entry.day, was.get(entry.day, {}), now.get(entry.day, {}), causes)
         found += _restate_day(run, before, entry, blame, is_sound)
     lost = so_far is not None and (check or found > 0) and not _is_kept(run, so_far, month)
     if not found and not lost:
@@ -109,7 +109,7 @@ def was_over(entry: DayEntry, confirmed_at: datetime | None, now: datetime) -> b
 def _restate_day(run: Run, before: Ledger, entry: DayEntry, blame: Blame, is_sound: IsSound) -> int:
     """Record what a day changes for each organization; how many these are."""
     engine = run.engine
-    published = _published(run.layout, before, entry.day, is_sound)
+    published = published_of(run.layout, before, entry.day, is_sound)
     if published is None:
         log.warning(
             "what was published of %s cannot be read any more; its restatements say only what it is from now on",
@@ -137,7 +137,7 @@ def _restate_day(run: Run, before: Ledger, entry: DayEntry, blame: Blame, is_sou
     return int(organizations)
 
 
-def _published(layout: Layout, before: Ledger, day: date, is_sound: IsSound) -> Path | None:
+def published_of(layout: Layout, before: Ledger, day: date, is_sound: IsSound) -> Path | None:
     """A sound file with what was published of a day: what it was rolled up to, or else the month's file of all keys."""
     daily = before.days[day].path_in(layout)
     if is_sound(daily):
@@ -163,7 +163,7 @@ class Blame(NamedTuple):
     otherwise: Sequence[str]
 
 
-def _came_or_left(before: Ledger, after: Ledger) -> dict[str, tuple[str, str]]:
+def came_or_left(before: Ledger, after: Ledger) -> dict[str, tuple[str, str]]:
     """File and cause of every take-in that counts in one of two ledgers and not in the other, by its name."""
     counting = [
         {entry.take_in.name: file for file, entry in ledger.files.items() if entry.same_as is None}
@@ -183,11 +183,11 @@ def _blame_of(
     day: date,
     was: Mapping[str, EventFile],
     now: Mapping[str, EventFile],
-    came_or_left: Mapping[str, tuple[str, str]],
+    causes: Mapping[str, tuple[str, str]],
 ) -> Blame:
     """Why a day is not made of what it was made of. was, now: the event files that count on it, by take-in."""
     sources = [
-        Source(events[name], *came_or_left[name])
+        Source(events[name], *causes[name])
         for events, others in ((was, now), (now, was))
         for name in events.keys() - others.keys()
     ]

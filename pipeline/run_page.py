@@ -72,14 +72,21 @@ def findings_of(report: Report) -> list[Finding]:
     ]
     lowered = [
         Finding(
-            file,
-            f"fewer requests: {before:,} before, {after:,} now",
-            f"replaced by fewer requests: {before:,} lines accepted before, {after:,} now",
-            "if it was truncated or written over, put the old content back under a name of its own; if it was"
-            " corrected, nothing",
+            next(iter(lowered.files), str(lowered.day)),
+            f"{lowered.day}: {lowered.requests_before:,} before, {lowered.requests_after:,} now",
+            f"a file by which {lowered.day} lost requests: {lowered.what}",
+            lowered.what_to_do,
         )
-        for file, before, after in report.replaced
-        if after < before
+        for lowered in report.lowered
+    ]
+    ignored = [
+        Finding(
+            log.file,
+            "ignored, and looks like a log",
+            f"ignored, and looks like a log: {log.reason}",
+            log.what_to_do,
+        )
+        for log in report.ignored
     ]
     lost = [
         Finding(
@@ -109,7 +116,7 @@ def findings_of(report: Report) -> list[Finding]:
         )
         for day in report.unpriced
     ]
-    return held_back + lowered + lost + gone + unpriced
+    return held_back + lowered + ignored + lost + gone + unpriced
 
 
 def _mending(reason: str) -> str:

@@ -17,6 +17,7 @@ from pipeline.contract.store import Store
 from pipeline.contract.wording import count_of, instant_text
 from pipeline.errors import BadPrices, HeldBack
 from pipeline.failure import FailedRun, read_failure
+from pipeline.ignored import IgnoredLog, ignored_logs
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.prices import Prices, read_prices
 from pipeline.raw import RawFile, RawListing, list_raw
@@ -123,6 +124,7 @@ class Status:
     held_back: tuple[HeldBack, ...]
     held_since: Mapping[str, datetime]
     ignored: Mapping[str, str]
+    ignored_logs: tuple[IgnoredLog, ...]
     days: tuple[DayStatus, ...]
     files: tuple[FileStatus, ...]
     lost: str | None
@@ -178,6 +180,7 @@ class Status:
             ],
             "ignored": list(self.ignored),
             "ignored_because": dict(self.ignored),
+            "ignored_logs": [log.file for log in self.ignored_logs],
             "lost": self.lost,
             "unpriced": [day.as_json() for day in self.unpriced],
             "bad_prices": self.bad_prices,
@@ -229,6 +232,7 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         held_back=held_back,
         held_since={raw_file.file: _as_it_is_since(raw_file) for raw_file in unread if raw_file.file in held},
         ignored=listing.ignored,
+        ignored_logs=tuple(ignored_logs(listing)),
         days=tuple(_days(ledger, prices, confirmed_at, newest.findings if newest else frozenset(), held_back)),
         files=tuple(_files(ledger, listing.files, waiting, held)),
         lost=lost_versions(version, note) if note and note.version > version else None,

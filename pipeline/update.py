@@ -27,8 +27,10 @@ from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.contract.wording import count_of
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
+from pipeline.falls import LOWERED, lowered_days, note_of, unreported
 from pipeline.fan_out import FanOut, fan_out
 from pipeline.healing import Healing, Inspection
+from pipeline.ignored import ignored_logs
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
 from pipeline.prices import Prices, read_prices
@@ -115,6 +117,7 @@ class _Update:
         self.rolled: dict[tuple[date, str], DayEntry] = {}  # by day and fingerprint
         self.paces: dict[date, Pace] = {}
         self.findings: frozenset[date] = frozenset()  # days of which something is held back
+        self.lowered_note: str | None = None  # what the commit says of the days that it lowers
 
     @property
     def confirmed_at(self) -> datetime | None:
@@ -131,10 +134,12 @@ class _Update:
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
         report.held_back.extend(listing.held_back)
+        report.ignored = ignored_logs(listing)
         files = self.arrivals.added_to(ledger, listing.files, report)
         self.inspection.trust(self.arrivals.made)
         self.findings = days_touched(files, {held_back.file for held_back in report.held_back})
         files, days = self._roll_up_days(ledger, listing.files, files, report)
+        self._look_for_lowered(ledger, Ledger(ledger.publication, files, days), listing, report)
         report.unpriced = unpriced_days(days, self.run.prices)
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
@@ -187,6 +192,16 @@ class _Update:
         elif not ledger.publication.generation:
             report.lost_days = sorted({day for day, _ in self._event_files()} - days.keys())
 
+    def _look_for_lowered(self, ledger: Ledger, after: Ledger, listing: RawListing, report: Report) -> None:
+        """See which published days lose requests by this run, or lost some by a run that could not report it."""
+        lowered = lowered_days(self.run, ledger, after, listing.ignored, is_sound=self.inspection.is_sound)
+        self.lowered_note = note_of(lowered) if lowered else None
+        newest = ledger.publication.version
+        noted = self.last_run.version if self.last_run else newest - 1
+        found = {day.day: day for day in unreported(self.run.store, noted, newest)}
+        found |= {day.day: day for day in lowered}
+        report.lowered = [found[day] for day in sorted(found)]
+
     def _event_files(self) -> Iterator[tuple[date, Path]]:
         """Every file of events there is, with its day."""
         for found in self.run.store.list(self.run.layout.events):
@@ -206,6 +221,8 @@ class _Update:
             "keytally.files": str(len(report.ingested)),
             FINDINGS: " ".join(str(day) for day in sorted(self.findings)),
         }
+        if self.lowered_note:
+            notes[LOWERED] = self.lowered_note
         if any(entry.pricing for entry in report.days):
             self.run.prices.keep(self.run.store, self.run.scratch)  # the ledger is about to name them
         start_grace(self.run, ledger, files, days, partitions)

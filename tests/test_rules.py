@@ -17,6 +17,7 @@ TAKEN_IN_BY = (
     "line.py",
     "rows.py",
     "raw.py",
+    "json_file.py",
     "judge.py",
     "bulk.py",
     "spool.py",

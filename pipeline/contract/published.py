@@ -121,17 +121,28 @@ def digest_of(paths: Iterable[str]) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(sorted(paths)).encode()).digest()[:8]) >> 1
 
 
-def run_of(store: Store, version: int) -> LastRun | None:
-    """The run that committed `version`, as the commit tells of it: not which files it held back, but their days.
+def notes_of(store: Store, version: int) -> Mapping[str, str]:
+    """What the run that committed `version` wrote into its commit; empty where the log does not say.
 
-    None where the log does not say. Raises StoreError.
+    Raises StoreError.
     """
     # Not DeltaTable.history(): it lists the newest commits there are, and numbers them from the handle's version.
     try:
         with store.open(store.layout.log_entry(version)) as entry:
             actions = [json.loads(line) for line in entry]
-        said = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        return next(dict(action["commitInfo"]) for action in actions if "commitInfo" in action)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration):
+        return {}
+
+
+def run_of(store: Store, version: int) -> LastRun | None:
+    """The run that committed `version`, as the commit tells of it: not which files it held back, but their days.
+
+    None where the log does not say. Raises StoreError.
+    """
+    said = notes_of(store, version)
+    try:
         findings = frozenset(date.fromisoformat(day) for day in said[FINDINGS].split())
         return LastRun(instant(said[RUN_STARTED]), version, {}, findings, currency=said.get(CURRENCY))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, StopIteration):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
