@@ -95,11 +95,10 @@ class LoweredDay:
         if self.rotated:
             named = [f"{ignored}, which is ignored, is the rotated log of {file}" for file, ignored in self.rotated]
             renamed = readable_name(self.rotated[0][1].rpartition("/")[2])
-            return f"probably {_some(named, 3)}: " + (
-                f"rename {'it' if len(named) == 1 else 'the first'} to {renamed}, and the next run counts its requests again"
-                if renamed
-                else "give it a name that ends as the log's does, and the next run counts its requests again"
-            )
+            rename = "give it a name that ends as the log's does"
+            if renamed:
+                rename = f"rename {'it' if len(named) == 1 else 'the first'} to {renamed}"
+            return f"probably {_some(named, 3)}: {rename}, and the next run counts its requests again"
         if self.replaced:
             return (
                 "if a log was truncated or written over, put its old content back below raw/ under another name; if"

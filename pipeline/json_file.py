@@ -59,7 +59,7 @@ def _is_one_value(text: bytearray) -> bool:
     What stands between the brackets is not looked at: whoever reads the record judges it.
     """
     begins = _VALUE_BEGINS.match(text)
-    if text[begins.end() : begins.end() + 1] not in (b"{", b"["):  # type: ignore[union-attr]
+    if bytes(text[begins.end() : begins.end() + 1]) not in (b"{", b"["):  # type: ignore[union-attr]
         return False
     depth = 0
     for token in _TOKENS.finditer(text):
