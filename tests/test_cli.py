@@ -189,7 +189,17 @@ def test_a_file_that_lost_requests_is_a_finding(data: Path, keytally: Keytally) 
     (data / "raw/a.jsonl").write_text(line(1))
     result = keytally("rollup", "--json")
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["replaced"] == [{"file": "a.jsonl", "accepted_before": 2, "accepted_after": 1}]
+    report = json.loads(result.stdout)
+    assert report["replaced"] == [{"file": "a.jsonl", "accepted_before": 2, "accepted_after": 1}]
+    assert report["lowered"] == [
+        {
+            "file": "a.jsonl",
+            "day": "2025-11-15",
+            "organization_id": "org_a",
+            "requests_before": 2,
+            "requests_after": 1,
+        }
+    ]
 
 
 def test_a_log_rotated_by_rename_is_no_finding_and_loses_nothing(data: Path, keytally: Keytally) -> None:

@@ -260,8 +260,7 @@ Keytally = Any
 
 @pytest.fixture
 def keytally(place: Place, monkeypatch: pytest.MonkeyPatch) -> Keytally:
-    for name, value in (("KEYTALLY_DATA", str(place.layout.root)), ("KEYTALLY_CURRENCY", "USD")):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KEYTALLY_DATA", str(place.layout.root))
     monkeypatch.setattr(cli, "utc_now", lambda: datetime(2026, 11, 12, 0, 30, tzinfo=UTC))
 
     def run(*arguments: str) -> Result:

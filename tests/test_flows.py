@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -55,6 +55,8 @@ from pipeline.contract.store import FolderStore
 from pipeline.contract.tables import ORGANIZATION_DAY
 from pipeline.engine import statement
 from pipeline.errors import CheckFailed, HeldBack, KeytallyError
+from pipeline.falls import Lowered, LoweredDay
+from pipeline.ignored import IgnoredLog
 from pipeline.ledger import DayEntry
 from pipeline.report import Report, Unpriced
 from pipeline.rollup import DayInputs, roll_up_days
@@ -801,11 +803,25 @@ def test_steps_are_given_the_run_itself_in_its_own_thread(
     assert {thread for _, thread in given} == {threading.current_thread()}
 
 
+LOWERED = LoweredDay(
+    date(2025, 11, 1),
+    1,
+    2,
+    1,
+    ("a.jsonl",),
+    True,
+    (),
+    (Lowered("a.jsonl", "org_a", requests_before=2, requests_after=1),),
+)
+
+
 @pytest.mark.parametrize(
     "report",
     [
         Report(held_back=[HeldBack("a.jsonl", "truncated")]),
-        Report(replaced=[("a.jsonl", 2, 1)]),
+        Report(lowered=[LOWERED]),
+        Report(lowered=[replace(LOWERED, files=(), replaced=False, rows=())]),
+        Report(ignored=[IgnoredLog("a.jsonl.1", "what is read is .jsonl", "rename it")]),
         Report(lost_days=[date(2025, 11, 1)]),
         Report(records_lost=[date(2025, 11, 1)]),
         Report(unpriced=(Unpriced(date(2025, 11, 1), 3, ["a price of gpt"]),)),

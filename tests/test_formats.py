@@ -678,7 +678,9 @@ def test_what_no_format_reads_is_ignored_and_status_says_why(place: Place) -> No
     ignored = status_of(place.store, place.now, "CHF").ignored
     assert list(ignored) == ["a.csv", "litellm/a.csv.gz", "notes.txt", "table/a.jsonl"]
     assert "below the folder of a format that says '-- reads: csv'" in ignored["a.csv"]
-    assert ignored["litellm/a.csv.gz"] == "the format litellm reads .jsonl, .jsonl.gz, .jsonl.zst, .parquet"
+    assert ignored["litellm/a.csv.gz"] == (
+        "the format litellm reads .jsonl, .ndjson and .json (also with .gz or .zst), .parquet"
+    )
     assert ignored["table/a.jsonl"] == "the format table reads .csv, .csv.gz"
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from pipeline import json_file
 from pipeline.contract.store import FolderStore
 from pipeline.errors import HeldBack
+from pipeline.ignored import ignored_logs, readable_name
+from pipeline.quarantine import Quarantine
 from pipeline.raw import RawListing, RawPass, hash_raw, list_raw
 from tests.conftest import Place, lines, request
 
@@ -39,14 +44,117 @@ def test_names_that_begin_with_a_dot_or_an_underscore_are_not_there(place: Place
 
 
 def test_other_endings_are_listed_as_ignored(place: Place) -> None:
-    for file in ("a.json", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt"):
+    for file in ("a.jsonx", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt"):
         place.write_raw(file, b"")
     os.mkfifo(place.layout.raw / "pipe.jsonl")
     listing = list_raw(place.store)
     assert listing.files == ()
     assert list(listing.ignored) == sorted(
-        ["a.json", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt", "pipe.jsonl"]
+        ["a.jsonx", "a.jsonl.bz2", "a.JSONL", "jsonl", "a.csv", "a.jsonl.gz.part", "x/readme.txt", "pipe.jsonl"]
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "renamed"),
+    [
+        ("access.jsonl-20261111", "access-20261111.jsonl"),
+        ("access.jsonl-20261111.gz", "access-20261111.jsonl.gz"),
+        ("access.jsonl.1", "access.1.jsonl"),
+        ("access.jsonl.2.gz", "access.2.jsonl.gz"),
+        ("access.json-20261111", "access-20261111.json"),
+        ("x.log", "x.jsonl"),
+        ("x.log.1", "x.1.jsonl"),
+        ("x.JSONL", "x.jsonl"),
+        ("x.Json.GZ", "x.json.gz"),
+        ("x.ndjson~1", "x~1.ndjson"),
+        ("x.PARQUET", "x.parquet"),
+        ("x.csv", None),  # CSV needs a format
+        ("x.jsonl.bz2", None),  # a name alone does not help
+        ("litellm/x.csv.gz", None),
+        ("\xff.log", "\xff.jsonl"),
+    ],
+)
+def test_an_ignored_file_that_looks_like_a_log_is_a_finding(place: Place, file: str, renamed: str | None) -> None:
+    place.write_raw(file, b"x")
+    (found,) = ignored_logs(list_raw(place.store))
+    assert (found.file, readable_name(file.rpartition("/")[2])) == (file, renamed)
+    assert f"name it {renamed}" in found.what_to_do if renamed else "move it out of raw/" in found.what_to_do
+    report = place.roll_up()
+    assert report.has_findings
+    assert report.as_json()["ignored"] == [{"file": file, "reason": found.reason}]
+    if renamed:
+        (place.layout.raw / file).rename(place.layout.raw / renamed)
+        assert not place.roll_up().ignored
+
+
+def test_an_ignored_file_that_is_no_log_is_no_finding(place: Place) -> None:
+    names = [
+        "README.md",
+        "notes.txt",
+        "jsonl",
+        "a.jsonl.part",
+        "a.jsonl.gz.sha256",
+        "a.jsonl~",
+        "a.jsonlines",
+        "a.logo",
+    ]
+    for file in names:
+        place.write_raw(file, b"x")
+    assert list(list_raw(place.store).ignored) == sorted(names)
+    assert not place.roll_up().has_findings
+
+
+# --- .json -----------------------------------------------------------------------------------------------------------
+
+
+def plain_lines(content: bytes, read_size: int = 1) -> list[bytes]:
+    """The lines of a `.json` file, read a byte or more at a time."""
+    opened = json_file.lines_of(io.BufferedReader(io.BytesIO(content), read_size))  # type: ignore[arg-type]
+    return opened.read().split(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a":1}\n{"a":2}\n', [b'{"a":1}', b'{"a":2}', b""]),
+        (b'\n{"a":1}\n\n{"a":2}', [b"", b'{"a":1}', b"", b'{"a":2}']),
+        (b'{\n"a": 1\n}\n', [b'{ "a": 1 } ']),
+        (b'\xef\xbb\xbf\n\n{\r\n"a": "}{\\"",\r\n"b": [{}]}', [b'{  "a": "}{\\"",  "b": [{}]}']),
+        (b'{\n"a": NaN, "b": "\xff"\n}', [b'{ "a": NaN, "b": "\xff" }']),  # judged by who reads the record
+        (b'[\n{"a":1},\n{"a":2}\n]', [b'[ {"a":1}, {"a":2} ]']),
+        (b'{"a":\n{"a":1}\n', [b'{"a":', b'{"a":1}', b""]),  # a torn line before a record
+        (b'{"a"}}\n{"a":1}', [b'{"a"}}', b'{"a":1}']),
+        (b'{\n"a": "x\ny"\n}', [b"{", b'"a": "x', b'y"', b"}"]),  # no string has a line end
+        (b"{\n}\n{\n}", [b"{", b"}", b"{", b"}"]),
+        (b"1\n{\n}", [b"1", b"{", b"}"]),
+        (b"{", [b"{"]),
+        (b"", [b""]),
+    ],
+)
+def test_a_json_file_is_one_record_or_one_a_line(content: bytes, expected: list[bytes]) -> None:
+    assert plain_lines(content) == expected
+    assert plain_lines(content, 2**16) == expected
+
+
+def test_a_json_file_that_is_larger_than_a_record_may_be_is_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_file, "LONGEST_RECORD", 16)
+    assert plain_lines(b'{\n"a": "123456"}') == [b'{ "a": "123456"}']
+    assert plain_lines(b'{\n"a": "1234567"}') == [b"{", b'"a": "1234567"}']
+    assert plain_lines(b'{"a": "1234567"}\n{"a": 2}') == [b'{"a": "1234567"}', b'{"a": 2}']
+
+
+def test_bad_records_of_a_json_file_are_quarantined_and_shown(place: Place) -> None:
+    place.write_raw("pretty.json", json.dumps(request(1, cost="-1"), indent=2).encode())
+    place.write_raw("array.json", json.dumps([request(2), request(3)], indent=2).encode())
+    place.write_raw("lines.json", request(4), "", "rubbish", request(5))
+    place.roll_up()
+    assert place.rejected("pretty.json") == [(1, "negative_amount")]
+    assert place.rejected("array.json") == [(1, "not_an_object")]
+    assert place.rejected("lines.json") == [(3, "not_json")]
+    shown = {each.file: each.text or "" for each in Quarantine(place.store).lines()}
+    assert json.loads(shown["pretty.json"]) == request(1, cost="-1")
+    assert shown["array.json"].startswith('[   {     "request_id": "req_2"')
+    assert shown["lines.json"] == "rubbish"
 
 
 def test_a_name_that_is_no_text_is_ignored_and_shown(place: Place) -> None:

@@ -49,21 +49,6 @@ def aged(place: Place) -> None:
 # --- raw files -------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_that_falls_off_the_end_of_a_chain_is_a_finding(place: Place) -> None:
-    raw = place.layout.raw
-    findings = []
-    for day in range(1, 5):
-        if (raw / "app.1.jsonl").exists():
-            (raw / "app.1.jsonl").replace(raw / "app.2.jsonl")
-        if (raw / "app.jsonl").exists():
-            (raw / "app.jsonl").rename(raw / "app.1.jsonl")
-        place.write_raw("app.jsonl", dated(day, day), dated(10 + day, day))
-        findings.append(place.roll_up().replaced)
-        place.now += timedelta(days=1)
-    assert findings == [[], [], [], [("app.2.jsonl", 2, 0)]]
-    assert requests(place) == {"2025-11-02": 2, "2025-11-03": 2, "2025-11-04": 2}
-
-
 def test_a_file_that_was_touched_is_read_once_more_and_waits_no_longer(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +88,7 @@ def test_what_was_confirmed_of_another_ledger_is_not_believed(place: Place, tmp_
 def test_a_file_that_was_emptied_takes_nothing_back_and_waits_for_nothing(place: Place) -> None:
     soon = f"{place.now + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
     path = place.write_raw("b.jsonl", dated(1, 1), dated(2, 1), request(3, timestamp=soon))
-    shutil.copy(path, place.layout.raw / "z.jsonl.off")
+    shutil.copy(path, place.layout.raw / "_z.jsonl")
     place.roll_up()
     path.write_bytes(b"")
     for hours in (0, 2):
@@ -111,7 +96,7 @@ def test_a_file_that_was_emptied_takes_nothing_back_and_waits_for_nothing(place:
         assert not place.roll_up().has_findings
         assert status_of(place.store, place.now, "CHF").waiting == ()
     assert requests(place) == {"2025-11-01": 2}
-    (place.layout.raw / "z.jsonl.off").rename(place.layout.raw / "z.jsonl")
+    (place.layout.raw / "_z.jsonl").rename(place.layout.raw / "z.jsonl")
     path.unlink()
     with start_run(place.settings, lambda: place.now) as run:
         comparison = reconcile(run, NOVEMBER, date(2025, 11, 10))

@@ -35,7 +35,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (2, "de347b3a9aa322d9"),
+    "TAKE_IN_RULE": (2, "e0f5254a27f9c205"),
     "ROLL_UP_RULE": (1, "92148c86d9fd1ad2"),
 }
 

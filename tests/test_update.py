@@ -130,11 +130,21 @@ def test_replacing_a_file_reports_both_counts(place: Place) -> None:
     place.write_raw("a.jsonl", request(1))
     report = place.roll_up()
     assert report.replaced == [("a.jsonl", 2, 1)]
-    assert report.has_findings
+    assert report.has_findings, "a published day lost a request"
     place.write_raw("a.jsonl", request(1), request(2), request(3))
     report = place.roll_up()
     assert report.replaced == [("a.jsonl", 1, 3)]
     assert not report.has_findings
+
+
+def test_a_file_of_fewer_lines_is_no_finding_where_every_request_is_still_counted(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1), request(2), request(2))
+    place.write_raw("b.jsonl", request(2), request(3))
+    place.roll_up()
+    place.write_raw("a.jsonl", request(1))
+    report = place.roll_up()
+    assert report.replaced == [("a.jsonl", 3, 1)]
+    assert (report.lowered, report.has_findings) == ([], False)
 
 
 def test_when_the_file_that_counts_a_content_changes_its_copy_counts_it(place: Place) -> None:
