@@ -1,4 +1,4 @@
--- Requests as CSV: the header names the fields of the native format, in any order. An empty cell is a field left out.
+-- Requests as CSV: the header names the fields of the native format, in any order. An empty cell is a missing field.
 -- reads: csv
 -- prices: record
 -- units: record
@@ -17,5 +17,8 @@ select
     nullif(record->>'endpoint', '') as endpoint,
     nullif(record->>'status', '') as status,
     nullif(record->>'input_tokens', '') as input_tokens,
-    nullif(record->>'output_tokens', '') as output_tokens
+    nullif(record->>'output_tokens', '') as output_tokens,
+    nullif(record->>'cached_input_tokens', '') as cached_input_tokens,
+    nullif(record->>'cache_write_tokens', '') as cache_write_tokens,
+    nullif(record->>'reasoning_tokens', '') as reasoning_tokens
 from records

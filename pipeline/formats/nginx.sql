@@ -4,22 +4,26 @@
 -- prices: book
 -- units: tokens
 -- rounds: nothing; nginx knows milliseconds
--- nginx writes a line when a request ends: it began request_time before that. A header that was not there is an empty text.
+-- nginx writes a line when a request ends: the request began request_time earlier.
+-- A variable without a value is an empty text, or '-' where the log_format has another escape than json: both are missing.
 with field as (
     select
         line,
-        json_extract_string(record, [
-            '$.request_id',
-            '$.msec',
-            '$.request_time',
-            '$.http_x_org_id',
-            '$.http_x_api_key_id',
-            '$.http_x_model',
-            '$.uri',
-            '$.status',
-            '$.upstream_x_prompt_tokens',
-            '$.upstream_x_completion_tokens'
-        ]) as value
+        list_transform(
+            json_extract_string(record, [
+                '$.request_id',
+                '$.msec',
+                '$.request_time',
+                '$.http_x_org_id',
+                '$.http_x_api_key_id',
+                '$.http_x_model',
+                '$.uri',
+                '$.status',
+                '$.upstream_x_prompt_tokens',
+                '$.upstream_x_completion_tokens'
+            ]),
+            lambda given: case when given not in ('', '-') then given end
+        ) as value
     from records
 )
 
@@ -35,13 +39,13 @@ select
         ),
         value[2]
     ) as timestamp,
-    nullif(value[4], '') as organization_id,
-    nullif(value[5], '') as api_key_id,
+    value[4] as organization_id,
+    value[5] as api_key_id,
     null as synapses,
     null as neurons,
-    nullif(value[6], '') as model,
+    value[6] as model,
     value[7] as endpoint,
     value[8] as status,
-    nullif(value[9], '') as input_tokens,
-    nullif(value[10], '') as output_tokens
+    value[9] as input_tokens,
+    value[10] as output_tokens
 from field

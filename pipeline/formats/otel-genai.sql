@@ -3,28 +3,57 @@
 -- reads: jsonl
 -- prices: book
 -- units: tokens
+-- copies: most complete
 -- rounds: nothing; nanoseconds are cut to microseconds
--- skips: spans that call no model, as those of HTTP, tools and agents: an agent's repeat the tokens of the calls below it
--- Organization and key are attributes of your own: of the span or, where it has none, of its resource. Called otherwise?
--- Copy this file to formats/ of the data folder, and change the two names in the first block.
-with exported as (
+-- skips: spans that call no model, such as HTTP and tools, and agents whose model calls are in the log too
+-- The organization and the key are attributes of your own. The span's attribute counts. A span without it has its resource's.
+-- Your attributes have other names? Copy this file to formats/ of the data folder, and change the two names in the first block.
+-- An instrumentation keeps the names of its time, so tokens have several names. The first name that a span has counts.
+with export as (
     select
         line,
         'keytally.organization_id' as organization_name,
         'keytally.api_key_id' as api_key_name,
-        unnest(json_extract(record, '$.resourceSpans[*]')) as exported
+        from_json(
+            record,
+            '{"resourceSpans": [{
+                "resource": {"attributes": [{"key": "VARCHAR", "value": "JSON"}]},
+                "scopeSpans": [{
+                    "scope": {"name": "VARCHAR"},
+                    "spans": [{
+                        "traceId": "VARCHAR",
+                        "spanId": "VARCHAR",
+                        "parentSpanId": "VARCHAR",
+                        "startTimeUnixNano": "VARCHAR",
+                        "status": {"code": "VARCHAR"},
+                        "attributes": [{"key": "VARCHAR", "value": "JSON"}]
+                    }]
+                }]
+            }]}'
+        ).resourceSpans as resources
     from records
 ),
 
--- Materialized: else every span would carry all others of its export along.
-resource as materialized (
+resource as (
     select
         line,
         organization_name,
         api_key_name,
-        exported->'$.resource' as resource,
-        json_extract(exported, '$.scopeSpans[*].spans[*]') as spans
-    from exported
+        unnest(resources) as exported
+    from export
+),
+
+scope as (
+    select
+        line,
+        organization_name,
+        api_key_name,
+        list_filter(
+            exported.resource.attributes,
+            lambda attribute: attribute.key in (organization_name, api_key_name)
+        ) as resource_attributes,
+        unnest(exported.scopeSpans) as scoped
+    from resource
 ),
 
 span as (
@@ -32,68 +61,211 @@ span as (
         line,
         organization_name,
         api_key_name,
-        resource,
-        unnest(spans) as span
-    from resource
+        resource_attributes,
+        scoped.scope.name as scope_name,
+        unnest(scoped.spans) as given
+    from scope
 ),
 
-named as (
+-- The attributes that count, those of the span before those of its resource. An attribute without a value is missing.
+-- An empty text is missing too, unless it stands for a number of tokens.
+chosen as (
     select
-        *,
-        json_extract_string(resource, '$.attributes[*].key') as resource_names,
-        json_extract(resource, '$.attributes[*]') as resource_attributes,
-        json_extract_string(span, '$.attributes[*].key') as names,
-        json_extract(span, '$.attributes[*]') as attributes
+        line,
+        organization_name,
+        api_key_name,
+        scope_name,
+        given.traceId as trace_id,
+        given.spanId as span_id,
+        given.parentSpanId as parent_span_id,
+        given.startTimeUnixNano as start_time,
+        given.status.code as outcome,
+        list_filter(
+            list_concat(given.attributes, resource_attributes),
+            lambda attribute: not regexp_full_match(attribute.value, 'null|\{("[A-Za-z]+":null)?\}') and (
+                regexp_matches(attribute.key, '^(gen_ai|llm)\.usage\.')
+                or attribute.value not in ('""', '{"stringValue":""}') and attribute.key in (
+                    organization_name,
+                    api_key_name,
+                    'error.type',
+                    'gen_ai.operation.name',
+                    'gen_ai.provider.name',
+                    'gen_ai.request.model',
+                    'gen_ai.response.id',
+                    'gen_ai.response.model',
+                    'gen_ai.system',
+                    'http.response.status_code',
+                    'http.status_code',
+                    'llm.request.type'
+                )
+            )
+        ) as attributes
     from span
 ),
 
+-- A value is text or a number: {"intValue": "500"}, {"intValue": 500}, {"doubleValue": 500.0} or the bare 500.
+-- A whole number is written in digits. A value of another kind stays as its JSON, and the rule of its field refuses it.
+read as (
+    select
+        * exclude (attributes),
+        list_transform(attributes, lambda attribute: attribute.key) as names,
+        list_transform(
+            list_transform(
+                attributes,
+                lambda attribute: {
+                    'text': coalesce(
+                        attribute.value->>'$.stringValue',
+                        case when starts_with(attribute.value, '"') then attribute.value->>'$' end
+                    ),
+                    'other': coalesce(
+                        attribute.value->>'$.intValue',
+                        attribute.value->>'$.doubleValue',
+                        attribute.value->>'$'
+                    )
+                }
+            ),
+            lambda content: coalesce(
+                content.text,
+                case
+                    when regexp_full_match(content.other, '-?[0-9]+(\.0*)?([eE]\+?[0-9]+)?')
+                        then cast(try_cast(content.other as hugeint) as varchar)
+                end,
+                content.other
+            )
+        ) as contents
+    from chosen
+),
+
+-- Where the tokens have several names, the newest name is first.
+named as (
+    select
+        line,
+        scope_name,
+        nullif(trace_id, '') as trace_id,
+        nullif(span_id, '') as span_id,
+        nullif(parent_span_id, '') as parent_span_id,
+        nullif(start_time, '') as start_time,
+        outcome,
+        contents[list_position(names, organization_name)] as organization_id,
+        contents[list_position(names, api_key_name)] as api_key_id,
+        contents[list_position(names, 'error.type')] as error_type,
+        contents[list_position(names, 'gen_ai.operation.name')] as operation,
+        contents[list_position(names, 'llm.request.type')] as request_type,
+        contents[list_position(names, 'gen_ai.request.model')] as requested_model,
+        contents[list_position(names, 'gen_ai.response.model')] as deployed_model,
+        contents[list_position(names, 'gen_ai.response.id')] as response_id,
+        coalesce(
+            contents[list_position(names, 'gen_ai.provider.name')],
+            contents[list_position(names, 'gen_ai.system')]
+        ) as provider,
+        coalesce(
+            contents[list_position(names, 'http.response.status_code')],
+            contents[list_position(names, 'http.status_code')]
+        ) as http_status,
+        coalesce(
+            contents[list_position(names, 'gen_ai.usage.input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.prompt_tokens')],
+            contents[list_position(names, 'llm.usage.prompt_tokens')]
+        ) as input_tokens,
+        coalesce(
+            contents[list_position(names, 'gen_ai.usage.output_tokens')],
+            contents[list_position(names, 'gen_ai.usage.completion_tokens')],
+            contents[list_position(names, 'llm.usage.completion_tokens')]
+        ) as output_tokens,
+        coalesce(
+            contents[list_position(names, 'gen_ai.usage.cache_read.input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cache_read_input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cached_input_tokens')]
+        ) as cached_input_tokens,
+        coalesce(
+            contents[list_position(names, 'gen_ai.usage.cache_creation.input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cache_write.input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cache_creation_input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cache_write_input_tokens')]
+        ) as cache_write_tokens,
+        coalesce(
+            contents[list_position(names, 'gen_ai.usage.reasoning.output_tokens')],
+            contents[list_position(names, 'gen_ai.usage.reasoning_tokens')],
+            contents[list_position(names, 'gen_ai.usage.reasoning_output_tokens')]
+        ) as reasoning_tokens,
+        coalesce(len(list_filter(names, lambda name: regexp_matches(name, '^(gen_ai|llm)\.usage\.'))), 0) > 0 as has_usage
+    from read
+),
+
+-- An older instrumentation names no operation: a request type or a token count shows the call of a model.
+judged as (
+    select
+        *,
+        case
+            when operation in ('chat', 'text_completion', 'generate_content', 'embeddings') then 'call'
+            when operation is null and (request_type is not null or has_usage) then 'call'
+            when regexp_full_match(operation, '(create|invoke)_(agent|workflow)') and has_usage then 'agent'
+        end as role,
+        error_type is not null or coalesce(outcome in ('2', 'STATUS_CODE_ERROR'), false) as failed,
+        coalesce(trace_id, span_id, start_time) is null as is_no_span
+    from named
+),
+
+-- The spans of one call share the trace and the id of the response. A span without a response has its own id.
 call as (
     select
         line,
-        span->>'traceId' as trace_id,
-        span->>'spanId' as span_id,
-        span->>'startTimeUnixNano' as start_time,
-        span->>'$.status.code' as outcome,
+        trace_id || '-' || coalesce(response_id, span_id) as request_id,
         coalesce(
-            attributes[list_position(names, organization_name)]->>'$.value.stringValue',
-            resource_attributes[list_position(resource_names, organization_name)]->>'$.value.stringValue'
-        ) as organization_id,
-        coalesce(
-            attributes[list_position(names, api_key_name)]->>'$.value.stringValue',
-            resource_attributes[list_position(resource_names, api_key_name)]->>'$.value.stringValue'
-        ) as api_key_id,
-        attributes[list_position(names, 'gen_ai.operation.name')]->>'$.value.stringValue' as operation,
-        attributes[list_position(names, 'gen_ai.request.model')]->>'$.value.stringValue' as model,
-        attributes[list_position(names, 'gen_ai.usage.input_tokens')]->>'$.value.intValue' as input_tokens,
-        attributes[list_position(names, 'gen_ai.usage.output_tokens')]->>'$.value.intValue' as output_tokens,
-        attributes[list_position(names, 'gen_ai.usage.cache_read.input_tokens')]->>'$.value.intValue' as cached_input_tokens,
-        attributes[list_position(names, 'http.response.status_code')]->>'$.value.intValue' as http_status,
-        attributes[list_position(names, 'error.type')]->>'$.value.stringValue' as error_type
-    from named
+            strftime(make_timestamp(try_cast(start_time as bigint) // 1000), '%Y-%m-%dT%H:%M:%S.%fZ'),
+            start_time
+        ) as timestamp,
+        organization_id,
+        api_key_id,
+        null as synapses,
+        null as neurons,
+        coalesce(requested_model, deployed_model) as model,
+        deployed_model,
+        provider,
+        coalesce(operation, request_type) as endpoint,
+        case
+            when not failed then http_status
+            when regexp_full_match(http_status, '[123][0-9]{2}') or http_status is null
+                then case when regexp_full_match(error_type, '[45][0-9]{2}') then error_type else '500' end
+            else http_status
+        end as status,
+        input_tokens,
+        output_tokens,
+        cached_input_tokens,
+        cache_write_tokens,
+        reasoning_tokens,
+        case
+            when role is not null or is_no_span then null
+            when has_usage then left(operation, 64) || ' with tokens'
+            else 'no model call'
+        end as skipped,
+        trace_id || '-' || span_id as record_id,
+        trace_id || '-' || parent_span_id as parent_id,
+        role,
+        scope_name as scope
+    from judged
+),
+
+export_without_spans as (
+    select line
+    from (
+        select
+            line,
+            from_json(record, '{"resourceSpans": [{"scopeSpans": [{"spans": ["JSON"]}]}]}').resourceSpans as resources
+        from records
+        where not contains(record, '"spanId"')
+    )
+    where
+        resources is not null
+        and coalesce(list_sum(list_transform(
+            resources,
+            lambda exported: list_sum(list_transform(exported.scopeSpans, lambda scoped: len(scoped.spans)))
+        )), 0) = 0
 )
 
--- The names of two ids make one: a span's is unique within its trace. The operation stands for the path.
--- An error whose HTTP status nobody wrote down is a 500, so that it counts as failed.
+select * from call
+union all by name
 select
     line,
-    trace_id || '-' || span_id as request_id,
-    coalesce(
-        strftime(make_timestamp(try_cast(start_time as bigint) // 1000), '%Y-%m-%dT%H:%M:%S.%fZ'),
-        start_time
-    ) as timestamp,
-    organization_id,
-    api_key_id,
-    null as synapses,
-    null as neurons,
-    model,
-    operation as endpoint,
-    case
-        when http_status is not null then http_status
-        when regexp_full_match(error_type, '[1-5][0-9]{2}') then error_type
-        when error_type is not null or outcome in ('2', 'STATUS_CODE_ERROR') then '500'
-    end as status,
-    input_tokens,
-    output_tokens,
-    cached_input_tokens
-from call
-where operation in ('chat', 'text_completion', 'generate_content', 'embeddings')
+    'an export without spans' as skipped
+from export_without_spans
