@@ -489,10 +489,7 @@ CALLS = ("chat", "text_completion", "generate_content", "embeddings")
 @pytest.mark.parametrize(
     ("changes", "role", "skipped"),
     [
-        *(
-            ({"gen_ai.operation.name": name}, "call", None)
-            for name in ("text_completion", "generate_content", "embeddings")
-        ),
+        *(({"gen_ai.operation.name": name}, "call", None) for name in CALLS),
         (NO_TOKENS, "call", None),
         ({"gen_ai.operation.name": NOTHING}, "call", None),
         ({"gen_ai.operation.name": "", **NO_TOKENS, "gen_ai.usage.total_tokens": 5}, "call", None),
