@@ -497,7 +497,7 @@ CALLS = ("chat", "text_completion", "generate_content", "embeddings")
         ({"gen_ai.operation.name": NOTHING, **NO_TOKENS}, None, "no model call"),
         ({"gen_ai.operation.name": "invoke_agent"}, "agent", None),
         ({"gen_ai.operation.name": "create_agent"}, "agent", None),
-        ({"gen_ai.operation.name": "invoke_workflow"}, "agent", None),
+        ({"gen_ai.operation.name": "invoke_workflow"}, None, "invoke_workflow with tokens"),
         ({"gen_ai.operation.name": "invoke_agent", **NO_TOKENS}, None, "no model call"),
         ({"gen_ai.operation.name": "execute_tool", **NO_TOKENS}, None, "no model call"),
         ({"gen_ai.operation.name": "execute_tool"}, None, "execute_tool with tokens"),

@@ -104,7 +104,7 @@ chosen as (
 ),
 
 -- A value is text or a number: {"intValue": "500"}, {"intValue": 500}, {"doubleValue": 500.0} or the bare 500.
--- A whole number is written in digits. A value of another kind stays as its JSON, and the rule of its field refuses it.
+-- A double that is a whole number is written in digits. A value of another kind stays as its JSON, which its field refuses.
 read as (
     select
         * exclude (attributes),
@@ -113,24 +113,17 @@ read as (
             list_transform(
                 attributes,
                 lambda attribute: {
-                    'text': coalesce(
-                        attribute.value->>'$.stringValue',
-                        case when starts_with(attribute.value, '"') then attribute.value->>'$' end
-                    ),
-                    'other': coalesce(
-                        attribute.value->>'$.intValue',
-                        attribute.value->>'$.doubleValue',
-                        attribute.value->>'$'
-                    )
+                    'exact': coalesce(attribute.value->>'$.stringValue', attribute.value->>'$.intValue'),
+                    'number': coalesce(attribute.value->>'$.doubleValue', attribute.value->>'$')
                 }
             ),
             lambda content: coalesce(
-                content.text,
+                content.exact,
                 case
-                    when regexp_full_match(content.other, '-?[0-9]+(\.0*)?([eE]\+?[0-9]+)?')
-                        then cast(try_cast(content.other as hugeint) as varchar)
+                    when try_cast(content.number as double) = trunc(try_cast(content.number as double))
+                        then cast(try_cast(content.number as hugeint) as varchar)
                 end,
-                content.other
+                content.number
             )
         ) as contents
     from chosen
@@ -199,7 +192,7 @@ judged as (
         case
             when operation in ('chat', 'text_completion', 'generate_content', 'embeddings') then 'call'
             when operation is null and (request_type is not null or has_usage) then 'call'
-            when regexp_full_match(operation, '(create|invoke)_(agent|workflow)') and has_usage then 'agent'
+            when operation in ('invoke_agent', 'create_agent') and has_usage then 'agent'
         end as role,
         error_type is not null or coalesce(outcome in ('2', 'STATUS_CODE_ERROR'), false) as failed,
         coalesce(trace_id, span_id, start_time) is null as is_no_span
@@ -225,7 +218,7 @@ call as (
         coalesce(operation, request_type) as endpoint,
         case
             when not failed then http_status
-            when regexp_full_match(http_status, '[123][0-9]{2}') or http_status is null
+            when http_status is null or regexp_full_match(http_status, '[0-3]?[0-9]{1,2}')
                 then case when regexp_full_match(error_type, '[45][0-9]{2}') then error_type else '500' end
             else http_status
         end as status,
