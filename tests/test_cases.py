@@ -194,7 +194,7 @@ def _assert_conserved(place: Place, version: int) -> None:
         return
     ledger = place.ledger()
     for entry in ledger.files.values():
-        assert entry.take_in.lines == entry.take_in.accepted + entry.take_in.quarantined
+        assert entry.take_in.lines == entry.take_in.accepted + entry.take_in.quarantined + entry.take_in.skipped
         assert entry.take_in.accepted == sum(event.accepted for event in entry.take_in.events)
     for day in ledger.days.values():
         assert day.accepted == day.counted + day.duplicate + day.session
