@@ -186,12 +186,15 @@ class Settings:
 
 # What the clients of a bucket would read by themselves, beside what says who we are and where it is.
 _ONLY_OURS = """
-AWS_ALLOW_HTTP AWS_ALLOW_INVALID_CERTIFICATES AWS_CHECKSUM_ALGORITHM AWS_CONDITIONAL_PUT AWS_CONNECT_TIMEOUT
-AWS_COPY_IF_NOT_EXISTS AWS_DISABLE_BULK_DELETE AWS_DISABLE_TAGGING AWS_ENDPOINT AWS_ENDPOINT_URL_S3 AWS_PROXY_URL
-AWS_REQUEST_PAYER AWS_S3_ALLOW_UNSAFE_RENAME AWS_S3_EXPRESS AWS_S3_LOCKING_PROVIDER AWS_SERVER_SIDE_ENCRYPTION
-AWS_SKIP_SIGNATURE AWS_SSE_BUCKET_KEY_ENABLED AWS_SSE_CUSTOMER_KEY_BASE64 AWS_SSE_KMS_KEY_ID AWS_TIMEOUT AWS_TOKEN
-AWS_UNSIGNED_PAYLOAD AWS_VIRTUAL_HOSTED_STYLE_REQUEST
+AWS_ALLOW_INVALID_CERTIFICATES AWS_CHECKSUM_ALGORITHM AWS_CONDITIONAL_PUT AWS_CONNECT_TIMEOUT AWS_COPY_IF_NOT_EXISTS
+AWS_DISABLE_BULK_DELETE AWS_DISABLE_TAGGING AWS_ENDPOINT AWS_ENDPOINT_URL_S3 AWS_PROXY_URL AWS_REQUEST_PAYER
+AWS_S3_ALLOW_UNSAFE_RENAME AWS_S3_EXPRESS AWS_S3_LOCKING_PROVIDER AWS_SERVER_SIDE_ENCRYPTION AWS_SKIP_SIGNATURE
+AWS_SSE_BUCKET_KEY_ENABLED AWS_SSE_CUSTOMER_KEY_BASE64 AWS_SSE_KMS_KEY_ID AWS_TIMEOUT AWS_TOKEN AWS_UNSIGNED_PAYLOAD
+AWS_VIRTUAL_HOSTED_STYLE_REQUEST
 """
+# The words for true and false that clients take for AWS_ALLOW_HTTP. Other tools need the variable for a URL that begins
+# with http://; keytally looks at the URL.
+_YES, _NO = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", "f", "n")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CRON_FIELDS = (range(60), range(24), range(1, 32), range(1, 13), range(8))
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -244,6 +247,7 @@ def _bucket(value: str, given: Mapping[str, str]) -> Bucket | None:
             endpoint,
             "the URL of a store that speaks S3, as https://s3.example.com; keys stand in variables of their own",
         )
+    _check_allow_http(given.get("AWS_ALLOW_HTTP") or None, endpoint)
     for variable in _ONLY_OURS.split():
         if given.get(variable):
             raise SettingsError(variable, given[variable], "left unset: keytally says itself how it speaks to a store")
@@ -260,6 +264,16 @@ def _bucket(value: str, given: Mapping[str, str]) -> Bucket | None:
         secret_access_key=secret,
         session_token=given.get("AWS_SESSION_TOKEN") or None,
     )
+
+
+def _check_allow_http(value: str | None, endpoint: str | None) -> None:
+    """Accept AWS_ALLOW_HTTP where the endpoint does not contradict it. Raises SettingsError otherwise."""
+    if value is None or value.lower() in _YES:
+        return
+    if value.lower() not in _NO:
+        raise SettingsError("AWS_ALLOW_HTTP", value, "true or false")
+    if endpoint and endpoint.startswith("http://"):
+        raise SettingsError("AWS_ALLOW_HTTP", value, "true or unset where AWS_ENDPOINT_URL begins with http://")
 
 
 def _currency(value: str) -> str | None:

@@ -32,6 +32,22 @@ def test_without_a_key_the_role_of_the_machine_is_used() -> None:
     assert given.session_token == "t"
 
 
+@pytest.mark.parametrize("word", ["true", "TRUE", "1", "yes"])
+def test_plain_http_may_be_allowed_as_other_tools_ask_for(word: str) -> None:
+    for endpoint in ("http://127.0.0.1:9000", "https://s3.example.com", ""):
+        assert bucket(AWS_ALLOW_HTTP=word, AWS_ENDPOINT_URL=endpoint) == bucket(AWS_ENDPOINT_URL=endpoint)
+
+
+@pytest.mark.parametrize("word", ["false", "0"])
+def test_plain_http_may_be_forbidden_where_no_url_asks_for_it(word: str) -> None:
+    assert bucket(AWS_ALLOW_HTTP=word, AWS_ENDPOINT_URL="https://s3.example.com").endpoint == "https://s3.example.com"
+    assert bucket(AWS_ALLOW_HTTP=word).endpoint is None
+    with pytest.raises(SettingsError) as wrong:
+        bucket(AWS_ALLOW_HTTP=word, AWS_ENDPOINT_URL="http://127.0.0.1:9000")
+    expected = "must be true or unset where AWS_ENDPOINT_URL begins with http://"
+    assert str(wrong.value) == f"AWS_ALLOW_HTTP is '{word}', but {expected}"
+
+
 def test_no_secret_is_told() -> None:
     settings = Settings.from_environment({**IN_BUCKET, **KEY})
     assert "do-not-tell" not in f"{settings} {settings!r} {settings.data}"
@@ -53,6 +69,7 @@ def test_a_server_looks_less_often_than_into_a_folder() -> None:
         ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "127.0.0.1:9000"}),
         ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000/a/b"}),
         ("AWS_ENDPOINT_URL", {"AWS_ENDPOINT_URL": "https://me:do-not-tell@s3.example.com"}),
+        ("AWS_ALLOW_HTTP", {"AWS_ALLOW_HTTP": "perhaps"}),
         ("AWS_CONDITIONAL_PUT", {"AWS_CONDITIONAL_PUT": "disabled"}),
         ("AWS_SKIP_SIGNATURE", {"AWS_SKIP_SIGNATURE": "true"}),
         ("AWS_ENDPOINT", {"AWS_ENDPOINT": "http://127.0.0.1:9000"}),
