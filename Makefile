@@ -24,11 +24,18 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Hashes and versions only: where they are downloaded from is the machine's business.
+# Hashes and versions only: where they are downloaded from is the machine's business. A package that another one needs
+# with an extra is pinned with the extra and without: with hashes, pip refuses the extra that no line names, and
+# pip before 23.3 refuses the bare name.
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-strip-extras \
 		--no-emit-index-url --no-annotate --no-header --extra dev --extra redis pyproject.toml -o requirements.lock
+	awk '/^[^ ]/ { printf "%s", bare block; block = bare = "" } \
+		/^[A-Za-z0-9._-]+\[/ { extra = 1 } /^[A-Za-z0-9._-]+=/ { extra = 0 } \
+		{ block = block $$0 "\n"; sub(/\[[^]]*\]==/, "=="); if (extra) bare = bare $$0 "\n" } \
+		END { printf "%s", bare block }' requirements.lock > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 # Writes what is generated in the pages: the README's column tables, docs/openapi.json, what
 # the page on notebooks prints, and the image's part of the lock.
@@ -44,6 +51,6 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keytally needs Python 3.11 or newer; make PYTHON=python3.12 ... uses another one")'
 	@echo "Making .venv from requirements.lock. Once, and about a minute."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -133,8 +134,13 @@ def test_the_image_is_given_what_it_is_made_of() -> None:
 
 def blocks_of(lock: str) -> list[tuple[str, str]]:
     """What a lock says of each package: its name, and the lines. Some are there once for each version of Python."""
-    blocks = re.finditer(r"^([A-Za-z0-9._-]+)==(?:.*\\\n)+.*\n", lock, re.MULTILINE)
+    blocks = re.finditer(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==(?:.*\\\n)+.*\n", lock, re.MULTILINE)
     return [(canonicalize_name(block[1]), block[0]) for block in blocks]
+
+
+def pins_of(lock: str) -> list[str]:
+    """The requirements of a lock, without hashes."""
+    return re.findall(r"^([^ #\n].*?)(?: \\)?$", lock, re.MULTILINE)
 
 
 def needed_to_run() -> set[str]:
@@ -164,6 +170,30 @@ def needed_to_run() -> set[str]:
                     ):
                         wanted.append(str(further))
     return needed
+
+
+@pytest.mark.parametrize("lock", [ROOT / "requirements.lock", DEPLOY / "requirements.lock"])
+def test_a_lock_names_the_extras_without_which_pip_refuses_it(lock: Path) -> None:
+    # With hashes, pip takes `httpx[http2]` of a package's metadata only where a line names the extra. Before 23.3, pip
+    # takes the bare `httpx` only where a line names no extra.
+    pins = [Requirement(line) for line in pins_of(lock.read_text(encoding="utf-8"))]
+    pinned = {canonicalize_name(pin.name): [each.extras for each in pins if each.name == pin.name] for pin in pins}
+    needed: dict[str, set[str]] = {}
+    for name in pinned:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # one of another system or version of Python
+            for further in map(Requirement, metadata.requires(name) or ()):
+                if further.extras and (further.marker is None or further.marker.evaluate({"extra": ""})):
+                    needed.setdefault(canonicalize_name(further.name), set()).update(further.extras)
+    assert "httpx" in needed, "Prefect needs httpx[http2]"
+    for name, extras in needed.items():
+        assert set() in pinned[name], f"{name} is pinned only with an extra"
+        assert any(extras <= each for each in pinned[name]), f"{name} is pinned without {extras}"
+    assert all(pin.specifier and [each.operator for each in pin.specifier] == ["=="] for pin in pins)
+
+
+def test_a_lock_names_no_place_to_download_from() -> None:
+    for lock in (ROOT / "requirements.lock", DEPLOY / "requirements.lock"):
+        assert not re.findall(r"://|--[a-z-]*(?:url|index|find|host)|@", lock.read_text(encoding="utf-8"))
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the packages that are looked at are not the image's")
