@@ -26,6 +26,7 @@ import click
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, month_name, month_of
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError, open_store
+from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
 from pipeline.contract.wording import count_of, duration_text, instant_text
 from pipeline.errors import KeytallyError
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.first_look import FirstLook
     from pipeline.history import Restatement
-    from pipeline.quarantine import LostList, Rejection
+    from pipeline.quarantine import LostList, QuarantinedLine, Rejection
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report, Unpriced
     from pipeline.reprice import Change, Repricing
@@ -52,7 +53,7 @@ SHOWN_LINES, SHOWN_FILES = 50, 10
 EXAMPLES = 3  # of each reason
 BAR, LEAST_BAR = 24, 4  # characters of the longest, and where there is no room for fewer there are none
 NARROWEST_TEXT = 20
-SHOWN_CHARACTERS = 100
+SHOWN_CHARACTERS, SHOWN_RECORD = 100, 600  # of a line; of what its format made of it
 
 
 _EXAMPLES = {
@@ -640,7 +641,7 @@ def keys() -> None:
     "--orgs",
     "organizations",
     metavar="FILE",
-    type=click.File("r", encoding="utf-8"),
+    type=click.File("rb"),
     help="One organization a line; one key for each.",
 )
 @click.option("--operator", is_flag=True, help="A key that may read every organization.")
@@ -658,7 +659,7 @@ def create_keys(
     if (organization_id is not None) + (organizations is not None) + operator != 1:
         raise click.UsageError("give one of --org ORG, --orgs FILE and --operator")
     if organizations is not None:
-        wanted = [line.strip() for line in organizations if line.strip()]
+        wanted = [line.strip() for line in _text_of(organizations).splitlines() if line.strip()]
     else:
         wanted = [organization_id] if organization_id is not None else []
     settings = Settings.from_environment()
@@ -682,6 +683,18 @@ def create_keys(
         else:
             click.echo(f"{key.organization_id}\t{key.id}\t{key.key}")
     return 0
+
+
+def _text_of(file: Any) -> str:
+    """The text of a file that a person wrote; a byte-order mark is no part of it."""
+    content: bytes = file.read()
+    if is_utf16(content):
+        raise click.BadParameter(f"{UTF16_ADVICE}.", param_hint="--orgs")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise click.BadParameter(f"line {line} is not UTF-8; save the file as UTF-8.", param_hint="--orgs") from None
 
 
 @command(keys, "list")
@@ -741,7 +754,8 @@ def _key_as_json(key: CreatedKey | ReadingKey) -> dict[str, Any]:
 def quarantine(as_json: bool) -> int:
     """Show the lines that are no requests, and why.
 
-    How many, in which files, and a few of them read from raw/. --json lists every line. Exits 3 when the list of a
+    How many, in which files, and a few of them read from raw/, with what their format made of them. --json lists every
+    line. Exits 3 when the list of a
     file's lines is lost; the others are shown.
     """
     from pipeline.quarantine import Quarantine
@@ -751,11 +765,11 @@ def quarantine(as_json: bool) -> int:
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
         for position, line in enumerate(found.lines()):
-            shown = {"file": line.file, "line": line.line, "reason": line.reason, "text": line.text}
-            click.echo((", " if position else "") + json.dumps(shown, ensure_ascii=True), nl=False)
+            click.echo((", " if position else "") + json.dumps(line.as_json(), ensure_ascii=True), nl=False)
         click.echo("]")
     else:
         _show_rejections(found.summary(EXAMPLES), bool(found.lost))
+    _show_utf16(found.utf16, err=as_json)
     _show_lost_lists(found.lost)
     return FINDINGS if found.lost else 0
 
@@ -780,8 +794,7 @@ def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
         click.echo(f"The first {SHOWN_LINES} of {len(found):,} (--json lists every line).")
     table = _table("reason", "field", "file", "line", "text", numbers=False)
     for line in (line for rejection in found for line in rejection.examples):
-        text = "(the raw file is gone or was changed)" if line.text is None else line.text
-        _add(table, line.reason, line.field or "-", _visible(line.file), line.line, _visible(text)[:SHOWN_CHARACTERS])
+        _add(table, line.reason, line.field or "-", _visible(line.file), line.line, _shown_line(line))
     click.echo("For example:")
     _print_table(table)
     click.echo("; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) + ".")
@@ -789,6 +802,24 @@ def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
         click.echo("Correct the file below raw/ and run 'keytally rollup': its new content replaces the old one.")
     if "future_timestamp" in reasons:
         click.echo("Lines from the future need nothing: the first run after their moment takes them in.")
+
+
+def _shown_line(line: QuarantinedLine) -> str:
+    """The raw line and, below it, what its format made of it."""
+    if line.text is None:
+        return "(the raw file is gone or was changed)"
+    shown = _visible(line.text)[:SHOWN_CHARACTERS]
+    if line.is_mapped:
+        record = json.dumps(line.record, ensure_ascii=False) if line.record else "nothing"
+        shown += f"\nread as: {_visible(record)[:SHOWN_RECORD]}"
+    return shown
+
+
+def _show_utf16(files: Sequence[str], *, err: bool) -> None:
+    for file in files[:SHOWN_FILES]:
+        click.echo(f"No line of {_visible(file)} counts: {UTF16_ADVICE}.", err=err)
+    if len(files) > SHOWN_FILES:
+        click.echo(f"The same holds for {count_of(len(files) - SHOWN_FILES, 'more file')}.", err=err)
 
 
 def _show_lost_lists(lost: Sequence[LostList]) -> None:

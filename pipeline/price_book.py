@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Any, NamedTuple
 
+from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
 from pipeline.errors import BadPrices
 
 AMOUNT_DECIMALS, FACTOR_DECIMALS, MOST_DIGITS = 12, 6, 6
@@ -173,6 +174,8 @@ def _rows(
     """Each row that is not blank, with its number as a spreadsheet counts: the header is row 1. Raises BadPrices."""
     if len(content) > MOST_BYTES:
         raise BadPrices(name, None, None, f"it is larger than {MOST_BYTES:,} bytes; leave out what is long past")
+    if is_utf16(content):
+        raise BadPrices(name, None, None, UTF16_ADVICE)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -185,7 +185,9 @@ class RawPass:
     def texts(self, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
         """Some lines, by their numbers in order, each cut at `characters`. Instead of `batches()`."""
         with self._errors_as_held_back():
-            if self.is_parquet:
+            if self.is_parquet and self.raw_file.format.is_mapped:
+                yield from tabular.record_texts(self.raw_file.parquet_source(), lines, characters)
+            elif self.is_parquet:
                 yield from rows.row_texts(self.raw_file.parquet_source(), lines, characters)
             else:
                 yield from rows.line_texts(self._lines(), lines, characters)
@@ -193,6 +195,12 @@ class RawPass:
     def _lines(self) -> rows.Plain:
         plain = self._plain()
         return json_file.lines_of(plain) if self.raw_file.file.endswith(JSON_ENDINGS) else plain  # type: ignore[arg-type]
+
+    def beginning(self, size: int) -> bytes:
+        """The first `size` bytes of the file's text, inflated. Instead of `batches()`."""
+        with self._errors_as_held_back():
+            beginning = bytearray(size)
+            return bytes(beginning[: self._plain().readinto(memoryview(beginning))])
 
     def _plain(self) -> rows.Plain:
         hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)

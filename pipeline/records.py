@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -30,7 +29,6 @@ MAPPED = pa.schema(
         ("most_complete", pa.bool_()),
     ]
 )
-NOT_SHOWN = "(not shown: a line that is no record may hold a key in clear)"
 
 _INTEGERS = frozenset({"status", *(name for name in FIELDS if name.endswith("_tokens"))})
 
@@ -93,10 +91,10 @@ def _as_value(name: str, value: str | None) -> str | None:
     return Number(value) if name in _INTEGERS and value and re.fullmatch("-?[0-9]+", value, re.ASCII) else value
 
 
-def read_records(raw_file: RawFile, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
-    """What the SQL made of some of a file's lines, by their numbers in order, as JSON cut at `characters`.
+def read_records(raw_file: RawFile, lines: Iterable[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """What the SQL made of some of a file's lines, by their numbers in order: rows of MAPPED, the requests alone.
 
-    Not the lines themselves: a log may name keys in clear that its format hashes. Raises HeldBack, FormatRefused.
+    A line that holds none comes with an empty list. Raises HeldBack, FormatRefused.
     """
     wanted = list(lines)
     mapping = MappedRecords(raw_file.format)
@@ -107,16 +105,9 @@ def read_records(raw_file: RawFile, lines: Iterable[int], characters: int) -> It
                 if some.num_rows:
                     rows = mapped(some, mapping, raw_file.format).to_pylist()
                     for line, of_line in groupby(rows, lambda row: row["line"]):
-                        yield int(line), _shown(list(of_line))[:characters]
+                        yield int(line), [row for row in of_line if not (row["reason"] or row.get("skipped"))]
     finally:
         mapping.close()
-
-
-def _shown(rows: list[Mapping[str, Any]]) -> str:
-    if all(row["reason"] for row in rows) and rows[0]["reason"] != Reason.MISSING_FIELD:
-        return NOT_SHOWN
-    shown = [{name: row[name] for name in FIELDS if row[name] is not None} for row in rows]
-    return json.dumps(shown[0] if len(shown) == 1 else shown, ensure_ascii=False)
 
 
 def held_back(raw_file: RawFile, refused: FormatRefused) -> HeldBack:

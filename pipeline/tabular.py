@@ -8,7 +8,7 @@ quote that is never closed takes its line with it, not the rest of the file.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -170,6 +170,19 @@ def parquet_records(source: Any) -> Iterator[pa.RecordBatch]:
         ]
         number += count
         yield pa.RecordBatch.from_arrays(columns, schema=LINES)
+
+
+def record_texts(source: Any, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
+    """Some records of a Parquet file, by their numbers in order, each cut at `characters`."""
+    wanted = iter(lines)
+    next_wanted = next(wanted, None)
+    for batch in parquet_records(source):
+        first = batch.column("line")[0].as_py()
+        while next_wanted is not None and next_wanted < first + batch.num_rows:
+            yield next_wanted, batch.column("text")[next_wanted - first].as_py()[:characters]
+            next_wanted = next(wanted, None)
+        if next_wanted is None:
+            return
 
 
 def _rows_at_once(parquet: pq.ParquetFile) -> int:

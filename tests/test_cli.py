@@ -309,6 +309,30 @@ def test_many_keys_come_as_one_json_line_each(data: Path, keytally: Keytally) ->
     assert [json.loads(key)["organization_id"] for key in lines] == ["org_a", "org_b"]
 
 
+def test_organizations_may_begin_with_a_byte_order_mark(data: Path, keytally: Keytally) -> None:
+    (data / "orgs").write_bytes(b"\xef\xbb\xbforg_a\r\norg_b\r\n")
+    lines = keytally("keys", "create", "--orgs", str(data / "orgs"), "--json").stdout.splitlines()
+    assert [json.loads(key)["organization_id"] for key in lines] == ["org_a", "org_b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("org_a\norg_b\n".encode("utf-16"), "the file is UTF-16; convert it to UTF-8."),
+        ("org_a\norg_b\n".encode("utf-16-be"), "the file is UTF-16; convert it to UTF-8."),
+        (b"org_a\norg_\xe4\n", "line 2 is not UTF-8; save the file as UTF-8."),
+    ],
+)
+def test_organizations_in_another_encoding_are_refused_in_a_sentence(
+    data: Path, keytally: Keytally, content: bytes, sentence: str
+) -> None:
+    (data / "orgs").write_bytes(content)
+    result = keytally("keys", "create", "--orgs", str(data / "orgs"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"Invalid value for --orgs: {sentence}" in result.stderr
+    assert not (data / "keys.sqlite").exists()
+
+
 def test_a_bad_organization_creates_no_key_at_all(data: Path, keytally: Keytally) -> None:
     (data / "orgs").write_text("org_a\nno good\n")
     result = keytally("keys", "create", "--orgs", str(data / "orgs"))

@@ -648,8 +648,14 @@ def test_no_rejected_key_is_found_in_anything_of_ours(place: Place, caplog: pyte
     place.roll_up()
     shown = list(Quarantine(place.store).lines())
     assert [each.line for each in shown] == [1, 3, 4, 5]
-    assert "sha256:8a891cac40cbb2b8" in (shown[0].text or "")
-    assert shown[1].text == "(not shown: a line that is no record may hold a key in clear)"
+    assert isinstance(shown[0].record, dict)
+    assert shown[0].record["api_key_id"].startswith("sha256:8a891cac40cbb2b8")
+    assert shown[0].text == line.replace("bad-key", "(masked)")[:2_000]
+    for cut in shown[1:3]:  # no JSON: what the format reads is masked, for any of it may be the key
+        assert cut.record is None
+        assert '"user_api_key_hash": "(masked)", "user_api_key_alias": null' in (cut.text or "")
+        assert '"model_group": "(masked)"' in (cut.text or "")
+        assert '"user_agent": "acme-batch/1.2"' in (cut.text or "")
     (event,) = place.events("litellm/a.jsonl")
     assert event["api_key_id"] == "sha256:8a891cac40cbb2b854a9835e52fcff621814a6ab21efbf54fe7ddee49fc02793"
     written = [path.read_bytes() for path in place.layout.root.rglob("*") if path.is_file() and "raw" not in path.parts]
@@ -657,12 +663,13 @@ def test_no_rejected_key_is_found_in_anything_of_ours(place: Place, caplog: pyte
     assert "bad-key" not in json.dumps([vars(each) for each in shown]) + caplog.text
 
 
-def test_the_quarantine_shows_what_the_sql_made_of_a_line(place: Place) -> None:
+def test_the_quarantine_shows_a_line_and_what_the_sql_made_of_it(place: Place) -> None:
     write_format(place, "mine", sql())
     place.write_raw("mine/a.jsonl", request(1), request(2, organization_id=None, model="m"))
     place.roll_up()
     (shown,) = Quarantine(place.store).lines()
-    assert json.loads(shown.text or "") == {
+    assert json.loads(shown.text or "") == request(2, organization_id=None, model="m")
+    assert shown.record == {
         "request_id": "req_2",
         "timestamp": "2025-11-10T12:00:00Z",
         "api_key_id": "key_1",

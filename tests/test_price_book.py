@@ -98,6 +98,8 @@ def test_a_book_is_read_as_spreadsheets_write_it() -> None:
         (book('gpt,"2025-11-01,1,1,USD'), "row 2", "no row of CSV"),
         (book("g\0pt,2025-11-01,1,1,USD"), "row 2, column model", "must be the name of a model"),
         (book(ROW) + b"\n\xff\xfe,2025-11-01,1,1,USD", "row 3", "UTF-8"),
+        (book(ROW).decode().encode("utf-16"), "prices.csv: ", "the file is UTF-16; convert it to UTF-8"),
+        (book(ROW).decode().encode("utf-16-le"), "prices.csv: ", "the file is UTF-16; convert it to UTF-8"),
         (book("x" * 200_000 + ",2025-11-01,1,1,USD"), "row 2", "prices.csv"),
         (b"a" * (32 * 2**20 + 1), "prices.csv", "larger than"),
         (book(f"gpt,2025-11-01,0.{'1' * 5_000},1,USD"), "row 2, column input_per_million", "12 decimals"),
@@ -127,6 +129,11 @@ def test_a_bad_book_gets_a_sentence_with_row_and_column(content: bytes, where: s
 def test_a_bad_table_of_rates_gets_a_sentence_too(row: str, where: str) -> None:
     with pytest.raises(BadPrices, match=where):
         read_rates(f"day,from,to,rate\n{row}\n".encode(), "fx.csv")
+
+
+def test_a_table_of_rates_in_utf16_is_named_as_such() -> None:
+    with pytest.raises(BadPrices, match=r"^fx\.csv: the file is UTF-16; convert it to UTF-8"):
+        read_rates("day,from,to,rate\n2025-11-10,USD,CHF,0.8\n".encode("utf-16"), "fx.csv")
 
 
 def test_rates_are_of_a_day_and_a_direction() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -180,3 +181,167 @@ def test_an_empty_quarantine_is_not_told_of_one_whose_only_list_is_lost(place: P
         path.write_bytes(b"")
     result = command(place)
     assert (result.exit_code, result.stdout) == (3, "")
+
+
+# --- mapped formats --------------------------------------------------------------------------------------------------
+
+# Requests in the native form: one a record, or several in its list `calls`. The key is hashed.
+FORMAT = """\
+-- reads: jsonl, csv, parquet
+-- prices: record
+-- units: record
+with call as (
+    select line, unnest(coalesce(cast(record->'calls' as json[]), [record])) as one from records
+)
+select
+    line, one->>'id' as request_id, one->>'at' as timestamp, one->>'org' as organization_id,
+    'sha256:' || sha256(one->>'key') as api_key_id, one->>'cost' as cost, null as synapses, null as neurons,
+    null as model, null as endpoint, null as status, one->>'tokens' as input_tokens, null as output_tokens
+from call
+"""
+# printf sk-clear-text | sha256sum
+KEY, DIGEST = "sk-clear-text", "sha256:0ba5c2bc7d6770e0df6589ba4ea68b7f6a920e3516537a7cd4f58fbefd876d22"
+
+
+def call(number: int, **fields: Any) -> dict[str, Any]:
+    return {"id": f"c{number}", "at": "2025-11-10T12:00:00Z", "org": "org_a", "key": KEY, "cost": "0.25", **fields}
+
+
+def made(number: int, **fields: str) -> dict[str, str]:
+    """What the SQL makes of a call."""
+    return {
+        "request_id": f"c{number}",
+        "timestamp": "2025-11-10T12:00:00Z",
+        "organization_id": "org_a",
+        "api_key_id": DIGEST,
+        "cost": "0.25",
+        **fields,
+    }
+
+
+@pytest.fixture
+def mapped(place: Place) -> Place:
+    place.layout.formats.mkdir()
+    (place.layout.formats / "house.sql").write_text(FORMAT)
+    return place
+
+
+def test_of_a_mapped_format_it_shows_the_raw_line_and_what_the_format_made_of_it(mapped: Place) -> None:
+    mapped.write_raw("a.jsonl", "native")
+    mapped.write_raw("house/a.jsonl", call(1), call(2, cost="-1", note="é"), "no JSON", call(3, cost="x" * 3_000))
+    mapped.roll_up()
+    entries = json.loads(quarantine(mapped, "--json"))
+    assert entries[0] == {"file": "a.jsonl", "line": 1, "reason": "not_json", "text": "native"}
+    assert [list(entry) for entry in entries[1:]] == [["file", "line", "reason", "text", "record"]] * 3
+    refused, broken, long = entries[1:]
+    assert (refused["file"], refused["line"], refused["reason"]) == ("house/a.jsonl", 2, "negative_amount")
+    assert refused["text"] == json.dumps(call(2, cost="-1", note="é")).replace(KEY, "(masked)")
+    assert refused["record"] == made(2, cost="-1")
+    assert (broken["reason"], broken["text"], broken["record"]) == ("not_json", "no JSON", None)
+    assert (len(long["text"]), long["text"][-1]) == (2_000, "x")
+    assert long["record"] == made(3, cost="x" * 300)
+    text = quarantine(mapped)
+    assert re.search(r'cost +house/a\.jsonl +2 +\{"id": "c2", .*', text)
+    assert re.search(r'read as: *\{"request_id": "c2", .*"cost": "-1"\}', re.sub(r"\s+", " ", text))
+    assert "read as: nothing" in text
+    assert KEY not in text + json.dumps(entries)
+
+
+def test_of_several_requests_on_a_line_it_shows_the_rejected_one(mapped: Place) -> None:
+    calls = [call(1), call(2, cost="-1"), call(3, org="a b"), call(4), call(5, cost="-2"), call(6, at="soon")]
+    mapped.write_raw("house/a.jsonl", json.dumps({"calls": calls}))
+    mapped.roll_up()
+    entries = json.loads(quarantine(mapped, "--json"))
+    assert {entry["line"] for entry in entries} == {1}
+    rejected = {entry["record"]["request_id"]: (entry["reason"], entry["record"]) for entry in entries}
+    assert rejected == {
+        "c2": ("negative_amount", made(2, cost="-1")),
+        "c3": ("bad_id", made(3, organization_id="a b")),
+        "c5": ("negative_amount", made(5, cost="-2")),
+        "c6": ("bad_timestamp", made(6, timestamp="soon")),
+    }
+    told = {
+        (example.reason, example.field, example.record["request_id"])
+        for each in Quarantine(mapped.store).summary(9)
+        for example in each.examples
+        if isinstance(example.record, dict)
+    }
+    assert told == {
+        ("negative_amount", "cost", "c2"),
+        ("bad_id", "organization_id", "c3"),
+        ("negative_amount", "cost", "c5"),
+        ("bad_timestamp", "timestamp", "c6"),
+    }
+
+
+def test_of_a_line_from_the_future_it_shows_the_request_that_was(mapped: Place) -> None:
+    later = f"{mapped.now + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
+    mapped.write_raw("house/a.jsonl", json.dumps({"calls": [call(1), call(2, at=later)]}))
+    mapped.roll_up()
+    (entry,) = json.loads(quarantine(mapped, "--json"))
+    assert (entry["reason"], entry["record"]) == ("future_timestamp", made(2, timestamp=later))
+
+
+def test_if_the_rejected_request_is_not_known_it_shows_the_first_ones(mapped: Place) -> None:
+    mapped.write_raw("house/a.jsonl", json.dumps({"calls": [call(n, cost="-1") for n in range(12)]}))
+    mapped.roll_up()
+    # The rules, or the format, have changed since.
+    (mapped.layout.formats / "house.sql").write_text(FORMAT.replace("one->>'cost' as", "'1' as"))
+    entries = json.loads(quarantine(mapped, "--json"))
+    assert [entry["record"] for entry in entries] == [[made(n, cost="1") for n in range(10)]] * 12
+
+
+@pytest.mark.parametrize("what", ["gone", "format"])
+def test_the_text_is_null_if_the_raw_file_is_gone_and_the_record_if_the_format_fails(mapped: Place, what: str) -> None:
+    path = mapped.write_raw("house/a.jsonl", call(1, cost="-1"))
+    mapped.roll_up()
+    if what == "gone":
+        path.unlink()
+        expected = None
+    else:
+        (mapped.layout.formats / "house.sql").write_text(FORMAT.replace("unnest", "no_such_function"))
+        expected = json.dumps(call(1, cost="-1"))
+        for hidden in (KEY, "c1", "2025-11-10T12:00:00Z", "org_a", "0.25", "-1"):  # all that the SQL names
+            expected = expected.replace(f'"{hidden}"', '"(masked)"')
+    (entry,) = json.loads(quarantine(mapped, "--json"))
+    assert (entry["text"], entry["record"]) == (expected, None)
+
+
+def test_a_row_of_csv_is_shown_as_it_stands_and_one_of_parquet_as_json(mapped: Place) -> None:
+    mapped.write_raw("house/a.csv", "id,at,org,key,cost", f"c1,2025-11-10T12:00:00Z,org_a,{KEY},-1", "c2,too,few")
+    rows = [call(1), call(2, cost="-1")]
+    (mapped.layout.raw / "house").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), mapped.layout.raw / "house/b.parquet")
+    mapped.roll_up()
+    shown = [(line.file, line.line, line.text, line.record) for line in Quarantine(mapped.store).lines()]
+    in_json = json.dumps(call(2, cost="-1"), separators=(",", ":")).replace(KEY, "(masked)")
+    assert shown == [
+        ("house/a.csv", 2, "c1,2025-11-10T12:00:00Z,org_a,(masked),-1", made(1, cost="-1")),
+        ("house/a.csv", 3, "(masked),(masked),(masked)", None),
+        ("house/b.parquet", 2, in_json, made(2, cost="-1")),
+    ]
+
+
+# --- UTF-16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_utf16_is_named_as_the_cause_if_no_line_of_a_file_counts(mapped: Place) -> None:
+    records = json.dumps(request(1)) + "\n" + json.dumps(request(2)) + "\n"
+    mapped.write_raw("marked.jsonl", records.encode("utf-16"))
+    mapped.write_raw("house/plain.jsonl.gz", gzip.compress(records.encode("utf-16-le")))
+    mapped.write_raw("bad.jsonl", "rubbish")
+    mapped.write_raw("good.jsonl", request(3), records.encode("utf-16-le"))
+    mapped.roll_up()
+    sentences = [
+        f"No line of {file} counts: the file is UTF-16; convert it to UTF-8."
+        for file in ("house/plain.jsonl.gz", "marked.jsonl")
+    ]
+    shown, listed = command(mapped), command(mapped, "--json")
+    assert [line for line in shown.stdout.splitlines() if "UTF-16" in line] == sentences
+    assert [line for line in listed.stderr.splitlines() if "UTF-16" in line] == sentences
+    assert {entry["file"] for entry in json.loads(listed.stdout)} == {
+        "bad.jsonl",
+        "good.jsonl",
+        "house/plain.jsonl.gz",
+        "marked.jsonl",
+    }
