@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.first_look import FirstLook
     from pipeline.history import Restatement
+    from pipeline.intake import TakeIn
     from pipeline.quarantine import LostList, QuarantinedLine, Rejection
     from pipeline.reconcile import Reconciliation
     from pipeline.report import Report, Unpriced
@@ -427,10 +428,13 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         _print_table(table)
     if report.ingested:
         lines, quarantined = sum(one.lines for one in taken), sum(one.quarantined for one in taken)
+        skipped = sum(one.skipped for one in taken)
         click.echo(
             f"Took in {count_of(len(report.ingested), 'file')} with {count_of(lines, 'line')}; "
-            f"{quarantined:,} quarantined{' (keytally quarantine lists them)' if quarantined else ''}."
+            f"{quarantined:,} quarantined{' (keytally quarantine lists them)' if quarantined else ''}"
+            f"{f', {skipped:,} skipped' if skipped else ''}."
         )
+        _show_tallies(taken)
     for file, before, after in report.replaced:
         click.echo(f"{_visible(file)} has a new content: {after:,} accepted lines, {before:,} before.")
     if report.days:
@@ -454,7 +458,21 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
     _show_findings(report)
 
 
+def _show_tallies(taken: Sequence[TakeIn]) -> None:
+    """What the formats left out of the files that were taken in, by reason."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for tally in (tally for one in taken for tally in one.tally):
+        counts[tally.kind, tally.reason] += tally.lines
+    for (kind, reason), count in counts.most_common():
+        if kind == "skipped":
+            click.echo(f"  skipped {count:,}: {_visible(reason)}")
+    if merged := sum(count for (kind, _), count in counts.items() if kind == "merged"):
+        click.echo(f"  merged {count_of(merged, 'span')} into the calls that other spans tell of")
+
+
 def _show_findings(report: Report) -> None:
+    from pipeline.disagreements import WHAT_TO_DO
+
     damaged = [held for held in report.held_back if held.reason.startswith("damaged:")]
     of_a_format = Counter(held.reason for held in report.held_back if held.reason.startswith("format:"))
     for held in report.held_back:
@@ -477,20 +495,24 @@ def _show_findings(report: Report) -> None:
             " backfill' over its days.",
             err=True,
         )
-    for lowered in report.lowered[:SHOWN_LINES]:
-        click.echo(
-            f"LOWERED {lowered.day}: {_visible(lowered.what)}. {_visible(_sentence(lowered.what_to_do))}", err=True
-        )
-    if len(report.lowered) > SHOWN_LINES:
-        click.echo(f"LOWERED and {count_of(len(report.lowered) - SHOWN_LINES, 'more day')} (--json)", err=True)
-    for ignored in report.ignored[:SHOWN_LINES]:
-        click.echo(
-            f"IGNORED {_visible(ignored.file)} looks like a log, and is not read: {_visible(ignored.reason)}."
-            f" {_visible(_sentence(ignored.what_to_do))}",
-            err=True,
-        )
-    if len(report.ignored) > SHOWN_LINES:
-        click.echo(f"IGNORED and {count_of(len(report.ignored) - SHOWN_LINES, 'more file')} (--json)", err=True)
+    _show_each(
+        "LOWERED",
+        [f"{day.day}: {_visible(day.what)}. {_visible(_sentence(day.what_to_do))}" for day in report.lowered],
+    )
+    _show_each(
+        "IGNORED",
+        [
+            f"{_visible(log.file)} looks like a log, and is not read: {_visible(log.reason)}."
+            f" {_visible(_sentence(log.what_to_do))}"
+            for log in report.ignored
+        ],
+    )
+    _show_each(
+        "ODD LOG", [f"{_visible(log.file)}: {_visible(log.what)}. {_sentence(log.what_to_do)}" for log in report.odd]
+    )
+    _show_each("DISAGREEING", [f"{day.day}: {_visible(day.what)}." for day in report.disagreeing])
+    if report.disagreeing:
+        click.echo(_sentence(WHAT_TO_DO), err=True)
     if report.lost_days:
         days = ", ".join(str(day) for day in report.lost_days[:5]) + (" ..." if len(report.lost_days) > 5 else "")
         click.echo(
@@ -504,16 +526,35 @@ def _show_findings(report: Report) -> None:
         click.echo(f"LOST what was restated of {month_name(month)} before now: its file was damaged.", err=True)
 
 
+def _show_each(label: str, findings: Sequence[str]) -> None:
+    for finding in findings[:SHOWN_LINES]:
+        click.echo(f"{label} {finding}", err=True)
+    if len(findings) > SHOWN_LINES:
+        click.echo(f"{label} and {len(findings) - SHOWN_LINES:,} more (--json)", err=True)
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
 def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
+    from pipeline.report import NO_TOKENS
+
+    if tokenless := [day for day in unpriced if day.without_tokens]:
+        count = sum(day.without_tokens for day in tokenless)
+        carry = "1 request carries" if count == 1 else f"{count:,} requests carry"
+        click.echo(
+            f"NO TOKENS   {_days_of(tokenless)}: {carry} no token count, so the price book cannot price"
+            f" {'it' if count == 1 else 'them'}. Have the producer log the usage of streams (OpenAI:"
+            " stream_options.include_usage).",
+            err=err,
+        )
+    unpriced = [day for day in unpriced if day.requests > day.without_tokens]
     if not unpriced:
         return
-    requests = sum(day.requests for day in unpriced)
-    days = f"{unpriced[0].day}" + (f" and {count_of(len(unpriced) - 1, 'other day')}" if len(unpriced) > 1 else "")
-    missing = list(dict.fromkeys(what for day in unpriced for what in day.missing))
+    requests = sum(day.requests - day.without_tokens for day in unpriced)
+    days = _days_of(unpriced)
+    missing = list(dict.fromkeys(what for day in unpriced for what in day.missing if not what.startswith(NO_TOKENS)))
     named = ", ".join(map(_visible, missing[:EXAMPLES])) + (
         f" and {len(missing) - EXAMPLES:,} more" * (len(missing) > EXAMPLES)
     )
@@ -526,6 +567,11 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
         * converted,
         err=err,
     )
+
+
+def _days_of(unpriced: Sequence[Unpriced]) -> str:
+    others = f" and {count_of(len(unpriced) - 1, 'other day')}" if len(unpriced) > 1 else ""
+    return f"{unpriced[0].day}{others}"
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------
@@ -1168,6 +1214,13 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
         click.echo(f"Nothing is published yet from {_visible(str(settings.data))}.")
     else:
         _show_published(found)
+    for odd in found.odd[:SHOWN_FILES]:
+        click.echo(f"ODD LOG     {_visible(odd.file)}: {_visible(odd.what)}")
+    _echo_rest("ODD LOG    ", found.odd, SHOWN_FILES, "--json lists all")
+    for day in found.disagreeing[:SHOWN_FILES]:
+        name = f", as of request {_visible(' of '.join(day.disagreement[::-1]))}" if day.disagreement else ""
+        click.echo(f"DISAGREEING {day.day}: {count_of(day.disagreeing, 'line')} with other billed values{name}")
+    _echo_rest("DISAGREEING", found.disagreeing, SHOWN_FILES, "--json lists all")
     _show_unpriced(found.unpriced)
     if found.bad_prices:
         click.echo(f"BAD PRICES  {_visible(found.bad_prices)}")
@@ -1182,6 +1235,8 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
 
 def _next_step(found: Status) -> str:
     """What an operator should do, the most urgent first."""
+    from pipeline.disagreements import WHAT_TO_DO as DISAGREEMENT_ADVICE
+
     counting = [file.entry.take_in for file in found.files if file.entry and not file.entry.same_as]
     steps = (
         (found.lost, "keytally rollup, once rollups/ is back or given up"),
@@ -1207,7 +1262,12 @@ def _next_step(found: Status) -> str:
             " keytally rollup",
         ),
         (not found.ledger.publication.files, "put request logs below raw/, then keytally rollup"),
-        (found.unpriced, "add what is unpriced to prices.csv or fx.csv, then keytally rollup"),
+        (found.odd, found.odd[0].what_to_do if found.odd else ""),
+        (found.disagreeing, DISAGREEMENT_ADVICE),
+        (
+            any(day.requests > day.without_tokens for day in found.unpriced),
+            "add what is unpriced to prices.csv or fx.csv, then keytally rollup",
+        ),
         (any(taken.quarantined for taken in counting), "keytally quarantine shows the lines that did not count"),
     )
     return next((step for applies, step in steps if applies), "nothing to do")

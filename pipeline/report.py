@@ -8,20 +8,28 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from pipeline.contract.layout import month_name
-from pipeline.contract.wording import count_of
+from pipeline.disagreements import Disagreement
 from pipeline.errors import HeldBack
 from pipeline.falls import LoweredDay, rows_of
 from pipeline.ignored import IgnoredLog
 from pipeline.ledger import DayEntry, FileEntry
+from pipeline.odd_logs import OddLog
 from pipeline.prices import COST_LIMIT, Prices
+
+NO_TOKENS = "token counts:"  # begins what is missing of requests that no price book can price
 
 
 class Unpriced(NamedTuple):
-    """A published day with requests of which no cost is known. missing: which prices and rates, in words."""
+    """A published day with requests of which no cost is known.
+
+    missing: which prices and rates, in words. without_tokens: how many of the requests no price book can price, because
+    their log carries no token count.
+    """
 
     day: date
     requests: int
     missing: list[str]
+    without_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {"day": str(self.day), "requests": self.requests, "missing": self.missing}
@@ -43,6 +51,8 @@ class Report:
     held_back: list[HeldBack] = field(default_factory=list)
     lowered: list[LoweredDay] = field(default_factory=list)  # published days that lost requests
     ignored: list[IgnoredLog] = field(default_factory=list)  # files that no format reads, and that look like logs
+    odd: list[OddLog] = field(default_factory=list)  # files among `ingested` of which something may be wrong
+    disagreeing: list[Disagreement] = field(default_factory=list)  # of `days`, those on which copies disagree
     days: list[DayEntry] = field(default_factory=list)
     quarantined_on: dict[date, int] = field(default_factory=dict)  # of the contents that count on each of `days`
     paces: dict[date, Pace] = field(default_factory=dict)  # of the step that rolled each of `days` up
@@ -58,11 +68,15 @@ class Report:
     @property
     def has_findings(self) -> bool:
         """Whether somebody should look: a file was held back, a published day lost requests, a file that is ignored
-        looks like a log, what was published of days is not any more, a record of restatements is lost, or a request has
-        no price.
+        looks like a log, something is odd about a log, copies disagree, what was published of days is not any more, a
+        record of restatements is lost, or a request has no price.
+
+        A request without token counts is a finding of the runs that roll its day up: no later run can price it.
         """
         lost = self.lowered or self.lost_days or self.records_lost
-        return bool(self.held_back or self.ignored or lost or self.unpriced)
+        rolled_up = {entry.day for entry in self.days}
+        unpriced = any(day.requests > day.without_tokens or day.day in rolled_up for day in self.unpriced)
+        return bool(self.held_back or self.ignored or self.odd or self.disagreeing or lost or unpriced)
 
     def as_json(self) -> dict[str, Any]:
         lowered, more_lowered = rows_of(self.lowered)
@@ -88,6 +102,8 @@ class Report:
             **({"lowered": lowered} if lowered else {}),
             **({"lowered_more": more_lowered} if more_lowered else {}),
             **({"ignored": [log.as_json() for log in self.ignored]} if self.ignored else {}),
+            **({"odd": [log.as_json() for log in self.odd]} if self.odd else {}),
+            **({"disagreeing": [day.as_json() for day in self.disagreeing]} if self.disagreeing else {}),
             **({"lost": self.lost} if self.lost else {}),
             **({"lost_days": [str(day) for day in self.lost_days]} if self.lost_days else {}),
             **({"unpriced": [day.as_json() for day in self.unpriced]} if self.unpriced else {}),
@@ -105,7 +121,7 @@ class Report:
 def unpriced_days(days: Mapping[date, DayEntry], prices: Prices | None) -> tuple[Unpriced, ...]:
     """The days with requests of which no cost is known, in order. prices: which do not know them; None: not at hand."""
     return tuple(
-        Unpriced(day, entry.unpriced, _missing(entry, prices) if prices else [])
+        Unpriced(day, entry.unpriced, _missing(entry, prices) if prices else [], entry.without_tokens)
         for day, entry in sorted(days.items())
         if entry.unpriced
     )
@@ -115,14 +131,19 @@ def _missing(entry: DayEntry, prices: Prices) -> list[str]:
     """What a day lacks, in words; nothing where that is not listed, or where the next run prices the day."""
     missing = prices.missing(entry.day, entry.pricing)
     if entry.without_tokens:
-        missing.append(f"token counts: {count_of(entry.without_tokens, 'request')} have none")
+        have = "request has" if entry.without_tokens == 1 else "requests have"
+        missing.append(f"{NO_TOKENS} {entry.without_tokens:,} {have} none")
     if missing or not entry.pricing or not entry.pricing.demand or not prices.is_current(entry.day, entry.pricing):
         return missing
     return [f"a price by which no request costs {COST_LIMIT // 10**12} or more"]  # all else is known
 
 
 def _ingested(entry: FileEntry) -> dict[str, Any]:
-    lines = {"file": entry.file, "lines": entry.take_in.lines}
+    taken = entry.take_in
+    lines = {"file": entry.file, "lines": taken.lines}
     if entry.same_as:
         return {**lines, "accepted": 0, "quarantined": 0, "same_as": entry.same_as}
-    return {**lines, "accepted": entry.take_in.accepted, "quarantined": entry.take_in.quarantined}
+    lines |= {"accepted": taken.accepted, "quarantined": taken.quarantined}
+    if taken.skipped:
+        lines["skipped"] = taken.skipped
+    return {**lines, "because": [tally._asdict() for tally in taken.tally]} if taken.tally else lines

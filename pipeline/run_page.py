@@ -14,6 +14,7 @@ from pipeline.contract.layout import month_name
 from pipeline.contract.settings import SettingsError
 from pipeline.contract.store import StoreError
 from pipeline.contract.wording import count_of, in_a_line
+from pipeline.disagreements import WHAT_TO_DO as DISAGREEMENT_ADVICE
 from pipeline.errors import CheckFailed, KeytallyError
 from pipeline.reconcile import Reconciliation
 from pipeline.report import Report
@@ -88,6 +89,16 @@ def findings_of(report: Report) -> list[Finding]:
         )
         for log in report.ignored
     ]
+    odd = [Finding(log.file, log.what[:LONGEST_CELL], log.what, log.what_to_do) for log in report.odd]
+    disagreeing = [
+        Finding(
+            str(day.day),
+            f"copies disagree: {day.lines:,}",
+            f"a day on which {day.what}",
+            DISAGREEMENT_ADVICE,
+        )
+        for day in report.disagreeing
+    ]
     lost = [
         Finding(
             f"restatements of {month_name(month)}",
@@ -115,8 +126,21 @@ def findings_of(report: Report) -> list[Finding]:
             "add what is missing to prices.csv or fx.csv in the data root; the next run prices them",
         )
         for day in report.unpriced
+        if day.requests > day.without_tokens
     ]
-    return held_back + lowered + ignored + lost + gone + unpriced
+    rolled_up = {entry.day for entry in report.days}
+    without_tokens = [
+        Finding(
+            str(day.day),
+            f"no token counts: {count_of(day.without_tokens, 'request')}",
+            f"unpriced in part: {count_of(day.without_tokens, 'request')} without token counts, which no price book can"
+            " price",
+            "have the producer log the usage of streams (OpenAI: stream_options.include_usage)",
+        )
+        for day in report.unpriced
+        if day.without_tokens and day.day in rolled_up
+    ]
+    return held_back + lowered + ignored + odd + disagreeing + lost + gone + unpriced + without_tokens
 
 
 def _mending(reason: str) -> str:

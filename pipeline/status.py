@@ -19,6 +19,7 @@ from pipeline.errors import BadPrices, HeldBack
 from pipeline.failure import FailedRun, read_failure
 from pipeline.ignored import IgnoredLog, ignored_logs
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
+from pipeline.odd_logs import OddLog, odd_logs
 from pipeline.prices import Prices, read_prices
 from pipeline.raw import RawFile, RawListing, list_raw
 from pipeline.report import Unpriced, unpriced_days
@@ -48,7 +49,7 @@ class DayStatus:
     def as_json(self) -> dict[str, Any]:
         counts = {
             name: getattr(self.entry, name) if self.entry else 0
-            for name in ("accepted", "counted", "duplicate", "conflicting", "session", "unpriced")
+            for name in ("accepted", "counted", "duplicate", "conflicting", "disagreeing", "session", "unpriced")
         }
         return {
             "day": str(self.day),
@@ -92,6 +93,8 @@ class FileStatus:
             "lines": taken and taken.lines,
             "accepted": taken and taken.accepted * bool(counted),
             "quarantined": taken and taken.quarantined * bool(counted),
+            "skipped": taken and taken.skipped * bool(counted),
+            "because": [tally._asdict() for tally in taken.tally] if taken and counted else [],
             "same_as": self.entry and self.entry.same_as,
             "taken_at": instant_text(taken.taken_at if taken else None),
             "heals_at": instant_text(taken.heals_at if taken else None),
@@ -110,8 +113,10 @@ class Status:
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
     held_since: since when a held-back file lies there as it is. ignored: files that no format reads, with the reason.
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
-    unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price book or the rates
-    cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it had.
+    odd: files that the version counts and of which something may be wrong. disagreeing: the days on which copies differ
+    in a billed value. unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price
+    book or the rates cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it
+    had.
     failed: the newest run, where it published nothing. under_way_since: when the oldest run on this machine began that
     is not done, a recount too; None where there is none. killed_at: about when one here ended without a word; None once
     the next has cleared it away or, wherever that was, done its work.
@@ -128,6 +133,8 @@ class Status:
     days: tuple[DayStatus, ...]
     files: tuple[FileStatus, ...]
     lost: str | None
+    odd: tuple[OddLog, ...]
+    disagreeing: tuple[DayEntry, ...]
     unpriced: tuple[Unpriced, ...]
     bad_prices: str | None
     raw_missing: str | None
@@ -163,6 +170,7 @@ class Status:
             "duplicate": sum(entry.duplicate for entry in days),
             "conflicting": sum(entry.conflicting for entry in days),
             "quarantined": sum(take_in.quarantined for take_in in counting),
+            "skipped": sum(take_in.skipped for take_in in counting),
             "not_counted": sum(day.not_counted for day in self.days),
             "files": len(self.ledger.files),
             "waiting": [
@@ -182,6 +190,15 @@ class Status:
             "ignored_because": dict(self.ignored),
             "ignored_logs": [log.file for log in self.ignored_logs],
             "lost": self.lost,
+            "odd": [log.as_json() for log in self.odd],
+            "disagreeing": [
+                {
+                    "day": str(day.day),
+                    "copies": day.disagreeing,
+                    **(day.disagreement._asdict() if day.disagreement else {}),
+                }
+                for day in self.disagreeing
+            ],
             "unpriced": [day.as_json() for day in self.unpriced],
             "bad_prices": self.bad_prices,
             "raw_missing": self.raw_missing,
@@ -236,6 +253,8 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         days=tuple(_days(ledger, prices, confirmed_at, newest.findings if newest else frozenset(), held_back)),
         files=tuple(_files(ledger, listing.files, waiting, held)),
         lost=lost_versions(version, note) if note and note.version > version else None,
+        odd=tuple(odd_logs(ledger.files[file] for file in sorted(ledger.files))),
+        disagreeing=tuple(entry for _, entry in sorted(ledger.days.items()) if entry.disagreeing),
         unpriced=unpriced_days(ledger.days, prices),
         bad_prices=bad_prices,
         raw_missing=missing_raw(store, ledger, listing),

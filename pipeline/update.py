@@ -26,6 +26,7 @@ from pipeline.contract.published import FINDINGS
 from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
 from pipeline.contract.wording import count_of
+from pipeline.disagreements import disagreements
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
 from pipeline.falls import LOWERED, lowered_days, note_of, unreported
 from pipeline.fan_out import FanOut, fan_out
@@ -33,6 +34,7 @@ from pipeline.healing import Healing, Inspection
 from pipeline.ignored import ignored_logs
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
+from pipeline.odd_logs import odd_logs
 from pipeline.prices import Prices, read_prices
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
@@ -141,6 +143,8 @@ class _Update:
         files, days = self._roll_up_days(ledger, listing.files, files, report)
         self._look_for_lowered(ledger, Ledger(ledger.publication, files, days), listing, report)
         report.unpriced = unpriced_days(days, self.run.prices)
+        report.odd = odd_logs(report.ingested)
+        report.disagreeing = disagreements(self.run, report.days, files)
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)
         self._look_for_lost(ledger, files, days, bool(partitions), report)

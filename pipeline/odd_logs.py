@@ -1,0 +1,59 @@
+"""Logs of which something may be wrong although every line was read: what a run reports of each file it took in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pipeline.contract.wording import count_of
+from pipeline.ledger import FileEntry
+from pipeline.line import Reason
+
+
+class OddLog(NamedTuple):
+    """A file, what is odd about it, and what to do; both in words."""
+
+    file: str
+    what: str
+    what_to_do: str
+
+    def as_json(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+def odd_logs(entries: Iterable[FileEntry]) -> list[OddLog]:
+    """What is odd about files that were taken in: one finding for each of them, the gravest.
+
+    Records that are unknown to the format; a log of which no line counts; spans that may tell of the same call.
+    """
+    return [odd for entry in entries if not entry.same_as and (odd := _odd(entry))]
+
+
+def _odd(entry: FileEntry) -> OddLog | None:
+    taken = entry.take_in
+    format = taken.format.partition(".")[0]
+    unknown = taken.lines_of("quarantined", Reason.NOT_THIS_FORMAT)
+    # Lines from the future are taken in when their moment comes.
+    refused = taken.quarantined - taken.lines_of("quarantined", Reason.FUTURE_TIMESTAMP)
+    undecided = taken.lines_of("undecided")
+    if unknown:
+        return OddLog(
+            entry.file,
+            f"{unknown:,} of {count_of(taken.lines, 'record')} not of the format {format}",
+            "'keytally inspect' says what they are: put them below the folder of their own format, or elsewhere than"
+            f" below raw/{format}/",
+        )
+    if refused and not taken.accepted:
+        return OddLog(
+            entry.file,
+            f"of {count_of(taken.lines, 'line')} none counts",
+            "'keytally quarantine' says why each is refused, and 'keytally inspect' which format the log is in",
+        )
+    if undecided:
+        return OddLog(
+            entry.file,
+            f"{count_of(undecided, 'span')} may tell of a call that counts already: no response id says so",
+            "if two instrumentations write spans for the same calls, switch one of them off, or have both write"
+            " gen_ai.response.id",
+        )
+    return None

@@ -1,0 +1,155 @@
+"""Copies that disagree in a billed value are reported, and content alone decides which of them counts."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from tests.conftest import Place, Record, request
+
+MOMENT = "2025-11-10T12:00:00Z"
+HOUSE = """-- reads: jsonl
+-- prices: record
+-- units: record
+-- copies: {copies}
+select
+    line,
+    record->>'request_id' as request_id,
+    record->>'timestamp' as timestamp,
+    record->>'organization_id' as organization_id,
+    record->>'api_key_id' as api_key_id,
+    record->>'cost' as cost,
+    record->>'synapses' as synapses,
+    record->>'neurons' as neurons,
+    record->>'model' as model,
+    null as endpoint,
+    record->>'status' as status,
+    record->>'input_tokens' as input_tokens,
+    record->>'output_tokens' as output_tokens,
+    record->>'cached_input_tokens' as cached_input_tokens
+from records
+"""
+
+
+def copy(second: int, **fields: Any) -> Record:
+    """A line that tells of the request req_1."""
+    return request(1, timestamp=f"2025-11-10T12:00:{second:02}Z", **{"model": "gpt", **fields})
+
+
+def write_format(place: Place, copies: str) -> None:
+    place.layout.formats.mkdir(exist_ok=True)
+    (place.layout.formats / "house.sql").write_text(HOUSE.format(copies=copies))
+
+
+def test_a_copy_that_bills_something_else_is_a_finding_with_file_line_and_example(place: Place) -> None:
+    place.write_raw("a.jsonl", request(7, timestamp=MOMENT), copy(1, cost="0.01", output_tokens=10))
+    place.write_raw("b.jsonl", copy(1, cost="0.01", output_tokens=10), copy(2, cost="0.02", output_tokens=20))
+    report = place.roll_up()
+    assert report.has_findings
+    (found,) = report.disagreeing
+    assert (str(found.day), found.lines, found.organization_id, found.request_id) == ("2025-11-10", 1, "org_a", "req_1")
+    assert [(each.file, each.line) for each in found.copies] == [("a.jsonl", 2), ("b.jsonl", 1), ("b.jsonl", 2)]
+    assert "1 copy differs in a billed value" in found.what
+    assert "b.jsonl line 2 (key key_1, model gpt, cost 0.02, input 0, output 20)" in found.what
+    (day,) = place.ledger().days.values()
+    assert (day.duplicate, day.conflicting, day.disagreeing) == (2, 1, 1)
+    again = place.roll_up()
+    assert not again.has_findings, "a run that does not roll the day up has nothing to say of it"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"api_key_id": "key_2"},
+        {"cost": "0.3"},
+        {"synapses": 1},
+        {"neurons": 1},
+        {"model": "other"},
+        {"input_tokens": 2001},
+        {"output_tokens": 2001},
+        {"cached_input_tokens": 1},
+        {"cache_write_tokens": 1},
+        {"reasoning_tokens": 1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_billed_value_is_compared(place: Place, fields: Record) -> None:
+    tokens = {"input_tokens": 2000, "output_tokens": 2000}
+    place.write_raw("a.jsonl", copy(1, **tokens), copy(2, **{**tokens, **fields}))
+    assert [day.lines for day in place.roll_up().disagreeing] == [1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"endpoint": "/v2"}, {"status": 500}, {"something": 1}])
+def test_other_values_are_no_disagreement(place: Place, fields: Record) -> None:
+    place.write_raw("a.jsonl", copy(1), copy(2, **fields))
+    report = place.roll_up()
+    assert not report.has_findings
+    (day,) = report.days
+    assert (day.conflicting, day.disagreeing) == (1, 0), "the moment differs, at least"
+
+
+GROWING = [
+    copy(1, cost="0", output_tokens=None, input_tokens=None),
+    copy(2, cost="0.01", input_tokens=100, output_tokens=5),
+    copy(3, cost="0.03", input_tokens=100, output_tokens=40, cached_input_tokens=10),
+    copy(4, cost="0.03", input_tokens=100, output_tokens=40, cached_input_tokens=10),
+]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
+def test_of_a_request_that_is_written_as_it_grows_the_last_state_counts(place: Place, order: tuple[int, ...]) -> None:
+    write_format(place, "most complete")
+    place.write_raw("house/a.jsonl", *(GROWING[number] for number in order[:2]))
+    place.write_raw("house/b.jsonl", *(GROWING[number] for number in order[2:]))
+    report = place.roll_up()
+    assert not report.has_findings
+    (row,) = place.published("api_key_day").itertuples()
+    assert (row.requests, row.cost, row.input_tokens, row.output_tokens) == (1, Decimal("0.03"), 100, 40)
+
+
+def test_without_that_header_the_earliest_counts_and_the_others_are_told_of(place: Place) -> None:
+    write_format(place, "earliest")
+    place.write_raw("house/a.jsonl", *GROWING)
+    report = place.roll_up()
+    assert [day.lines for day in report.disagreeing] == [3]
+    (row,) = place.published("api_key_day").itertuples()
+    assert (row.cost, row.output_tokens) == (Decimal(0), 0)
+
+
+@pytest.mark.parametrize(
+    ("other", "lines"),
+    [
+        ({"output_tokens": 39, "cost": "0.04"}, 1),
+        ({"output_tokens": 39, "input_tokens": 101}, 1),
+        ({"output_tokens": 39, "cached_input_tokens": 11}, 1),
+        ({"output_tokens": 39, "synapses": "0.5"}, 1),
+        ({"output_tokens": 39, "model": "other"}, 1),
+        ({"output_tokens": 39, "api_key_id": "key_2"}, 1),
+        ({"output_tokens": 39}, 0),
+        ({"output_tokens": 40, "cost": "0.02"}, 0),
+    ],
+)
+def test_an_earlier_state_has_no_more_of_anything(place: Place, other: Record, lines: int) -> None:
+    write_format(place, "most complete")
+    counted: Record = {"cost": "0.03", "input_tokens": 100, "output_tokens": 40, "cached_input_tokens": 10}
+    place.write_raw("house/a.jsonl", copy(9, **counted), copy(1, **{**counted, **other}))
+    report = place.roll_up()
+    assert sum(day.lines for day in report.disagreeing) == lines
+    (row,) = place.published("organization_day").itertuples()
+    assert (row.output_tokens, row.cost) == (40, Decimal("0.03"))
+
+
+def test_a_large_day_finds_the_same_disagreements(place: Place, in_buckets: Any) -> None:
+    in_buckets(20)
+    for number in range(4):
+        own = [request(100 + 30 * number + n, timestamp=MOMENT) for n in range(20)]
+        place.write_raw(f"{number}.jsonl", *own, copy(number, cost=f"0.0{number}"), request(9, timestamp=MOMENT))
+    report = place.roll_up()
+    (found,) = report.disagreeing
+    assert (found.lines, found.request_id) == (3, "req_1")
+    assert sorted((each.file, each.line) for each in found.copies) == [(f"{number}.jsonl", 21) for number in range(4)]
+    (day,) = place.ledger().days.values()
+    assert (day.counted, day.duplicate, day.conflicting, day.disagreeing) == (82, 6, 3, 3)
