@@ -115,8 +115,8 @@ class Status:
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
     odd: files that the version counts and of which something may be wrong. disagreeing: the days on which copies differ
     in a billed value. unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price
-    book or the rates cannot be used. raw_missing: a sentence on raw/ that is not there, or has nothing in it, although it
-    had.
+    book or the rates cannot be used. raw_missing: a sentence on raw/ that is not there, or is empty, although it had
+    files.
     failed: the newest run, where it published nothing. under_way_since: when the oldest run on this machine began that
     is not done, a recount too; None where there is none. killed_at: about when one here ended without a word; None once
     the next has cleared it away or, wherever that was, done its work.

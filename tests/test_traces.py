@@ -1,0 +1,192 @@
+"""Several spans of a trace may tell of one call: it counts once, wherever in the file they stand."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Place
+
+Span = dict[str, Any]
+START = 1_762_776_000_000_000_000  # 2025-11-10T12:00:00Z
+
+
+def span(number: int, parent: int | None = None, operation: str | None = "chat", /, **attributes: Any) -> Span:
+    """A span of the trace `a…a`. failed: its status is ERROR. Others are attributes, `__` for the points in their names."""
+    failed, trace, scope = (
+        attributes.pop(name, default) for name, default in (("failed", 0), ("trace", "a"), ("scope", "s"))
+    )
+    named = {"keytally.organization_id": "org_a", "keytally.api_key_id": "key_1", "gen_ai.request.model": "gpt"}
+    if operation:
+        named["gen_ai.operation.name"] = operation
+    named |= {f"gen_ai.{name.replace('__', '.')}": value for name, value in attributes.items()}
+    return {
+        "scope": scope,
+        "span": {
+            "traceId": trace * 32,
+            "spanId": f"{number:016x}",
+            **({"parentSpanId": f"{parent:016x}"} if parent is not None else {}),
+            "startTimeUnixNano": str(START + number * 10**9),
+            "attributes": [
+                {"key": key, "value": {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}}
+                for key, value in named.items()
+            ],
+            "status": {"code": 2} if failed else {},
+        },
+    }
+
+
+def export(*spans: Span) -> str:
+    """A line as the SDK's exporter writes it."""
+    scopes = [{"scope": {"name": each["scope"]}, "spans": [each["span"]]} for each in spans]
+    return json.dumps({"resourceSpans": [{"resource": {"attributes": []}, "scopeSpans": scopes}]})
+
+
+TOKENS = {"usage__input_tokens": 500, "usage__output_tokens": 150}
+CACHED = {"usage__cache_read__input_tokens": 100}
+
+
+@pytest.fixture
+def traced(place: Place) -> Place:
+    place.layout.prices.write_text(
+        "model,valid_from,input_per_million,output_per_million,currency\ngpt,2025-01-01,2.5,10,CHF\n"
+    )
+    return place
+
+
+def published(place: Place, *lines: str) -> tuple[int, int, str, int]:
+    """Requests, failed requests, cost and input tokens of a log of these lines."""
+    place.write_raw("otel-genai/a.jsonl", *lines)
+    place.roll_up()
+    (row,) = place.published("organization_day").itertuples()
+    return row.requests, row.failed_requests, f"{row.cost.normalize():f}", int(row.input_tokens)
+
+
+def tally(place: Place) -> dict[tuple[str, str], int]:
+    taken = place.ledger().files["otel-genai/a.jsonl"].take_in
+    return {(each.kind, each.reason): each.lines for each in taken.tally}
+
+
+def lines_of(place: Place, kind: str) -> int:
+    return place.ledger().files["otel-genai/a.jsonl"].take_in.lines_of(kind)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one export", "an export a span"])
+@pytest.mark.parametrize("order", list(permutations(range(3)))[::2])
+def test_an_agent_is_left_out_where_its_calls_are_in_the_log(
+    traced: Place, together: bool, order: tuple[int, ...]
+) -> None:
+    """The call is the agent's grandchild, below a span of another kind."""
+    spans = [
+        span(1, None, "invoke_agent", usage__input_tokens=1000, usage__output_tokens=300),
+        span(2, 1, "execute_tool"),
+        span(3, 2, **TOKENS),
+    ]
+    ordered = [spans[number] for number in order]
+    lines = [export(*ordered)] if together else [export(each) for each in ordered]
+    assert published(traced, *lines) == (1, 0, "0.00275", 500)
+    assert tally(traced)["skipped", "an agent whose model calls are in the log too"] == 1
+    assert lines_of(traced, "skipped") == 2
+
+
+def test_an_agent_counts_where_no_call_of_it_is_in_the_log(traced: Place) -> None:
+    agent = span(1, None, "invoke_agent", usage__input_tokens=1000, usage__output_tokens=300)
+    sibling, elsewhere = span(2, None, **TOKENS), span(3, 1, trace="b", **TOKENS)
+    assert published(traced, export(agent), export(sibling, elsewhere)) == (3, 0, "0.011", 2000)
+    assert tally(traced) == {}
+
+
+def test_of_agents_one_below_the_other_the_innermost_counts(traced: Place) -> None:
+    agents = [span(n, n - 1 or None, "invoke_agent", usage__input_tokens=10, usage__output_tokens=1) for n in (1, 2, 3)]
+    assert published(traced, export(*agents)) == (1, 0, "0.000035", 10)
+
+
+def test_an_agent_across_blocks_of_the_file_is_left_out_too(traced: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.rows.BLOCK_BYTES", 4_096)
+    monkeypatch.setattr("pipeline.judge.BLOCK_BYTES", 1)
+    agent = span(1, None, "invoke_agent", usage__input_tokens=1000, usage__output_tokens=300)
+    calls = [export(span(number, 1, **TOKENS)) for number in range(2, 42)]
+    assert published(traced, *calls, export(agent)) == (40, 0, "0.11", 20_000)
+
+
+@pytest.mark.parametrize("parent", [1, None], ids=["parent and child", "siblings"])
+def test_two_spans_of_one_call_count_once(traced: Place, parent: int | None) -> None:
+    """The response id says that they tell of one call, though one of them says less than the other."""
+    outer = span(1, None, response__id="msg_1", usage__input_tokens=500)
+    inner = span(2, parent, response__id="msg_1", usage__cache_read__input_tokens=0, **TOKENS, scope="other")
+    assert published(traced, export(inner), export(outer)) == (1, 0, "0.00275", 500)
+    assert lines_of(traced, "merged") == 1
+    (day,) = traced.ledger().days.values()
+    assert (day.duplicate, day.disagreeing) == (1, 0)
+
+
+def test_two_spans_of_one_call_that_bill_other_tokens_are_told_of(traced: Place) -> None:
+    calls = [span(n, None, response__id="msg_1", usage__input_tokens=500, **more) for n, more in ((1, {}), (2, CACHED))]
+    traced.write_raw("otel-genai/a.jsonl", export(*calls))
+    report = traced.roll_up()
+    assert [day.lines for day in report.disagreeing] == [1]
+
+
+def test_the_same_response_id_in_another_trace_is_another_call(traced: Place) -> None:
+    calls = [span(n, None, trace=trace, response__id="static", **TOKENS) for n, trace in ((1, "a"), (2, "b"))]
+    assert published(traced, export(*calls)) == (2, 0, "0.0055", 1000)
+    assert lines_of(traced, "merged") == 0
+
+
+def test_two_spans_of_a_failed_call_count_once(traced: Place) -> None:
+    lines = export(span(2, 1, failed=True, scope="sdk")), export(span(1, 9, failed=True)), export(span(9, None, None))
+    assert published(traced, *lines) == (1, 1, "0", 0)
+    assert tally(traced) == {
+        ("skipped", "a second span of the same call"): 1,
+        ("skipped", "no model call"): 1,
+        ("merged", "a second span of the same call"): 1,
+    }
+
+
+def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place) -> None:
+    call, attempt = span(1, None, response__id="msg_1", **TOKENS), span(2, 1, failed=True)
+    assert published(traced, export(attempt, call)) == (2, 1, "0.00275", 500)
+    assert tally(traced) == {}
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [span(1, None, **TOKENS), span(2, 1, response__id="msg_1", **TOKENS)],
+        [span(1, None, "embeddings", **TOKENS), span(2, 1, "embeddings", **TOKENS)],
+        [span(1, None, failed=True), span(2, 1, response__id="msg_1", **TOKENS)],
+        [span(1, 9, failed=True, scope="openai_v2"), span(2, 9, failed=True, scope="openllmetry")],
+    ],
+    ids=["one has no response id", "neither has", "the outer one failed", "failed side by side"],
+)
+def test_what_cannot_be_decided_is_a_finding(traced: Place, spans: list[Span]) -> None:
+    traced.write_raw("otel-genai/a.jsonl", export(*spans))
+    report = traced.roll_up()
+    assert report.has_findings
+    assert [odd.what for odd in report.odd] == ["1 span may tell of a call that counts already: no response id says so"]
+    assert sum(day.counted for day in report.days) == 2
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [span(1, 9, failed=True), span(2, 9, failed=True)],
+        [span(1, 9, failed=True, scope="x"), span(2, 9, failed=True, request__model="claude", scope="y")],
+        [span(1, None, response__id="msg_1", **TOKENS), span(2, 1, response__id="msg_2", **TOKENS)],
+    ],
+    ids=["attempts of one instrumentation", "attempts with two models", "two response ids"],
+)
+def test_what_can_be_decided_is_none(traced: Place, spans: list[Span]) -> None:
+    assert published(traced, export(*spans))[0] == 2
+    assert lines_of(traced, "undecided") == 0
+
+
+def test_a_span_that_is_exported_twice_counts_once_and_is_not_merged(traced: Place, tmp_path: Path) -> None:
+    agent = span(1, None, "invoke_agent", usage__input_tokens=10, usage__output_tokens=1)
+    lines = [export(span(2, None, **TOKENS)), export(agent)] * 2
+    assert published(traced, *lines) == (2, 0, "0.002785", 510)
+    assert lines_of(traced, "merged") == 0
