@@ -16,7 +16,7 @@ START = 1_762_776_000_000_000_000  # 2025-11-10T12:00:00Z
 
 
 def span(number: int, parent: int | None = None, operation: str | None = "chat", /, **attributes: Any) -> Span:
-    """A span of the trace `a…a`. failed: its status is ERROR. Others are attributes, `__` for the points in their names."""
+    """A span of the trace `a…a`. failed: its status is ERROR. Others are attributes; `__` stands for a point."""
     failed, trace, scope = (
         attributes.pop(name, default) for name, default in (("failed", 0), ("trace", "a"), ("scope", "s"))
     )
