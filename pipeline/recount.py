@@ -4,22 +4,24 @@ It exists to disagree. Nothing here may come from the intake (line.py, rows.py, 
 another goes through the standard library's JSON and Decimal, and comes out as a request or as none. Why it is none
 does not matter here.
 
-A mapped format is defined by its SQL, so that is run here as well, over records read here; what it makes of them goes
-through the rules of this module. How rows of CSV and Parquet become its records is given, too.
+The shipped mapped formats are read in plain Python (recount_formats.py, recount_otel.py), not by their SQL: a mistake
+in the SQL is a difference. The SQL of any other mapped format defines that format, so it is run here as well, over
+records read here; its rows go through the rules of this module. The conversion of CSV and Parquet rows to the JSON
+records of a mapped format is shared with the intake.
 
 Amounts are counts of their smallest unit (10^-12 of the currency, 10^-6 synapses or neurons), so that sums are sums
-of Python's integers. Memory depends on the longest line, not on the file.
+of Python's integers. Memory depends on the longest line, not on the file; of a trace, a few numbers of each span
+are kept.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import io
 import json
 import re
-import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import (
     MAX_EMAX,
@@ -32,29 +34,23 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pipeline.recount_lines import AS_TEXT, Moment, Record, mapped_objects, objects, opened, rows, without_halves
+from pipeline.recount_traces import Traces
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-LINE_BYTES = 1_048_576
 COST_DECIMALS, UNITS_DECIMALS = 12, 6
 COST_LIMIT, UNITS_LIMIT = 10**6, 10**12
 DAY_MICROSECONDS = 86_400_000_000
 TOLERANCE = timedelta(minutes=5)
-TEXT_FIELDS = ("request_id", "timestamp", "organization_id", "api_key_id", "model", "endpoint")
-FIELDS = (*TEXT_FIELDS, "cost", "synapses", "neurons", "status", "input_tokens", "output_tokens")
-
-Record = Mapping[str, Any]
+MOST_TOKENS = 2**63 - 1
 
 
 class Request(NamedTuple):
-    """A request. day: days since 1970; timestamp: microseconds since 1970; amounts in their smallest unit."""
+    """A request. day: days since 1970; timestamp: microseconds since 1970; amounts in their smallest unit.
+
+    most_complete: its format says `copies: most complete`. All other fields decide whether two copies conflict.
+    """
 
     day: int
     organization_id: str
@@ -67,57 +63,129 @@ class Request(NamedTuple):
     model: str | None
     endpoint: str | None
     status: int | None
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int | None
+    output_tokens: int | None
     cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
     currency: str | None = None
+    most_complete: bool = False
+
+
+class Skipped:
+    """A record that its format leaves out."""
+
+
+SKIPPED: Final = Skipped()
+Verdict = Request | Skipped | None  # None: the line is quarantined
 
 
 class Mapped(NamedTuple):
-    """A mapped format. requests_of: for some records (JSON), by number, what its SQL makes of each: fields as text.
+    """How a mapped format is recounted.
 
-    rows_of: where its records are no lines, what reads them out of an open file: their texts, None for one that is
-    none. skips: a record of which the SQL makes nothing is left out. The others are the terms of its header.
+    plain: our own reader of a shipped format: a record's rows, each with the fields of a request as text.
+    requests_of: without `plain`, runs the SQL: for some records (JSON) the rows of each, by the record's number in the
+    list.
+    texts_of: reads the records (JSON) out of an open CSV or Parquet file; None for a record that cannot be read. None
+    for files of lines.
+    skips: a record without any row is left out; otherwise it is quarantined.
+    The others are what the format's header says of all its records.
     """
 
-    requests_of: Callable[[Sequence[str]], Iterable[tuple[int, Record]]]
-    rows_of: Callable[[Any], Iterator[str | None]] | None
+    plain: Callable[[Record], Iterable[Record]] | None
+    requests_of: Callable[[Sequence[str]], Iterable[tuple[int, Record]]] | None
+    texts_of: Callable[[Any], Iterator[str | None]] | None
     skips: bool
     book_prices: bool
     tokens_as_units: bool
     currency: str | None
+    cached_beside_input: bool = False
+    most_complete: bool = False
+
+
+def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:
+    """Yield for each line of a native raw file its request, or None where the line is none.
+
+    Args:
+        raw: the open raw file.
+        ending: the extension the file is read by.
+        taken_at: the moment at which the file was taken in: it decides which lines are from the future.
+        size: how many bytes of the file are read, from its beginning; Parquet is read whole.
+
+    Raises:
+        OSError, EOFError, zlib.error, ZstdError, pa.ArrowException: the file is not whole.
+    """
+    latest = _since_1970(taken_at + TOLERANCE)
+    for record in rows(raw) if ending == ".parquet" and size else objects(raw, ending, size):
+        try:
+            yield None if record is None else _request(record, latest)
+        except (_NoRequestError, DecimalException):
+            yield None
+
+
+# --- mapped formats --------------------------------------------------------------------------------------------------
 
 
 def mapped_requests_in(
-    raw: io.RawIOBase, ending: str, taken_at: datetime, size: int, mapped: Mapped
-) -> Iterator[Request | None]:
-    """The same as `requests_in` for a mapped format, of which a record may hold several requests."""
+    raw: io.RawIOBase, ending: str, taken_at: datetime, size: int, mapped: Mapped, traces: Traces | None = None
+) -> Iterator[Verdict]:
+    """Yield the same as `requests_in` for a mapped format, of which a record may hold several requests.
+
+    Args:
+        raw, ending, taken_at, size: as of `requests_in`.
+        mapped: the format.
+        traces: counts the spans that were merged, and the calls that could not be decided.
+    """
     latest = _since_1970(taken_at + TOLERANCE)
+    read = _read_plainly if mapped.plain else _run_sql
+    for row in (traces or Traces()).resolved(read(raw, ending, size, mapped)):
+        if row is None or isinstance(row, Skipped):
+            yield row
+        elif row.get("skipped") is not None:
+            yield SKIPPED
+        else:
+            try:
+                yield _mapped_request(row, latest, mapped)
+            except (_NoRequestError, DecimalException):
+                yield None
+
+
+def _read_plainly(raw: io.RawIOBase, ending: str, size: int, mapped: Mapped) -> Iterator[Record | Skipped | None]:
+    """Yield the rows that the plain reader makes of a file; None for each record that is quarantined as a whole."""
+    assert mapped.plain is not None
+    if mapped.texts_of is None:
+        records = mapped_objects(raw, ending, size, numbers_as_text=True)
+    else:
+        records = (None if text is None else AS_TEXT.decode(text) for text in _texts(raw, ending, size, mapped))
+    for record in records:
+        found = () if record is None else tuple(mapped.plain(record))
+        yield from found or (None,)
+
+
+def _run_sql(raw: io.RawIOBase, ending: str, size: int, mapped: Mapped) -> Iterator[Record | Skipped | None]:
+    """Yield the rows that the format's SQL makes of a file; SKIPPED or None for each record without a row."""
+    assert mapped.requests_of is not None
+    without = SKIPPED if mapped.skips else None
     for some in _together(_texts(raw, ending, size, mapped)):
         texts = [text for text in some if text is not None]
         yield from (None for _ in range(len(some) - len(texts)))
         seen: set[int] = set()
-        for number, record in mapped.requests_of(texts):
+        for number, row in mapped.requests_of(texts):
             seen.add(number)
-            try:
-                yield _mapped_request(record, latest, mapped)
-            except (_NoRequestError, DecimalException):
-                yield None
-        if not mapped.skips:
-            yield from (None for _ in range(len(texts) - len(seen)))
+            yield row
+        yield from (without for _ in range(len(texts) - len(seen)))
 
 
 def _texts(raw: io.RawIOBase, ending: str, size: int, mapped: Mapped) -> Iterator[str | None]:
-    """The records, each as JSON without half characters; None for one that is none."""
-    if mapped.rows_of is None:
-        for value in _objects(raw, ending, size):
-            text = None if value is None else json.dumps(value, ensure_ascii=False)
-            yield None if text is None else text.encode("utf-8", "replace").decode()
+    """Yield the records, each as JSON without half characters; None for one that is none."""
+    if mapped.texts_of is None:
+        for value in mapped_objects(raw, ending, size, numbers_as_text=False):
+            yield None if value is None else without_halves(json.dumps(value, ensure_ascii=False))
     elif ending == ".parquet" and size:
-        yield from mapped.rows_of(raw)
+        yield from mapped.texts_of(raw)
     else:
-        with _opened(_Beginning(raw, size), ending, size) as opened:
-            yield from mapped.rows_of(opened)
+        with opened(raw, ending, size) as file:
+            yield from mapped.texts_of(file)
 
 
 def _together(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
@@ -132,43 +200,32 @@ def _together(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
     yield some
 
 
-def _mapped_request(record: Record, latest: int, mapped: Mapped) -> Request:
-    numbers = {name: _number_of(record[name]) for name in ("status", *_TOKENS)}
-    cached = _integer(numbers.pop("cached_input_tokens"), 0, 2**63 - 1, None)
-    priced = record["cost"] is not None or not mapped.book_prices
-    request = _request({**record, **numbers, **({} if priced else {"cost": 0})}, latest)
-    without = mapped.tokens_as_units
+def _mapped_request(row: Record, latest: int, mapped: Mapped) -> Request:
+    """Return the request that a row of text fields holds. Raises _NoRequestError, DecimalException."""
+    fields = {**row, **{name: _number_of(row.get(name)) for name in ("status", *_TOKENS)}}
+    name = row.get("request_id")
+    if name is not None and len(name) > 128:
+        fields["request_id"] = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    priced = row.get("cost") is not None or not mapped.book_prices
+    if not priced:
+        fields["cost"] = 0
+    request = _request(fields, latest, no_tokens=None, cached_beside_input=mapped.cached_beside_input)
+    from_tokens = mapped.tokens_as_units
     return request._replace(
         cost=request.cost if priced else None,
-        synapses=None if without and record["synapses"] is None else request.synapses,
-        neurons=None if without and record["neurons"] is None else request.neurons,
-        cached_input_tokens=cached,
+        synapses=None if from_tokens and row.get("synapses") is None else request.synapses,
+        neurons=None if from_tokens and row.get("neurons") is None else request.neurons,
         currency=mapped.currency if priced else None,
+        most_complete=mapped.most_complete,
     )
 
 
-_TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens")
+_TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
 def _number_of(text: str | None) -> Any:
-    """The integer that a text is, or the text, which no rule for integers takes."""
+    """Return the integer that a text is, or the text itself, which no rule for integers takes."""
     return int(text[:400]) if text is not None and re.fullmatch("-?[0-9]+", text) else text
-
-
-def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -> Iterator[Request | None]:
-    """For each line of an open raw file its request, or None where the line is none; blank lines are left out.
-
-    ending: the extension it is read by. taken_at: the moment at which it was taken in, which decides what is from
-    the future. size: bytes of it that are read, from its beginning; of Parquet all is read. Raises what its
-    decompressor or Parquet raise when so much of it is not whole.
-    """
-    latest = _since_1970(taken_at + TOLERANCE)
-    records = _rows(raw) if ending == ".parquet" and size else _objects(raw, ending, size)
-    for record in records:
-        try:
-            yield None if record is None else _request(record, latest)
-        except (_NoRequestError, DecimalException):
-            yield None
 
 
 class _NoRequestError(Exception):
@@ -178,10 +235,21 @@ class _NoRequestError(Exception):
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
-def _request(record: Record, latest: int) -> Request:
+def _request(record: Record, latest: int, *, no_tokens: int | None = 0, cached_beside_input: bool = False) -> Request:
+    """Return the request of a record that keeps all rules.
+
+    Args:
+        record: the fields by name.
+        latest: the latest moment that is not from the future, in microseconds since 1970.
+        no_tokens: the input and output tokens of a record that names none.
+        cached_beside_input: cached and written tokens are not part of the input tokens, and are added to them.
+
+    Raises:
+        _NoRequestError, DecimalException: the record breaks a rule.
+    """
     timestamp = _timestamp(record.get("timestamp"))
     _demand(_FIRST <= timestamp < _END and timestamp <= latest)
-    status = _integer(record.get("status"), 100, 599, None)
+    status = _integer(record.get("status"), 100, 599)
     return Request(
         day=timestamp // DAY_MICROSECONDS,
         organization_id=_name(record.get("organization_id"), _ORGANIZATION_ID),
@@ -195,9 +263,25 @@ def _request(record: Record, latest: int) -> Request:
         model=_label(record.get("model")),
         endpoint=_label(record.get("endpoint")),
         status=status,
-        input_tokens=_integer(record.get("input_tokens"), 0, 2**63 - 1, 0) or 0,
-        output_tokens=_integer(record.get("output_tokens"), 0, 2**63 - 1, 0) or 0,
+        **_tokens(record, no_tokens, cached_beside_input),  # type: ignore[arg-type]  # the names of _TOKENS
     )
+
+
+def _tokens(record: Record, missing: int | None, cached_beside_input: bool) -> dict[str, int | None]:
+    found = {name: _integer(record.get(name), 0, MOST_TOKENS) for name in _TOKENS}
+    from_cache = (found["cached_input_tokens"], found["cache_write_tokens"])
+    if cached_beside_input and (found["input_tokens"], *from_cache) != (None, None, None):
+        found["input_tokens"] = _total(found["input_tokens"], *from_cache)
+        _demand(_total(found["input_tokens"]) <= MOST_TOKENS)
+    for name in ("input_tokens", "output_tokens"):
+        found[name] = missing if found[name] is None else found[name]
+    _demand(_total(*from_cache) <= _total(found["input_tokens"]))
+    _demand(_total(found["reasoning_tokens"]) <= _total(found["output_tokens"]))
+    return found
+
+
+def _total(*numbers: int | None) -> int:
+    return sum(number or 0 for number in numbers)
 
 
 def _demand(kept: bool) -> None:
@@ -233,15 +317,11 @@ def _label(value: Any) -> str | None:
     return str(value)
 
 
-def _integer(value: Any, low: int, high: int, missing: int | None) -> int | None:
+def _integer(value: Any, low: int, high: int) -> int | None:
     if value is None:
-        return missing
+        return None
     _demand(type(value) is int and low <= value <= high)
     return int(value)
-
-
-class _Moment(int):
-    """Microseconds since 1970 that Parquet gave as a timestamp: no number in a log is one."""
 
 
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
@@ -257,7 +337,7 @@ _CLOCK = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3])(:\d\d){2}(\.\d{1,9})?(Z|[+
 
 
 def _timestamp(value: Any) -> int:
-    if type(value) is _Moment:
+    if type(value) is Moment:
         return value
     _demand(type(value) is str and _CLOCK.fullmatch(value) is not None)
     try:
@@ -290,128 +370,3 @@ def _amount(value: Any, limit: int, decimals: int) -> int:
     units = _EXACT.scaleb(number, decimals)
     _demand(units == units.to_integral_value(context=_EXACT))
     return int(units)
-
-
-# --- lines of JSON ---------------------------------------------------------------------------------------------------
-
-
-def _objects(raw: io.RawIOBase, ending: str, size: int) -> Iterator[Record | None]:
-    """The object on each line that is not blank; None where it holds no object."""
-    with _opened(_Beginning(raw, size), ending, size) as text:
-        for line in _lines(text):
-            try:
-                value = None if line is None else _JSON.decode(line.decode("utf-8"))
-            except (ValueError, RecursionError):
-                value = None
-            yield value if isinstance(value, dict) else None
-
-
-def _opened(beginning: _Beginning, ending: str, size: int) -> io.BufferedReader:
-    source: Any = io.BufferedReader(beginning, 2**18)
-    if size == 0:
-        return source  # type: ignore[no-any-return]  # nothing, whatever its name says
-    if ending.endswith(".gz"):
-        source = gzip.GzipFile(fileobj=source)
-    elif ending.endswith(".zst"):
-        source = zstd.ZstdFile(source)
-    return io.BufferedReader(source, 2**18)
-
-
-class _Beginning(io.RawIOBase):
-    """The first `size` bytes of a file: what was written behind them since is not there."""
-
-    def __init__(self, file: io.RawIOBase, size: int) -> None:
-        self._file = file
-        self._left = size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        count = self._file.readinto(memoryview(buffer)[: self._left]) or 0
-        self._left -= count
-        return count
-
-
-def _lines(text: io.BufferedReader) -> Iterator[bytes | None]:
-    """Each line that is not blank, without its end; None for one that is too long."""
-    most = LINE_BYTES + 5  # with a byte-order mark and a line end
-    mark = b"\xef\xbb\xbf"
-    while piece := text.readline(most):
-        line = piece.removeprefix(mark)
-        mark = b""
-        if line.endswith(b"\n"):
-            line = line[:-1].removesuffix(b"\r")
-        blank = not line.strip(b" \t")
-        while len(piece) == most and not piece.endswith(b"\n"):  # too long, and not kept
-            piece = text.readline(most)
-            blank = blank and not piece.strip(b" \t\r\n")
-        if not blank:
-            yield line if len(line) <= LINE_BYTES else None
-
-
-def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for name, value in pairs:
-        record.setdefault(name, value)
-    return record
-
-
-def _no_json(_: str) -> NoReturn:
-    raise ValueError
-
-
-_JSON = json.JSONDecoder(
-    object_pairs_hook=_first_of_each,
-    parse_int=lambda digits: int(digits[:400]),  # what is longer is out of every range at any length
-    parse_constant=_no_json,
-)
-
-
-# --- rows of Parquet -------------------------------------------------------------------------------------------------
-
-
-def _rows(raw: io.RawIOBase) -> Iterator[Record | None]:
-    """Each row as the record it stands for; None where one of its texts is no UTF-8."""
-    with pq.ParquetFile(raw, buffer_size=2**20, pre_buffer=False) as parquet:
-        names = parquet.schema_arrow.names
-        present = [name for name in FIELDS if name in names]
-        for batch in parquet.iter_batches(batch_size=4096, columns=present, use_threads=False):
-            columns = [_values(batch.column(batch.schema.names.index(name))) for name in present]
-            for row in zip(*columns, strict=True):
-                yield None if _BROKEN in row else dict(zip(present, row, strict=True))
-
-
-class _Strange:
-    """A value of a type that no rule knows."""
-
-
-_STRANGE, _BROKEN = _Strange(), _Strange()
-_TEXT = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """A column's values in Python's types, and moments where it holds timestamps."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _values(column.dictionary_decode())
-    if str(kind) in _TEXT:
-        return [None if value is None else _text(value) for value in column.cast(pa.binary()).to_pylist()]
-    if pa.types.is_timestamp(kind):
-        per_second = _PER_SECOND[kind.unit]
-        counts = column.cast(pa.int64()).to_pylist()  # Python's integers: no instant is too far away
-        return [None if count is None else _Moment(count * 10**6 // per_second) for count in counts]
-    if any(known(kind) for known in _PLAIN):
-        return list(column.to_pylist())
-    return [None if missing else _STRANGE for missing in column.is_null().to_pylist()]
-
-
-_PLAIN = (pa.types.is_null, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_decimal)
-
-
-def _text(value: bytes) -> str | _Strange:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return _BROKEN

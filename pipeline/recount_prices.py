@@ -37,14 +37,16 @@ class PriceList:
         if request.cost is not None:
             return self._converted(Decimal(request.cost).scaleb(-COST_DECIMALS, _EXACT), request.currency, request.day)
         price = self._in_force(request.model, request.timestamp)
-        if price is None:
+        failed = (request.status or 0) >= 400
+        if price is None or (request.model is not None and not failed and _has_no_tokens(request)):
             return None
-        cached = min(request.cached_input_tokens or 0, request.input_tokens)
-        cost = Decimal(price.get("per_request") or 0)
+        cached, written = request.cached_input_tokens or 0, request.cache_write_tokens or 0
+        cost = Decimal(0 if failed else price.get("per_request") or 0)
         for tokens, per_million in (
-            (request.input_tokens - cached, price["input_per_million"]),
+            ((request.input_tokens or 0) - cached - written, price["input_per_million"]),
             (cached, price.get("cached_input_per_million") or price["input_per_million"]),
-            (request.output_tokens, price["output_per_million"]),
+            (written, price.get("cache_write_per_million") or price["input_per_million"]),
+            (request.output_tokens or 0, price["output_per_million"]),
         ):
             cost = _EXACT.add(cost, _EXACT.multiply(Decimal(tokens).scaleb(-6, _EXACT), Decimal(per_million)))
         units = self._converted(cost, price["currency"], request.day)
@@ -76,6 +78,12 @@ class PriceList:
         if model not in self._matching:
             self._matching[model] = [row for row in self._rows if _closeness(row[1]["model"], model) >= 0]
         return self._matching[model]
+
+
+def _has_no_tokens(request: Request) -> bool:
+    """Return True if the log names no token count at all: missing is not zero, so the cost is unknown."""
+    tokens = (request.input_tokens, request.output_tokens, request.cached_input_tokens)
+    return {*tokens, request.cache_write_tokens, request.reasoning_tokens} == {None}
 
 
 def _closeness(pattern: str, model: str | None) -> int:

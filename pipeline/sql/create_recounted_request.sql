@@ -15,5 +15,8 @@ create or replace table recounted_request (
     input_tokens bigint,
     output_tokens bigint,
     cached_input_tokens bigint,
-    currency varchar
+    cache_write_tokens bigint,
+    reasoning_tokens bigint,
+    currency varchar,
+    most_complete boolean
 )

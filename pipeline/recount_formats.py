@@ -1,0 +1,167 @@
+"""Read the records of the shipped formats in plain Python: `reconcile` holds the result against that of their SQL.
+
+It exists to disagree: nothing here comes from the SQL. A reader takes a parsed record, in which every number is the
+text that stands in the line, and gives the fields of its requests as text. A value without the shape that its field
+needs is passed on as its text, so that the field's own rule refuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import NamedTuple
+
+from pipeline.recount_lines import Record, at, text_of
+from pipeline.recount_otel import spans_of
+
+_WIDE = Context(prec=1_000, rounding=ROUND_HALF_EVEN)
+_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,2})?")
+_CODE_OF_ERROR = re.compile("[45][0-9]{2}")
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class PlainFormat(NamedTuple):
+    """A shipped format: its reader, and what holds for all its records."""
+
+    reader: Callable[[Record], Iterable[Record]]
+    book_prices: bool
+    currency: str | None
+    most_complete: bool
+
+
+# --- LiteLLM ---------------------------------------------------------------------------------------------------------
+
+# Calls that look at an object that exists already, as a poll of a batch does.
+_OBJECTS = (
+    *("retrieve_batch", "retrieve_fine_tuning_job", "get_responses", "file_retrieve"),
+    *("video_retrieve", "video_retrieve_job", "video_status"),
+)
+_LOOKS = frozenset((*_OBJECTS, *(f"a{name}" for name in _OBJECTS)))
+
+
+def _litellm(record: Record) -> Iterator[Record]:
+    """Give the request of a StandardLoggingPayload."""
+    usage = at(record, "metadata", "usage_object")
+    of_prompt = at(usage, "prompt_tokens_details")
+    yield {
+        "request_id": _litellm_identity(record),
+        "timestamp": _moment(text_of(record.get("startTime"))),
+        "organization_id": _first(
+            at(record, "metadata", "user_api_key_org_id"), at(record, "metadata", "user_api_key_team_id")
+        ),
+        "api_key_id": _key(_first(at(record, "metadata", "user_api_key_hash"))),
+        "cost": _rounded(text_of(record.get("response_cost"))),
+        "model": _first(record.get("model_group"), record.get("model")),
+        "endpoint": _first(at(record, "metadata", "user_api_key_request_route")),
+        "status": _litellm_status(record),
+        "input_tokens": text_of(record.get("prompt_tokens")),
+        "output_tokens": text_of(record.get("completion_tokens")),
+        "cached_input_tokens": _greatest(at(of_prompt, "cached_tokens"), at(usage, "cache_read_input_tokens")),
+        "cache_write_tokens": _greatest(
+            at(usage, "cache_creation_input_tokens"),
+            at(of_prompt, "cache_creation_tokens"),
+            at(of_prompt, "cache_write_tokens"),
+        ),
+        "reasoning_tokens": text_of(at(usage, "completion_tokens_details", "reasoning_tokens")),
+    }
+
+
+def _litellm_identity(record: Record) -> str | None:
+    """Return the call's id and the response's: clients may choose the first, servers may repeat the second."""
+    call, response = _first(record.get("litellm_call_id")), _first(record.get("id"))
+    if call is None or response is None:
+        return call or response
+    return response if record.get("call_type") in _LOOKS else f"{call}/{response}"
+
+
+def _litellm_status(record: Record) -> str:
+    code = text_of(at(record, "error_information", "error_code"))
+    if record.get("status") == "success":
+        return "200"
+    return code if code and _CODE_OF_ERROR.fullmatch(code) else "500"
+
+
+def _first(*values: object) -> str | None:
+    """Return the first value that is neither null nor an empty text."""
+    return next((text for value in values if (text := text_of(value))), None)
+
+
+def _key(text: str | None) -> str | None:
+    """Return a key's hash: a rejected key stands in the log as it was sent."""
+    if text is None or re.fullmatch("[0-9a-fA-F]{64}", text):
+        return text
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _greatest(*values: object) -> str | None:
+    """Return the greatest count; a value that is none comes first, to be refused."""
+    texts = [text for value in values if (text := text_of(value)) is not None]
+    odd = [text for text in texts if not re.fullmatch("[0-9]{1,400}", text)]
+    return odd[0] if odd else max(texts, key=int, default=None)
+
+
+def _rounded(text: str | None) -> str | None:
+    """Return a cost rounded to 12 decimals, half to even: the producer computes it in binary floats."""
+    if text is None or not _NUMBER.fullmatch(text):
+        return text
+    return str(Decimal(text).quantize(Decimal("1e-12"), context=_WIDE))
+
+
+def _moment(text: str | None) -> str | None:
+    """Return the moment that a number of seconds since 1970 stands for, to the microsecond, half to even."""
+    if text is None or not _NUMBER.fullmatch(text):
+        return text
+    return _written(int(Decimal(text).scaleb(6, _WIDE).to_integral_value(ROUND_HALF_EVEN))) or text
+
+
+def _written(microseconds: int) -> str | None:
+    """Return a moment's text; None where Python has no such year."""
+    try:
+        moment = _1970 + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
+    return moment.isoformat(timespec="microseconds")
+
+
+# --- nginx -----------------------------------------------------------------------------------------------------------
+
+
+def _nginx(record: Record) -> Iterator[Record]:
+    """Give the request of a line of the access log."""
+    yield {
+        "request_id": _first(record.get("request_id")),
+        "timestamp": _begin(_first(record.get("msec")), _first(record.get("request_time"))),
+        "organization_id": _sent(record, "http_x_org_id"),
+        "api_key_id": _sent(record, "http_x_api_key_id"),
+        "model": _sent(record, "http_x_model"),
+        "endpoint": _first(record.get("uri")),
+        "status": _first(record.get("status")),
+        "input_tokens": _sent(record, "upstream_x_prompt_tokens"),
+        "output_tokens": _sent(record, "upstream_x_completion_tokens"),
+    }
+
+
+def _sent(record: Record, name: str) -> str | None:
+    """Return a header's value. nginx writes an empty text or a dash for a header that was not sent."""
+    text = _first(record.get(name))
+    return None if text == "-" else text
+
+
+def _begin(end: str | None, seconds: str | None) -> str | None:
+    """Return when a request began. nginx writes when it ended and how many seconds it took, both in milliseconds."""
+    if end is None or seconds is None or not (_NUMBER.fullmatch(end) and _NUMBER.fullmatch(seconds)):
+        return end
+    milliseconds = [
+        Decimal(text).scaleb(3, _WIDE).to_integral_value(ROUND_HALF_EVEN, context=_WIDE) for text in (end, seconds)
+    ]
+    return _written(1_000 * int(milliseconds[0] - milliseconds[1])) or end
+
+
+PLAIN_FORMATS: Mapping[str, PlainFormat] = {
+    "litellm": PlainFormat(_litellm, book_prices=False, currency="USD", most_complete=True),
+    "nginx": PlainFormat(_nginx, book_prices=True, currency=None, most_complete=False),
+    "otel-genai": PlainFormat(spans_of, book_prices=True, currency=None, most_complete=True),
+}

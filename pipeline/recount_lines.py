@@ -1,0 +1,214 @@
+"""Read raw files a second time: records out of lines of JSON and rows of Parquet.
+
+Independent of the intake: this module uses the standard library's decompressors and JSON, and pyarrow for Parquet.
+Memory depends on the longest line, not on the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+LINE_BYTES = 1_048_576
+MAPPED_LINE_BYTES = 64 * 2**20
+FIELDS = (
+    *("request_id", "timestamp", "organization_id", "api_key_id", "model", "endpoint"),
+    *("cost", "synapses", "neurons", "status"),
+    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
+)
+
+Record = Mapping[str, Any]
+
+
+# --- lines of JSON ---------------------------------------------------------------------------------------------------
+
+
+def objects(raw: io.RawIOBase, ending: str, size: int) -> Iterator[Record | None]:
+    """Yield the object on each line of a native file; None for a line without one. Blank lines are left out."""
+    with opened(raw, ending, size) as text:
+        for line in _lines(text, LINE_BYTES):
+            try:
+                value = None if line is None else _STRICT.decode(line.decode("utf-8"))
+            except (ValueError, RecursionError):
+                value = None
+            yield value if isinstance(value, dict) else None
+
+
+def mapped_objects(raw: io.RawIOBase, ending: str, size: int, *, numbers_as_text: bool) -> Iterator[Record | None]:
+    """Yield the object on each line of a mapped format's file; None for a line without one.
+
+    Bytes that are not UTF-8 become U+FFFD, NaN and Infinity become strings: a field that nobody reads may hold them.
+
+    Args:
+        raw: the open raw file.
+        ending: the extension the file is read by.
+        size: how many bytes of the file are read, from its beginning.
+        numbers_as_text: numbers become the text that stands in the line, so that no digit is lost.
+    """
+    decoder = AS_TEXT if numbers_as_text else _LENIENT
+    with opened(raw, ending, size) as text:
+        for line in _lines(text, MAPPED_LINE_BYTES):
+            try:
+                value = None if line is None else decoder.decode(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                value = None
+            yield value if isinstance(value, dict) else None
+
+
+def opened(raw: io.RawIOBase, ending: str, size: int) -> io.BufferedReader:
+    """Open the first `size` bytes of a raw file for reading, decompressed as its extension says."""
+    source: Any = io.BufferedReader(_Beginning(raw, size), 2**18)
+    if size == 0:
+        return source  # type: ignore[no-any-return]  # nothing, whatever its name says
+    if ending.endswith(".gz"):
+        source = gzip.GzipFile(fileobj=source)
+    elif ending.endswith(".zst"):
+        source = zstd.ZstdFile(source)
+    return io.BufferedReader(source, 2**18)
+
+
+class _Beginning(io.RawIOBase):
+    """The first `size` bytes of a file: what was written behind them since is not there."""
+
+    def __init__(self, file: io.RawIOBase, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._file.readinto(memoryview(buffer)[: self._left]) or 0
+        self._left -= count
+        return count
+
+
+def _lines(text: io.BufferedReader, longest: int) -> Iterator[bytes | None]:
+    """Yield each line that is not blank, without its end; None for a line of more than `longest` bytes."""
+    most = longest + 5  # with a byte-order mark and a line end
+    mark = b"\xef\xbb\xbf"
+    while piece := text.readline(most):
+        line = piece.removeprefix(mark)
+        mark = b""
+        if line.endswith(b"\n"):
+            line = line[:-1].removesuffix(b"\r")
+        blank = not line.strip(b" \t")
+        while len(piece) == most and not piece.endswith(b"\n"):  # too long, and not kept
+            piece = text.readline(most)
+            blank = blank and not piece.strip(b" \t\r\n")
+        if not blank:
+            yield line if len(line) <= longest else None
+
+
+def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, value in pairs:
+        record.setdefault(name, value)
+    return record
+
+
+def _no_json(_: str) -> NoReturn:
+    raise ValueError
+
+
+def _short_integer(digits: str) -> int:
+    return int(digits[:400])  # a longer one is out of every range at any length
+
+
+def _finite(digits: str) -> float | str:
+    number = float(digits)
+    return number if math.isfinite(number) else digits
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_constant=_no_json)
+_LENIENT = json.JSONDecoder(
+    object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_float=_finite, parse_constant=str
+)
+AS_TEXT = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=str, parse_float=str, parse_constant=str)
+
+
+def without_halves(text: str) -> str:
+    """Replace each lone surrogate (half a character) by U+FFFD."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def at(value: Any, *path: str) -> Any:
+    """Return what stands in an object below these names, one inside of the other; None where there is nothing."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def text_of(value: Any) -> str | None:
+    """Return the text of a value that AS_TEXT decoded: what is no text or number as JSON, null as None."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return without_halves(text)
+
+
+# --- rows of Parquet -------------------------------------------------------------------------------------------------
+
+
+class Moment(int):
+    """Microseconds since 1970 that Parquet gave as a timestamp: no number in a log is one."""
+
+
+def rows(raw: Any) -> Iterator[Record | None]:
+    """Yield each row of a native Parquet file as a record; None where one of its texts is not UTF-8."""
+    with pq.ParquetFile(raw, buffer_size=2**20, pre_buffer=False) as parquet:
+        names = parquet.schema_arrow.names
+        present = [name for name in FIELDS if name in names]
+        for batch in parquet.iter_batches(batch_size=4096, columns=present, use_threads=False):
+            columns = [_values(batch.column(batch.schema.names.index(name))) for name in present]
+            for row in zip(*columns, strict=True):
+                yield None if _BROKEN in row else dict(zip(present, row, strict=True))
+
+
+class _Strange:
+    """A value of a type that no rule knows."""
+
+
+_STRANGE, _BROKEN = _Strange(), _Strange()
+_TEXT = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return a column's values in Python's types, and moments where the column holds timestamps."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if str(kind) in _TEXT:
+        return [None if value is None else _text(value) for value in column.cast(pa.binary()).to_pylist()]
+    if pa.types.is_timestamp(kind):
+        per_second = _PER_SECOND[kind.unit]
+        counts = column.cast(pa.int64()).to_pylist()  # Python's integers: no instant is too far away
+        return [None if count is None else Moment(count * 10**6 // per_second) for count in counts]
+    if any(known(kind) for known in _PLAIN):
+        return list(column.to_pylist())
+    return [None if missing else _STRANGE for missing in column.is_null().to_pylist()]
+
+
+_PLAIN = (pa.types.is_null, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_decimal)
+
+
+def _text(value: bytes) -> str | _Strange:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return _BROKEN
