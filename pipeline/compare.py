@@ -133,7 +133,7 @@ def differing_days(ledger: Ledger, compared: Iterable[date], counts: dict[date, 
     for day in sorted(compared):
         published, recounted = ledger.days.get(day), counts.get(day, Counter())
         for name in ("accepted", "counted", "duplicate", "conflicting", "disagreeing", "session", "unpriced"):
-            number = getattr(published, name) if published else 0
+            number = getattr(published, name, recounted[name]) if published else 0
             if number != recounted[name]:
                 yield Difference(DAY_LEDGER.name, name, number, recounted[name], day=day, month=month_of(day))
 
@@ -145,7 +145,7 @@ def differing_lines(entry: FileEntry, recounted: Lines) -> Iterator[Difference]:
         ("lines", taken.lines, recounted.total),
         ("accepted", taken.accepted, recounted.accepted.total()),
         ("quarantined", taken.quarantined, recounted.quarantined),
-        ("skipped", taken.skipped, recounted.skipped),
+        ("skipped", getattr(taken, "skipped", recounted.skipped), recounted.skipped),
     ):
         if number != right:
             yield Difference(FILE_LEDGER.name, name, number, right, file=entry.file)

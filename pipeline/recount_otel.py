@@ -64,7 +64,7 @@ def _row(span: Any, attributes: Attributes, of_resource: Attributes, scope: str 
     elif operation in _AGENTS and has_usage:
         role, skipped = "agent", None
     else:
-        role, skipped = None, f"{operation} with tokens" if has_usage else "no model call"
+        role, skipped = None, f"tokens of {operation}" if has_usage else "no model call"
     own = {name: attributes.get(name) or of_resource.get(name) or None for name in (_ORGANIZATION, _API_KEY)}
     return {
         "request_id": _joined(trace_id, attributes.get("gen_ai.response.id") or span_id),

@@ -42,10 +42,13 @@ def test_imports_point_in_the_agreed_direction(path: Path) -> None:
             assert name.startswith("pipeline.contract"), f"{name}: the contract stands on its own"
 
 
+RECOUNT = [ROOT / "pipeline/reconcile.py", ROOT / "pipeline/compare.py", *(ROOT / "pipeline").glob("recount*.py")]
+
+
 def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
-    theirs = {"intake", "judge", "line", "rows", "rollup", "update", "contents", "checks"}
-    for name in ("reconcile", "recount"):
-        path = ROOT / f"pipeline/{name}.py"
+    theirs = {"intake", "judge", "line", "rows", "records", "rollup", "update", "contents", "checks", "prices"}
+    statements = set()
+    for path in RECOUNT:
         imported = set(imports_of(path))
         assert not imported & {f"pipeline.{module}" for module in theirs}, path
         # Of raw.py the listing and no more: not the pass that hashes, inflates and splits.
@@ -53,10 +56,7 @@ def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
             "pipeline.raw.RawFile",
             "pipeline.raw.list_raw",
         }
-    assert not any(found.startswith("pipeline") for found in imports_of(ROOT / "pipeline/recount.py"))
-    statements = set(
-        re.findall(r'engine\.(?:run|query|stream)\(f?"([^"]+)"', (ROOT / "pipeline/reconcile.py").read_text())
-    )
+        statements |= set(re.findall(r'engine\.(?:run|query|stream)\(f?"([^"]+)"', path.read_text()))
     assert statements == {
         "create_recounted_{made}",
         "add_recounted_{what}",
@@ -65,6 +65,12 @@ def test_the_recount_has_nothing_of_the_intake_and_the_rollup() -> None:
         "recounted_in_order",
         "differing_usage",
     }
+
+
+@pytest.mark.parametrize("name", ["recount", "recount_lines", "recount_formats", "recount_otel", "recount_traces"])
+def test_the_second_reading_of_raw_files_shares_no_code_with_the_first(name: str) -> None:
+    imported = {found for found in imports_of(ROOT / f"pipeline/{name}.py") if found.startswith("pipeline.")}
+    assert all(found.startswith("pipeline.recount") for found in imported), imported
 
 
 def test_only_the_layout_spells_a_partition_folder() -> None:

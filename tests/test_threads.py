@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import recount, rows, tabular
+from pipeline import recount_lines, rows, tabular
 from pipeline.contract.store import FolderStore
 from pipeline.history import restatements
 from pipeline.ledger import read_ledger
@@ -77,7 +77,7 @@ def test_what_was_published_is_read_in_this_thread(
     [
         lambda source: rows.ParquetRows(source).batches(),
         tabular.parquet_records,
-        recount._rows,
+        recount_lines.rows,
     ],
     ids=["native", "mapped", "recount"],
 )
