@@ -61,12 +61,15 @@ class Difference:
 class Lines:
     """How many lines of a content are requests on each day, rejected, or left out by their format.
 
+    merged: spans of traces that tell of a call of which another span tells too. undecided: spans that may do so.
     whole: all of the content was there to be read.
     """
 
     accepted: Counter[date] = field(default_factory=Counter)
     quarantined: int = 0
     skipped: int = 0
+    merged: int = 0
+    undecided: int = 0
     whole: bool = False
 
     @property
@@ -132,8 +135,8 @@ def differing_days(ledger: Ledger, compared: Iterable[date], counts: dict[date, 
     """Where a day's report does not say how its lines were counted."""
     for day in sorted(compared):
         published, recounted = ledger.days.get(day), counts.get(day, Counter())
-        for name in ("accepted", "counted", "duplicate", "conflicting", "disagreeing", "session", "unpriced"):
-            number = getattr(published, name, recounted[name]) if published else 0
+        for name in _OF_DAY:
+            number = getattr(published, name) if published else 0
             if number != recounted[name]:
                 yield Difference(DAY_LEDGER.name, name, number, recounted[name], day=day, month=month_of(day))
 
@@ -145,7 +148,9 @@ def differing_lines(entry: FileEntry, recounted: Lines) -> Iterator[Difference]:
         ("lines", taken.lines, recounted.total),
         ("accepted", taken.accepted, recounted.accepted.total()),
         ("quarantined", taken.quarantined, recounted.quarantined),
-        ("skipped", getattr(taken, "skipped", recounted.skipped), recounted.skipped),
+        ("skipped", taken.skipped, recounted.skipped),
+        ("merged", taken.lines_of("merged"), recounted.merged),
+        ("undecided", taken.lines_of("undecided"), recounted.undecided),
     ):
         if number != right:
             yield Difference(FILE_LEDGER.name, name, number, right, file=entry.file)
@@ -162,6 +167,10 @@ def differing_lines(entry: FileEntry, recounted: Lines) -> Iterator[Difference]:
             )
 
 
+_OF_DAY = (
+    *("accepted", "counted", "duplicate", "conflicting", "disagreeing"),
+    *("session", "unpriced", "without_tokens"),
+)
 _AMOUNTS = ("cost", "synapses", "neurons")
 
 

@@ -41,6 +41,7 @@ from pipeline.raw import list_raw
 from pipeline.recount import Mapped, Request, Skipped, Verdict, mapped_requests_in, requests_in
 from pipeline.recount_contents import Contents, is_still_there, size_of
 from pipeline.recount_formats import PLAIN_FORMATS, PlainFormat
+from pipeline.recount_traces import Traces
 from pipeline.recount_usage import EPOCH, REQUEST, ROWS_AT_ONCE, PriceLists, add, count_each_request_once
 from pipeline.run import Run
 from pipeline.tabular import csv_records, parquet_records
@@ -167,11 +168,14 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: Contents, d
     first, last = ((day - EPOCH).days for day in (min(days), max(days)))
     accepted: Counter[int] = Counter()
     batch: list[Request] = []
+    traces = Traces()
     try:
         with raw_file.open() as opened:
             requests: Iterator[Verdict]
             if raw_file.format.is_mapped:
-                requests = mapped_requests_in(opened, ending, taken_at, size, _mapped(engine, raw_file.format, ending))
+                requests = mapped_requests_in(
+                    opened, ending, taken_at, size, _mapped(engine, raw_file.format, ending), traces
+                )
             else:
                 requests = requests_in(opened, ending, taken_at, size)
             for request in requests:
@@ -192,6 +196,7 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: Contents, d
             raise KeytallyError(f"{raw_file.file} cannot be recounted, although it was taken in: {error}") from error
     add(engine, "request", REQUEST, batch)
     lines.accepted.update({EPOCH + timedelta(days=day): count for day, count in accepted.items()})
+    lines.merged, lines.undecided = traces.merged, traces.undecided
     lines.whole = is_still_there(found, entries[0])
     return lines
 
@@ -225,10 +230,12 @@ def _mapped(engine: Engine, format: Format, ending: str) -> Mapped:
         plain=None,
         requests_of=requests_of,
         texts_of=texts_of if rows_of else None,
-        skips=bool(format.skips),
+        skips=format.skips is not None and "skipped" not in mapping.given,
         book_prices=format.terms.book_prices,
         tokens_as_units=format.terms.tokens_as_units,
         currency=format.terms.currency,
+        cached_beside_input=format.terms.cached_beside_input,
+        most_complete=format.terms.most_complete,
     )
 
 

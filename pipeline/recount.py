@@ -88,7 +88,7 @@ class Mapped(NamedTuple):
     list.
     texts_of: reads the records (JSON) out of an open CSV or Parquet file; None for a record that cannot be read. None
     for files of lines.
-    skips: a record without any row is left out; otherwise it is quarantined.
+    skips: a record without any row is left out; otherwise it is quarantined, as it is by a plain reader.
     The others are what the format's header says of all its records.
     """
 
@@ -127,7 +127,7 @@ def requests_in(raw: io.RawIOBase, ending: str, taken_at: datetime, size: int) -
 
 
 def mapped_requests_in(
-    raw: io.RawIOBase, ending: str, taken_at: datetime, size: int, mapped: Mapped, traces: Traces | None = None
+    raw: io.RawIOBase, ending: str, taken_at: datetime, size: int, mapped: Mapped, traces: Traces
 ) -> Iterator[Verdict]:
     """Yield the same as `requests_in` for a mapped format, of which a record may hold several requests.
 
@@ -138,7 +138,7 @@ def mapped_requests_in(
     """
     latest = _since_1970(taken_at + TOLERANCE)
     read = _read_plainly if mapped.plain else _run_sql
-    for row in (traces or Traces()).resolved(read(raw, ending, size, mapped)):
+    for row in traces.resolved(read(raw, ending, size, mapped)):
         if row is None or isinstance(row, Skipped):
             yield row
         elif row.get("skipped") is not None:
@@ -209,6 +209,8 @@ def _mapped_request(row: Record, latest: int, mapped: Mapped) -> Request:
     priced = row.get("cost") is not None or not mapped.book_prices
     if not priced:
         fields["cost"] = 0
+    for described in ("deployed_model", "provider"):  # kept beside the request, and held to the same rule as its model
+        _label(row.get(described))
     request = _request(fields, latest, no_tokens=None, cached_beside_input=mapped.cached_beside_input)
     from_tokens = mapped.tokens_as_units
     return request._replace(

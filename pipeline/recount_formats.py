@@ -55,6 +55,8 @@ def _litellm(record: Record) -> Iterator[Record]:
         "api_key_id": _key(_first(at(record, "metadata", "user_api_key_hash"))),
         "cost": _rounded(text_of(record.get("response_cost"))),
         "model": _first(record.get("model_group"), record.get("model")),
+        "deployed_model": _first(record.get("model")),
+        "provider": _first(record.get("custom_llm_provider")),
         "endpoint": _first(at(record, "metadata", "user_api_key_request_route")),
         "status": _litellm_status(record),
         "input_tokens": text_of(record.get("prompt_tokens")),

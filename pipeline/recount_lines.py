@@ -51,7 +51,8 @@ def objects(raw: io.RawIOBase, ending: str, size: int) -> Iterator[Record | None
 def mapped_objects(raw: io.RawIOBase, ending: str, size: int, *, numbers_as_text: bool) -> Iterator[Record | None]:
     """Yield the object on each line of a mapped format's file; None for a line without one.
 
-    Bytes that are not UTF-8 become U+FFFD, NaN and Infinity become strings: a field that nobody reads may hold them.
+    Bytes that are not UTF-8 and escapes that JSON does not know become U+FFFD, NaN and Infinity become strings, control
+    characters stay: a field that nobody reads may hold any of them.
 
     Args:
         raw: the open raw file.
@@ -62,11 +63,21 @@ def mapped_objects(raw: io.RawIOBase, ending: str, size: int, *, numbers_as_text
     decoder = AS_TEXT if numbers_as_text else _LENIENT
     with opened(raw, ending, size) as text:
         for line in _lines(text, MAPPED_LINE_BYTES):
-            try:
-                value = None if line is None else decoder.decode(line.decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                value = None
+            value = None if line is None else _leniently(decoder, line.decode("utf-8", "replace"))
             yield value if isinstance(value, dict) else None
+
+
+def _leniently(decoder: json.JSONDecoder, text: str) -> Any:
+    """Return what a text holds; None where no repair makes JSON of it."""
+    for repaired in (lambda: text, lambda: _ESCAPE.sub(lambda escape: escape[0] if escape[1] else "\ufffd", text)):
+        try:
+            return decoder.decode(repaired())
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+_ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
 
 
 def opened(raw: io.RawIOBase, ending: str, size: int) -> io.BufferedReader:
@@ -136,9 +147,11 @@ def _finite(digits: str) -> float | str:
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_constant=_no_json)
 _LENIENT = json.JSONDecoder(
-    object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_float=_finite, parse_constant=str
+    object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_float=_finite, parse_constant=str, strict=False
 )
-AS_TEXT = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=str, parse_float=str, parse_constant=str)
+AS_TEXT = json.JSONDecoder(
+    object_pairs_hook=_first_of_each, parse_int=str, parse_float=str, parse_constant=str, strict=False
+)
 
 
 def without_halves(text: str) -> str:

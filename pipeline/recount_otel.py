@@ -77,6 +77,8 @@ def _row(span: Any, attributes: Attributes, of_resource: Attributes, scope: str 
         "organization_id": own[_ORGANIZATION],
         "api_key_id": own[_API_KEY],
         "model": attributes.get("gen_ai.request.model") or attributes.get("gen_ai.response.model") or None,
+        "deployed_model": attributes.get("gen_ai.response.model") or None,
+        "provider": attributes.get("gen_ai.provider.name") or attributes.get("gen_ai.system") or None,
         "endpoint": operation or attributes.get("llm.request.type") or None,
         "status": _status(span, attributes),
         **tokens,

@@ -38,7 +38,7 @@ class PriceList:
             return self._converted(Decimal(request.cost).scaleb(-COST_DECIMALS, _EXACT), request.currency, request.day)
         price = self._in_force(request.model, request.timestamp)
         failed = (request.status or 0) >= 400
-        if price is None or (request.model is not None and not failed and _has_no_tokens(request)):
+        if price is None or has_unknown_tokens(request):
             return None
         cached, written = request.cached_input_tokens or 0, request.cache_write_tokens or 0
         cost = Decimal(0 if failed else price.get("per_request") or 0)
@@ -80,10 +80,11 @@ class PriceList:
         return self._matching[model]
 
 
-def _has_no_tokens(request: Request) -> bool:
-    """Return True if the log names no token count at all: missing is not zero, so the cost is unknown."""
+def has_unknown_tokens(request: Request) -> bool:
+    """Return True if a call of a model did not fail and its log has no token count: missing is not zero."""
     tokens = (request.input_tokens, request.output_tokens, request.cached_input_tokens)
-    return {*tokens, request.cache_write_tokens, request.reasoning_tokens} == {None}
+    is_empty = {*tokens, request.cache_write_tokens, request.reasoning_tokens} == {None}
+    return is_empty and request.model is not None and (request.status or 0) < 400
 
 
 def _closeness(pattern: str, model: str | None) -> int:

@@ -12,7 +12,7 @@ Of each span, three numbers are kept until the end of the file. Of an agent and 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
@@ -21,11 +21,12 @@ _Other = TypeVar("_Other")
 
 
 class _Call(NamedTuple):
-    """A call of a model. request, organization and scope are numbers that stand for their text."""
+    """A call of a model. request, organization, model and scope are numbers that stand for their text."""
 
     request: int
-    organization: int | None
-    scope: int | None
+    organization: int
+    model: int
+    scope: int
     parent: int | None
     failed: bool
     has_response: bool
@@ -73,6 +74,7 @@ class Traces:
             self._calls[span] = _Call(
                 request=_number(row.get("request_id")),
                 organization=_number(row.get("organization_id")),
+                model=_number(row.get("model")),
                 scope=_number(row.get("scope")),
                 parent=parent,
                 failed=status.isdecimal() and int(status[:400]) >= 400,
@@ -98,7 +100,7 @@ class Traces:
     @property
     def merged(self) -> int:
         """Count the spans of calls that share their request with an earlier span, or with their parent."""
-        requests: defaultdict[tuple[int | None, int], int] = defaultdict(int)
+        requests: defaultdict[tuple[int, int], int] = defaultdict(int)
         seconds = 0
         for span, call in self._calls.items():
             if _may_be_second(call) and self._is_second(span):
@@ -120,11 +122,11 @@ class Traces:
 
     def _siblings(self) -> int:
         """Count the failed calls without response that another instrumentation may have written down beside them."""
-        by_parent: defaultdict[int, list[int | None]] = defaultdict(list)
+        scopes: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
         for call in self._calls.values():
             if _may_be_second(call) and call.parent is not None:
-                by_parent[call.parent].append(call.scope)
-        return sum(len(scopes) - 1 for scopes in by_parent.values() if len(set(scopes)) > 1)
+                scopes[call.parent, call.model][call.scope] += 1
+        return sum(calls.total() - max(calls.values()) for calls in scopes.values())
 
 
 def _may_be_second(call: _Call) -> bool:

@@ -21,7 +21,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ArtifactDamaged, KeytallyError
 from pipeline.ledger import Ledger
 from pipeline.recount import COST_DECIMALS, UNITS_DECIMALS, Request
-from pipeline.recount_prices import PriceList
+from pipeline.recount_prices import PriceList, has_unknown_tokens
 from pipeline.run import Run
 
 ROWS_AT_ONCE = 16_384
@@ -121,6 +121,7 @@ def count_each_request_once(run: Run, compared: Iterable[date], prices: PriceLis
             of_day["counted"] += 1
             cost = price_list.cost_of(request)
             of_day["unpriced"] += cost is None
+            of_day["without_tokens"] += request.cost is None and has_unknown_tokens(request)
             sums = usage.setdefault((request.api_key_id, request.model), [0] * (len(MEASURES) + 2))
             for position, number in enumerate(_measures(request, cost)):
                 sums[position] += number
@@ -139,13 +140,16 @@ def count_each_request_once(run: Run, compared: Iterable[date], prices: PriceLis
 def _disagrees(copy: Request, counted: Request) -> bool:
     """Return True if a copy differs in a billed value, unless it is an earlier state of the counted copy.
 
-    `most_complete` of the copies decides: such a log writes a record while the response grows.
+    Earlier states are known where the most complete copy counts: they have no more of any amount.
     """
-    named = [(request.api_key_id, request.model, request.currency) for request in (copy, counted)]
     amounts = [_billed_amounts(request) for request in (copy, counted)]
-    if not (copy.most_complete or counted.most_complete):
-        return named[0] != named[1] or amounts[0] != amounts[1]
-    return named[0] != named[1] or any((mine or 0) > (other or 0) for mine, other in zip(*amounts, strict=True))
+    if (copy.api_key_id, copy.model) != (counted.api_key_id, counted.model):
+        return True
+    if copy.currency != counted.currency and None not in (copy.cost, counted.cost):
+        return True
+    if copy.most_complete:
+        return any((mine or 0) > (other or 0) for mine, other in zip(*amounts, strict=True))
+    return amounts[0] != amounts[1]
 
 
 def _billed_amounts(request: Request) -> tuple[int | None, ...]:

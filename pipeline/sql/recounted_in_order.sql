@@ -1,4 +1,5 @@
 -- Grain: one accepted line. Copies of a request stand together, the one that counts first.
+-- most_complete: whether the most complete copy of the request counts.
 -- Inputs: recounted_request, recounted_part. Copies of a request are in the same part of all requests.
 -- Sorted, and nothing else: the reader walks along it once. Part by part, because a sort of much more than the memory
 -- holds fails for want of it, though it spills.
@@ -20,7 +21,7 @@ growing as (
     where most_complete
 )
 
-select part_of_requests.*
+select part_of_requests.* replace (coalesce(grows, false) as most_complete)
 from part_of_requests
 left join growing using (day, organization_id, request_id)
 order by
