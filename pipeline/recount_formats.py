@@ -76,7 +76,7 @@ def _litellm_identity(record: Record) -> str | None:
     call, response = _first(record.get("litellm_call_id")), _first(record.get("id"))
     if call is None or response is None:
         return call or response
-    return response if record.get("call_type") in _LOOKS else f"{call}/{response}"
+    return response if text_of(record.get("call_type")) in _LOOKS else f"{call}/{response}"
 
 
 def _litellm_status(record: Record) -> str:
@@ -134,20 +134,20 @@ def _written(microseconds: int) -> str | None:
 def _nginx(record: Record) -> Iterator[Record]:
     """Give the request of a line of the access log."""
     yield {
-        "request_id": _first(record.get("request_id")),
-        "timestamp": _begin(_first(record.get("msec")), _first(record.get("request_time"))),
-        "organization_id": _sent(record, "http_x_org_id"),
-        "api_key_id": _sent(record, "http_x_api_key_id"),
-        "model": _sent(record, "http_x_model"),
-        "endpoint": _first(record.get("uri")),
-        "status": _first(record.get("status")),
-        "input_tokens": _sent(record, "upstream_x_prompt_tokens"),
-        "output_tokens": _sent(record, "upstream_x_completion_tokens"),
+        "request_id": _known(record, "request_id"),
+        "timestamp": _begin(_known(record, "msec"), _known(record, "request_time")),
+        "organization_id": _known(record, "http_x_org_id"),
+        "api_key_id": _known(record, "http_x_api_key_id"),
+        "model": _known(record, "http_x_model"),
+        "endpoint": _known(record, "uri"),
+        "status": _known(record, "status"),
+        "input_tokens": _known(record, "upstream_x_prompt_tokens"),
+        "output_tokens": _known(record, "upstream_x_completion_tokens"),
     }
 
 
-def _sent(record: Record, name: str) -> str | None:
-    """Return a header's value. nginx writes an empty text or a dash for a header that was not sent."""
+def _known(record: Record, name: str) -> str | None:
+    """Return the value of a variable. nginx writes an empty text or a dash for one that has none."""
     text = _first(record.get(name))
     return None if text == "-" else text
 

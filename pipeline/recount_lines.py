@@ -149,8 +149,16 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=_short_in
 _LENIENT = json.JSONDecoder(
     object_pairs_hook=_first_of_each, parse_int=_short_integer, parse_float=_finite, parse_constant=str, strict=False
 )
+
+
+class Digits(str):
+    """A number as it stands in a line."""
+
+    __slots__ = ()
+
+
 AS_TEXT = json.JSONDecoder(
-    object_pairs_hook=_first_of_each, parse_int=str, parse_float=str, parse_constant=str, strict=False
+    object_pairs_hook=_first_of_each, parse_int=Digits, parse_float=Digits, parse_constant=str, strict=False
 )
 
 
@@ -168,10 +176,15 @@ def at(value: Any, *path: str) -> Any:
 
 def text_of(value: Any) -> str | None:
     """Return the text of a value that AS_TEXT decoded: what is no text or number as JSON, null as None."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return without_halves(text)
+    return None if value is None else without_halves(str(value) if isinstance(value, str) else _json(value))
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_json(name)}:{_json(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    return str(value) if isinstance(value, Digits) else json.dumps(value, ensure_ascii=False)
 
 
 # --- rows of Parquet -------------------------------------------------------------------------------------------------

@@ -32,8 +32,6 @@ _TOKENS = {
     ),
     "reasoning_tokens": ("gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens"),
 }
-_VALUES = ("stringValue", "intValue", "doubleValue", "boolValue", "bytesValue", "arrayValue", "kvlistValue")
-
 Attributes = Mapping[str, str]
 
 
@@ -104,9 +102,14 @@ def _attributes(owner: Any) -> Attributes:
 
 
 def _value(value: Any) -> str | None:
-    """Return an attribute's value as text, a double that is a whole number as its digits."""
-    kind = next((kind for kind in _VALUES if at(value, kind) is not None), None)
-    text = text_of(value[kind] if kind else None if value == {} else value)
+    """Return an attribute's text or number as text, a double that is a whole number as its digits.
+
+    A value of another kind is passed on as it stands. A value that holds nothing is none.
+    """
+    kind = next((kind for kind in ("stringValue", "intValue", "doubleValue") if at(value, kind) is not None), None)
+    if kind is None and isinstance(value, dict) and all(inner is None for inner in value.values()):
+        return None
+    text = text_of(value[kind] if kind else value)
     if text and kind in (None, "doubleValue") and _DOUBLE.fullmatch(text):
         number = Decimal(text)
         return str(int(number)) if number == int(number) else text
