@@ -116,6 +116,27 @@ def test_every_organization_is_compared_by_itself(place: Place) -> None:
     }
 
 
+def test_of_all_files_that_changed_only_those_that_held_lost_requests_are_named(place: Place) -> None:
+    place.write_raw("grew.jsonl", *on(12, 1, 2))
+    place.write_raw("moved.jsonl", *on(12, 3, 4))
+    place.write_raw("ended.jsonl", *on(12, 5), *on(12, 6, api_key_id=None))
+    place.write_raw("session.jsonl", *on(12, 7, 8))
+    place.write_raw("lost.jsonl", *on(12, 9))
+    place.roll_up()
+    place.write_raw("grew.jsonl", *on(12, 1, 2), *on(13, 1))
+    place.write_raw("moved.jsonl", *on(13, 2))
+    place.write_raw("moved-12.jsonl", *on(12, 3, 4), *on(13, 3))
+    place.write_raw("ended.jsonl", *on(12, 5), *on(13, 4))  # the request that is gone was a session's
+    place.write_raw("session.jsonl", *on(12, 7), *on(12, 8, api_key_id=None))
+    place.write_raw("lost.jsonl", *on(13, 5))
+    report = place.roll_up()
+    assert rows(report) == [
+        ("lost.jsonl", "2025-11-12", "org_a", 8, 6),
+        ("session.jsonl", "2025-11-12", "org_a", 8, 6),
+    ]
+    assert report.lowered[0].files == ("lost.jsonl", "session.jsonl")
+
+
 def test_the_file_that_falls_off_a_chain_is_named(place: Place) -> None:
     raw = place.layout.raw
     found = []
@@ -191,14 +212,17 @@ def test_a_day_of_which_nothing_published_can_be_read_is_compared_by_its_total(p
     assert report.lowered[0].what.startswith("1 request is not counted any more: 2 before, 1 now;")
 
 
-def test_events_of_the_old_content_that_are_gone_leave_the_file_named(place: Place) -> None:
+def test_a_file_is_named_also_if_the_events_of_its_old_content_are_gone(place: Place) -> None:
     place.write_raw("a.jsonl", *on(12, 1, 2))
+    place.write_raw("b.jsonl", *on(12, 3, 4))
     place.roll_up()
-    for path in place.layout.events.rglob("*.parquet"):
-        path.unlink()
+    for event in place.ledger().files["a.jsonl"].take_in.events:
+        event.path_in(place.layout).unlink()
     place.write_raw("a.jsonl", *on(12, 1))
-    place.write_raw("b.jsonl", *on(13, 1))
-    assert rows(place.roll_up()) == [("a.jsonl", "2025-11-12", "org_a", 2, 1)]
+    place.write_raw("b.jsonl", *on(12, 3))
+    report = place.roll_up()
+    assert rows(report) == [("b.jsonl", "2025-11-12", "org_a", 4, 2)]
+    assert report.lowered[0].files == ("b.jsonl", "a.jsonl")
 
 
 def test_the_finding_survives_a_run_that_publishes_first(place: Place) -> None:
