@@ -44,6 +44,33 @@ class Terms:
     most_complete: bool = False
 
 
+SEPARATORS = {"commas": ",", "semicolons": ";", "tabs": "\t"}
+DECIMAL_COMMAS = "decimal commas"
+
+
+@dataclass(frozen=True)
+class Csv:
+    """How the CSV files of a format are written.
+
+    separator: The character between two cells. None: the format does not name the separator. Then it is the comma, and
+        a file whose header has another separator is held back.
+    decimal_commas: Whether a cell such as `0,0021` is the number 0.0021.
+    """
+
+    separator: str | None = None
+    decimal_commas: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """The name of the separator, a key of SEPARATORS."""
+        return next((name for name, character in SEPARATORS.items() if character == self.separator), None)
+
+    @property
+    def entry(self) -> str:
+        """The value of the header entry `csv:` that declares this."""
+        return (self.name or "commas") + (f", {DECIMAL_COMMAS}" if self.decimal_commas else "")
+
+
 @dataclass(frozen=True)
 class Format:
     """One format. text: its file, empty for the native one. reads: the kinds of file it reads, keys of ENDINGS_OF.
@@ -58,6 +85,7 @@ class Format:
     terms: Terms = Terms()
     skips: str | None = None
     problem: str | None = None
+    csv: Csv = Csv()
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -124,7 +152,7 @@ def write_format(store: Store, name: str, text: str) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 _ENTRY = re.compile(r"--\s*([A-Za-z_]+):(.*)")
-_KEYS = ("reads", "producer", "currency", "prices", "units", "rounds", "skips", "cached", "copies")
+_KEYS = ("reads", "producer", "currency", "prices", "units", "rounds", "skips", "cached", "copies", "csv")
 _REQUIRED = ("reads", "prices", "units")
 _CHOICES = {
     "prices": ("record", "book"),
@@ -173,7 +201,17 @@ def _declared(name: str, text: str) -> Format:
         cached_beside_input=header.get("cached") == "beside input",
         most_complete=header.get("copies") == "most complete",
     )
-    return Format(name, text, reads, terms, header.get("skips"))
+    csv = _csv(header["csv"]) if "csv" in header else Csv()
+    return Format(name, text, reads, terms, header.get("skips"), csv=csv)
+
+
+def _csv(entry: str) -> Csv:
+    separator, _, decimals = (part.strip() for part in entry.partition(","))
+    if separator not in SEPARATORS or decimals not in ("", DECIMAL_COMMAS):
+        raise _HeaderError(
+            f"says '-- csv: {entry}', but may say {', '.join(SEPARATORS)}, and behind it ', {DECIMAL_COMMAS}'"
+        )
+    return Csv(SEPARATORS[separator], decimals == DECIMAL_COMMAS)
 
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:

@@ -166,7 +166,7 @@ class RawPass:
                 is_mapped = self.raw_file.format.is_mapped
                 batches = tabular.parquet_records(source) if is_mapped else rows.ParquetRows(source).batches()
             elif self.raw_file.file.endswith(CSV_ENDINGS):
-                batches = tabular.csv_records(self._plain())
+                batches = tabular.csv_records(self._plain(), self.raw_file.format.csv)
             else:
                 batches = rows.line_batches(self._lines(), is_mapped=self.raw_file.format.is_mapped)
             yield from batches

@@ -8,6 +8,7 @@ quote that is never closed takes its line with it, not the rest of the file.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,33 +17,56 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.line import MAX_LINE_BYTES, Reason
+from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
+from pipeline.format import SEPARATORS, Csv
+from pipeline.line import Reason
 from pipeline.rows import BYTE_ORDER_MARK, LINES, Plain, is_utf8
 
+MAX_ROW_BYTES = 64 * 2**20  # of a row of CSV, without its line end
 BATCH_BYTES = 2**20  # of CSV
 BATCH_ROWS = 8_192
 PARQUET_BYTES = 4 * 2**20
 
-csv.field_size_limit(2 * MAX_LINE_BYTES)  # rows are measured here
+csv.field_size_limit(2 * MAX_ROW_BYTES)  # rows are measured here
 
 
 class UnusableCsv(Exception):
-    """A CSV file without a header. `str()` of it says what is missing."""
+    """A CSV file that cannot be read as rows. `str()` of it says why, in a sentence."""
 
 
-def csv_records(plain: Plain) -> Iterator[pa.RecordBatch]:
-    """The rows below the header, in batches of schema LINES. Blank lines are left out. Raises UnusableCsv."""
-    rows = _rows(plain)
+def csv_records(plain: Plain, how: Csv = Csv()) -> Iterator[pa.RecordBatch]:  # noqa: B008  # frozen
+    """Read the rows below the header, in batches of schema LINES. Blank lines are left out.
+
+    Bytes that are not UTF-8 become U+FFFD, so they cost no row.
+
+    Args:
+        plain: The bytes of the file.
+        how: What the format says of its CSV files.
+
+    Raises:
+        UnusableCsv: The file has no header, is UTF-16, or has another separator than the format says.
+    """
+    lines = _Lines(plain)
+    if lines.more() and is_utf16(lines.peek()):
+        raise UnusableCsv(f"unreadable: {UTF16_ADVICE}")
+    _skip_to_header(lines)
+    beginning = lines.peek() if lines.more() else b""
+    rows = _rows(lines, (how.separator or ",").encode())
     _, header = next(rows, (0, None))
     if header is None:
         return
     if isinstance(header, Reason) or not any(header):
         raise UnusableCsv("unreadable: its first line names no columns")
+    if (found := separator_of(beginning)) != (how.name or "commas") and (how.name is None or len(header) == 1):
+        declared = (
+            f"its format says '-- csv: {how.entry}'" if how.name else f"its format does not say '-- csv: {found}'"
+        )
+        raise UnusableCsv(f"unreadable: its cells are separated by {found}, but {declared}")
     names = [name.decode("utf-8", "replace") for name in header]
     batch: list[tuple[int, str | None, str | None]] = []
     size = 0
     for number, row in rows:
-        text, reason = (None, row) if isinstance(row, Reason) else _as_json(names, row)
+        text, reason = (None, row) if isinstance(row, Reason) else _as_json(names, row, how.decimal_commas)
         batch.append((number, text, reason and reason.value))
         size += len(text or "")
         if size > BATCH_BYTES or len(batch) == BATCH_ROWS:
@@ -50,6 +74,20 @@ def csv_records(plain: Plain) -> Iterator[pa.RecordBatch]:
             batch, size = [], 0
     if batch:
         yield _batch(batch)
+
+
+def separator_of(header: bytes) -> str:
+    """Return the name (a key of SEPARATORS) of the separator that makes the most cells of a header line."""
+    cells = {name: len(_cells([header], character)) for name, character in SEPARATORS.items()}
+    return max(cells, key=lambda name: cells[name])  # of two that make as many, the first
+
+
+_SEPARATOR_LINE = re.compile(rb"\s*sep=.\s*", re.IGNORECASE)  # Excel's first line: it names the separator
+
+
+def _skip_to_header(lines: _Lines) -> None:
+    while lines.more() and (not lines.peek().strip() or _SEPARATOR_LINE.fullmatch(lines.peek())):
+        lines.take()
 
 
 def _batch(rows: list[tuple[int, str | None, str | None]]) -> pa.RecordBatch:
@@ -60,36 +98,48 @@ def _batch(rows: list[tuple[int, str | None, str | None]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=LINES)
 
 
-def _as_json(names: list[str], cells: list[bytes]) -> tuple[str | None, Reason | None]:
+_DECIMAL_COMMA = re.compile(r"\s*(-?[0-9]+),([0-9]+)\s*", re.ASCII)
+
+
+def _as_json(names: list[str], cells: list[bytes], decimal_commas: bool) -> tuple[str | None, Reason | None]:
     if len(cells) != len(names):
         return None, Reason.NOT_AN_OBJECT
-    try:
-        record: dict[str, str] = {}
-        for name, cell in zip(names, cells, strict=True):
-            record.setdefault(name, cell.decode("utf-8"))  # of a repeated name the first counts
-    except UnicodeDecodeError:
-        return None, Reason.INVALID_UTF8
+    record: dict[str, str] = {}
+    for name, cell in zip(names, cells, strict=True):
+        text = cell.decode("utf-8", "replace")
+        if decimal_commas and b"," in cell and (number := _DECIMAL_COMMA.fullmatch(text)):
+            text = f"{number[1]}.{number[2]}"
+        record.setdefault(name, text)  # of a repeated name the first counts
     return msgspec.json.encode(record).decode(), None
 
 
-def _rows(plain: Plain) -> Iterator[tuple[int, list[bytes] | Reason]]:
+def _rows(lines: _Lines, separator: bytes) -> Iterator[tuple[int, list[bytes] | Reason]]:
     """Each row that is not blank, the header too: the number of its first line, and its cells or why it has none."""
-    lines = _Lines(plain)
     while lines.more():
         number = lines.number + 1
         first = lines.peek()
         if not first.strip(b" \t\r\n"):
             lines.take()
             continue
-        if b'"' not in first and len(first) <= MAX_LINE_BYTES:  # nearly all rows
+        if b'"' not in first and len(first) <= MAX_ROW_BYTES:  # nearly all rows
             lines.take()
-            yield number, first.removesuffix(b"\n").removesuffix(b"\r").split(b",")
+            yield number, first.removesuffix(b"\n").removesuffix(b"\r").split(separator)
             continue
-        row = _quoted_row(lines)
+        row = _quoted_row(lines, separator.decode())
         yield number, row
 
 
-def _quoted_row(lines: _Lines) -> list[bytes] | Reason:
+def _cells(lines: list[bytes], separator: str) -> list[bytes]:
+    """The cells of the one row on these lines; none if the lines are not one row by RFC 4180."""
+    try:
+        # Latin-1 gives each byte a character and takes it back: the bytes need not be UTF-8 yet.
+        rows = list(csv.reader((line.decode("latin-1") for line in lines), delimiter=separator, strict=True))
+    except csv.Error:
+        return []
+    return [cell.encode("latin-1") for cell in rows[0]] if len(rows) == 1 else []
+
+
+def _quoted_row(lines: _Lines, separator: str) -> list[bytes] | Reason:
     """The next row, however many lines it stands on; if it is none, its first line alone is passed."""
     taken: list[bytes] = []
     size = 0
@@ -99,19 +149,13 @@ def _quoted_row(lines: _Lines) -> list[bytes] | Reason:
         taken.append(line)
         size += len(line)
         is_open ^= line.count(b'"') % 2 == 1
-        if not is_open or size > MAX_LINE_BYTES:
+        if not is_open or size > MAX_ROW_BYTES:
             break
     bare = len(taken[-1].removesuffix(b"\n").removesuffix(b"\r")) - len(taken[-1]) + size
-    if not is_open and bare <= MAX_LINE_BYTES:
-        try:
-            # Latin-1 gives each byte a character and takes it back: the bytes need not be UTF-8 yet.
-            rows = list(csv.reader((line.decode("latin-1") for line in taken), strict=True))
-        except csv.Error:
-            rows = []
-        if len(rows) == 1:
-            return [cell.encode("latin-1") for cell in rows[0]]
+    if not is_open and bare <= MAX_ROW_BYTES and (cells := _cells(taken, separator)):
+        return cells
     lines.put_back(taken[1:])
-    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_LINE_BYTES + 2 else Reason.LINE_TOO_LONG
+    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_ROW_BYTES + 2 else Reason.LINE_TOO_LONG
 
 
 class _Lines:
@@ -140,11 +184,11 @@ class _Lines:
         self.number -= len(lines)
 
     def _read(self) -> bytes:
-        line = self._plain.readline(MAX_LINE_BYTES + 8).removeprefix(self._mark)
+        line = self._plain.readline(MAX_ROW_BYTES + 8).removeprefix(self._mark)
         self._mark = b""
         rest = line
-        while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
-            rest = self._plain.readline(MAX_LINE_BYTES)
+        while len(line) > MAX_ROW_BYTES and rest and not rest.endswith(b"\n"):
+            rest = self._plain.readline(MAX_ROW_BYTES)
         return line
 
 

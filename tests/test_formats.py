@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import mapping
+from pipeline import mapping, tabular
 from pipeline.errors import FormatRefused
 from pipeline.format import formats_of, read_format
 from pipeline.mapping import MappedRecords
@@ -77,6 +77,11 @@ def write_format(place: Place, name: str, text: str) -> None:
         ("-- reads: csv\n-- prices: book\n-- units: tokens\n-- currency: euro\n", "three capital letters"),
         ("-- reads: csv\n-- price: book\n-- units: tokens\n", "'-- price:', which is none of reads"),
         ("-- reads: csv\n-- prices: book\n-- prices: record\n-- units: tokens\n", "'-- prices:' twice"),
+        (
+            "-- reads: csv\n-- prices: book\n-- units: tokens\n-- csv: bars\n",
+            "'-- csv: bars', but may say commas, semi",
+        ),
+        ("-- reads: csv\n-- prices: book\n-- units: tokens\n-- csv: tabs, x\n", "behind it ', decimal commas'"),
         ("-- reads: csv\n-- prices: book\n-- units:\n", "'-- units:' and nothing behind it"),
     ],
 )
@@ -725,13 +730,18 @@ ROW = b"org,2025-11-10T12:00:00Z,key,"
         (b"\n \t\n" + ROW + b"c\n", ["line 4 c"], []),
         (b"x" * 3 * 2**20 + b"\n" + ROW + b"c\n", ["line 3 c"], [(2, "line_too_long")]),
         (ROW + b'"' + b"y" * 3 * 2**20 + b"\n" + ROW + b"c\n", ["line 3 c"], [(2, "line_too_long")]),
-        (ROW + b"\xff\n" + ROW + b"c", ["line 3 c"], [(2, "invalid_utf8")]),
+        (ROW + b"\xff\n" + ROW + b"c", ["line 2 \ufffd", "line 3 c"], []),
         (b"", [], []),
     ],
 )
 def test_a_bad_row_of_csv_costs_itself_alone(
-    table: Place, content: bytes, accepted: list[str], rejected: list[tuple[int, str]]
+    table: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    accepted: list[str],
+    rejected: list[tuple[int, str]],
 ) -> None:
+    monkeypatch.setattr(tabular, "MAX_ROW_BYTES", 2**20)
     assert taken_from(table, content) == (accepted, rejected)
     assert_reconciled(table)
 
@@ -740,6 +750,62 @@ def test_a_csv_file_without_a_header_is_held_back(table: Place) -> None:
     table.write_raw("table/a.csv", b",,\n1,2,3\n")
     (held,) = table.roll_up().held_back
     assert held.reason == "unreadable: its first line names no columns"
+
+
+COLUMNS_OF_CSV = "request_id;timestamp;organization_id;api_key_id;cost;model\n"
+PRICED = "2025-11-10T12:00:00Z;org_a;key_1;"
+
+
+@pytest.mark.parametrize("first", ["", "sep=;\n", "\n \n", "\ufeff"])
+def test_a_csv_with_semicolons_and_decimal_commas_is_read_as_its_format_says(place: Place, first: str) -> None:
+    columns = {"synapses": "null", "neurons": "null", "endpoint": "null", "status": "null"}
+    columns |= {"input_tokens": "null", "output_tokens": "null"}
+    write_format(place, "table", sql(header=f"{HEADER}-- csv: semicolons, decimal commas\n", **columns))
+    rows = [f"1;{PRICED}0,0021;a,b", f'2;{PRICED}"1,5";"x;y"', f"3;{PRICED}1.234,56;m", f"4;{PRICED}-;m"]
+    place.write_raw("table/a.csv", (first + COLUMNS_OF_CSV + "\n".join(rows)).encode())
+    place.roll_up()
+    assert [(row["request_id"], str(row["cost"]), row["model"]) for row in place.events("table/a.csv")] == [
+        ("1", "0.002100000000", "a,b"),
+        ("2", "1.500000000000", "x;y"),
+    ]
+    header = 1 + first.count("\n")
+    assert place.rejected("table/a.csv") == [(header + 3, "bad_type"), (header + 4, "bad_type")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "content", "why"),
+    [
+        ("", COLUMNS_OF_CSV, "its cells are separated by semicolons, but its format does not say '-- csv: semicolons'"),
+        ("", COLUMNS_OF_CSV.replace("cost", "cost, total"), "separated by semicolons, but its format does not say"),
+        ("", COLUMNS_OF_CSV.replace(";", "\t"), "its cells are separated by tabs, but its format does not say"),
+        (
+            "semicolons",
+            COLUMNS_OF_CSV.replace(";", ","),
+            "separated by commas, but its format says '-- csv: semicolons'",
+        ),
+    ],
+)
+def test_a_csv_with_another_separator_than_its_format_says_is_held_back(
+    place: Place, entry: str, content: str, why: str
+) -> None:
+    write_format(place, "table", sql(header=HEADER + (f"-- csv: {entry}\n" if entry else "")))
+    place.write_raw("table/a.csv", (content + f"1;{PRICED}0,5;m\n").encode())
+    (held,) = place.roll_up().held_back
+    assert why in held.reason
+
+
+def test_a_csv_of_utf16_is_held_back_by_that_name(table: Place) -> None:
+    table.write_raw("table/a.csv", "organization_id,timestamp,api_key_id,a\n".encode("utf-16"))
+    (held,) = table.roll_up().held_back
+    assert held.reason == "unreadable: the file is UTF-16; convert it to UTF-8"
+
+
+def test_commas_that_a_format_names_are_not_questioned(place: Place) -> None:
+    write_format(place, "table", sql(header=f"{HEADER}-- csv: commas\n"))
+    head = "request_id,timestamp,organization_id,api_key_id,cost,a;b;c;d;e;f;g;h;i"
+    place.write_raw("table/a.csv", f"{head}\n1,2025-11-10T12:00:00Z,org_a,key_1,0.5,x\n".encode())
+    report = place.roll_up()
+    assert (report.held_back, place.rejected("table/a.csv")) == ([], [])
 
 
 def test_lines_stand_where_they_are_counted_however_large_the_file(table: Place) -> None:
