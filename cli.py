@@ -909,18 +909,18 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
         _print_json([look.as_json() for look in looks])
     else:
         for look in looks:
-            _show_look(look, settings.currency)
+            _show_look(look, settings.currency, is_written=bool(name))
     if name:
         written = write_format(store, name, looks[0].text)
-        click.echo(
-            f"Wrote {_visible(written)}: put it right, then such files below raw/{name}/, and run 'keytally rollup'."
-            " When it changes, its files are taken in anew.",
-            err=True,
-        )
+        if looks[0].accepted:
+            then = f"Check it, put such files below raw/{name}/, and run 'keytally rollup'."
+        else:
+            then = f"No line counts yet: put it right, and inspect the file again before it goes below raw/{name}/."
+        click.echo(f"Wrote {_visible(written)}. {then} When it changes, its files are ingested again.", err=True)
     return 0
 
 
-def _show_look(look: FirstLook, currency: str) -> None:
+def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
     known = {"native": "the native format", None: "no format knows it; here is a draft of one"}
     click.echo(f"{_visible(look.file)}: {known.get(look.format, f'the format {look.format}')}\n")
     if look.format is None:
@@ -955,14 +955,45 @@ def _show_look(look: FirstLook, currency: str) -> None:
         )
     if any(row["cost"] is None for row in look.samples):
         click.echo("Requests without a cost are priced by prices.csv in the data folder.")
-    if look.format == "native":
-        click.echo("Next: put such files anywhere below raw/, and run 'keytally rollup'.")
-    elif look.format:
-        click.echo(f"Next: put such files below raw/{look.format}/, and run 'keytally rollup'.")
-    else:
+    if look.repeats:
+        _show_repeats(look)
+    for note in look.notes:
+        click.echo(f"Note: {_visible(note)}")
+    if not is_written:
+        click.echo(f"Next: {_next_for_look(look)}")
+
+
+def _show_repeats(look: FirstLook) -> None:
+    repeats = look.repeats
+    assert repeats
+    first, second = repeats.lines
+    click.echo(
+        f"WARNING: {repeats.requests:,} of {count_of(look.accepted, 'request')} repeat the organization, id and day of"
+        f" an earlier one, as line {second} repeats line {first}: of such copies one counts."
+    )
+    if repeats.disagreeing:
         click.echo(
-            "Next: run this again with --write NAME, put formats/NAME.sql right, and such files below raw/NAME/."
+            f"  {repeats.disagreeing:,} of them differ from the earlier one in {', '.join(repeats.fields)}. If they are"
+            " different requests, take another field as request_id. If they are states of one response, the header"
+            " '-- copies: most complete' counts the last state."
         )
+
+
+def _next_for_look(look: FirstLook) -> str:
+    folder = "anywhere below raw/" if look.format == "native" else f"below raw/{look.format or 'NAME'}/"
+    if look.format is None:
+        write = "run this again with --write NAME, put formats/NAME.sql right"
+        return f"{write}, and such files {folder}." if look.accepted else f"{write}, and inspect the file again."
+    if look.accepted:
+        return f"put such files {folder}, and run 'keytally rollup'."
+    if not look.rejected:
+        return "nothing in this file counts: do not put it below raw/."
+    first = look.rejected[0]
+    of = f" ({first.field})" if first.field else ""
+    return (
+        f"no line would count. See first why {first.lines:,} of them are {first.reason}{of}; a format of your own,"
+        f" formats/{look.format}.sql in the data folder, can read the fields otherwise."
+    )
 
 
 @command(main, "reconcile")

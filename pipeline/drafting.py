@@ -1,4 +1,4 @@
-"""Drafting a format: which fields of some records are likely to be those of a request, by their names and values.
+"""Drafting a format: the SQL for the fields of some records that are likely to be those of a request.
 
 A draft is to be read and put right: it says what else each field might be, and what it found nothing for.
 """
@@ -8,244 +8,392 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
-MOST_FIELDS = 2_000
-DEEPEST = 5
-OTHERS = 3  # further candidates that are named
+from pipeline.contract.wording import count_of
+from pipeline.draft_fields import (
+    AMOUNTS,
+    CURRENCIES,
+    FAILURE,
+    MISSING,
+    NAMES,
+    SUCCESS,
+    TOKENS,
+    UNITS,
+    Field,
+    Record,
+    candidates_for,
+    currency_in_name,
+    fields_of,
+    is_in_cents,
+    moment_kind,
+    named_like,
+)
+from pipeline.format import _KEYS, Csv
+from pipeline.mapping import FIELDS
 
-# Names of each field in other logs, the likeliest first, without case and signs.
-NAMES = {
-    "request_id": "requestid reqid callid litellmcallid eventid generationid id uuid traceid spanid xrequestid",
-    "timestamp": "timestamp starttime startedat requeststarttime requesttime eventtime createdat created time ts"
-    " datetime date timeiso8601 msec gmtcreate",
-    "organization_id": "organizationid orgid userapikeyorgid httpxorgid organization org tenantid tenant customerid"
-    " customer accountid account workspaceid workspace companyid company teamid team groupid projectid project",
-    "api_key_id": "apikeyid keyid httpxapikeyid apikeyhash userapikeyhash keyhash virtualkeyid apikeyname keyname"
-    " apikeyalias clientid credentialid apikey accesskey key token",
-    "cost": "cost totalcost responsecost requestcost price amount charge spend usd",
-    "synapses": "synapses",
-    "neurons": "neurons",
-    "model": "model modelname modelgroup requestmodel modelid engine deployment",
-    "endpoint": "endpoint path route requestroute requestpath urlpath uri url operation calltype",
-    "status": "statuscode httpstatus httpstatuscode responsestatus responsecode status code",
-    "input_tokens": "inputtokens prompttokens contexttokens tokensin requesttokens promptlength numinputtokens"
-    " upstreamxprompttokens",
-    "output_tokens": "outputtokens completiontokens generatedtokens tokensout responsetokens numoutputtokens"
-    " upstreamxcompletiontokens",
-    "cached_input_tokens": "cachedinputtokens cachedtokens cachereadinputtokens cachereadtokens promptcachehittokens",
-}
+Found = Mapping[str, Sequence[Field]]  # for each field of a request the candidates, the likeliest first
+
 _NO_SECRETS = {
     "apikeyid",
     "keyid",
     "httpxapikeyid",
     "virtualkeyid",
+    "authenticatedentityid",
+    "proxykeyid",
     "apikeyname",
     "keyname",
     "apikeyalias",
     "clientid",
     "credentialid",
+    "consumerid",
+    "consumerusername",
+    "consumercustomid",
 }
-_CURRENCIES = {"currency", "currencycode", "costcurrency", "pricecurrency", "billingcurrency"}
-_KNOWN = _CURRENCIES.union(*(names.split() for names in NAMES.values()))
-_CURRENCY = re.compile("(usd|eur|chf|gbp)$")  # behind the name of a cost
-_ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
-_UNZONED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?( ?UTC)?")
-_ZONE_APART = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+_OPTIONAL = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "deployed_model", "provider")
+_NO_LINE = "no field looks like it, and no line counts without one"
+_NOT_FOUND = {
+    "request_id": _NO_LINE,
+    "timestamp": _NO_LINE,
+    "organization_id": f"{_NO_LINE}; if all lines are one organization's, write its name here in single quotes",
+    "api_key_id": "no field looks like it; null is an interactive session, which is not counted",
+    "cost": "no field looks like it: prices.csv prices the requests",
+    "model": "no field looks like it: prices.csv cannot price a request without one",
+    "input_tokens": "no field looks like it: prices.csv cannot price a request without tokens",
+    "output_tokens": "no field looks like it: prices.csv cannot price a request without tokens",
+}
+_WHAT = {**dict.fromkeys(TOKENS, "a whole number"), **dict.fromkeys(AMOUNTS, "a number"), "status": "an HTTP status"}
+_REFUSED = {"timestamp": "bad_timestamp"}  # else bad_type
 
 
-Record = Mapping[str, Any]  # numbers as the text that they were written as
+class _Producer(NamedTuple):
+    """A producer whose costs are in US dollars, known by the names of some fields. cents: they are in cents."""
+
+    name: str
+    fields: frozenset[str]
+    cents: bool = False
 
 
-@dataclass
-class _Field:
-    """A field of the records: the names that lead to it, in how many it has a value, and some of these."""
+_PRODUCERS = (
+    _Producer("LiteLLM", frozenset({"requestid", "calltype", "apikey", "spend", "starttime"})),
+    _Producer("OpenRouter", frozenset({"generationid", "costtotal", "tokensprompt"})),
+    _Producer("OpenRouter", frozenset({"totalcost", "nativetokensprompt"})),
+    _Producer("Portkey", frozenset({"aimodel", "requnits", "resunits", "cost"}), cents=True),
+    _Producer("Helicone", frozenset({"requestcreatedat", "responsestatus", "prompttokens", "cost"})),
+)
 
-    path: tuple[str, ...]
-    count: int = 0
-    values: list[str] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        """What it is called, without case and signs: with the name of its object where `key.id` is a `keyid`."""
-        own, owned = (re.sub(r"[^a-z0-9]", "", "".join(self.path[-length:]).lower()) for length in (1, 2))
-        return owned if owned in _KNOWN else own
+class Draft(NamedTuple):
+    """The text of a format, and what its user needs to know of it, in sentences."""
 
-    @property
-    def sql(self) -> str:
-        quoted = [name.replace('"', '\\"').replace("'", "''") for name in self.path]
-        if len(self.path) == 1 and re.fullmatch(r"[^$/.*\"]+", self.path[0]):
-            return f"record->>'{quoted[0]}'"
-        return "record->>'$" + "".join(f'."{name}"' if not name.isidentifier() else f".{name}" for name in quoted) + "'"
+    text: str
+    notes: Sequence[str]
 
 
 class _Currency(NamedTuple):
-    """In what costs are; stated: the field that says so."""
+    """The currency of the costs. stated: the field that names it."""
 
     code: str
-    stated: _Field | None
+    stated: Field | None
 
 
-def draft_of(records: Sequence[Record], kind: str, file: str) -> str:
-    """The text of a format for records like these, read from files of one kind."""
-    fields = list(_fields(records))
-    found = {name: _candidates(fields, name) for name in NAMES}
-    priced = bool(found["cost"])
-    currency = _currency(found["cost"][0], fields) if priced else None
-    # Of a cost in another currency than the draft's, the book must not make one of its own.
-    by_record = priced and (found["cost"][0].count == len(records) or bool(currency and currency.stated))
-    columns = [
-        _column(name, candidates, kind, currency)
-        for name, candidates in found.items()
-        if candidates or name != _OPTIONAL
-    ]
-    header = [
-        f"-- A draft, made from the names of the fields of {' '.join(file.split())}: see that each is what it says.",
-        f"-- reads: {kind}",
-        f"-- prices: {'record' if by_record else 'book'}",
-        f"-- units: {'record' if found['synapses'] and found['neurons'] else 'tokens'}",
-    ]
-    if currency:
-        header.append(f"-- currency: {currency.code}")
-    elif priced:
-        header += [
-            "-- No field says what the costs are in: they count as the deployment's own currency, unless the next line",
-            "-- names theirs and loses its first dashes.",
-            "-- -- currency: USD",
+def draft_of(records: Sequence[Record], kind: str, file: str, csv: Csv = Csv()) -> Draft:  # noqa: B008  # frozen
+    """Draft a format for records like these, read from files of one kind."""
+    return _Drafting(records, kind, csv).draft(" ".join(file.split()))
+
+
+class _Drafting:
+    def __init__(self, records: Sequence[Record], kind: str, csv: Csv) -> None:
+        self._records = records
+        self._kind = kind
+        self._csv = csv
+        self._fields = fields_of(records)
+        self._found = _found(self._fields)
+        names = {each.words[-1] for each in self._fields if each.words}
+        self._producer = next((each for each in _PRODUCERS if each.fields <= names), None)
+        used = [candidates[0] for candidates in self._found.values() if candidates]
+        self._empty = kind == "csv" or any("" in each.missing for each in used)
+        self._dash = any("-" in each.missing for each in self._fields)
+        self._priced = bool(self._found["cost"])
+        self._currency = self._currency_of(self._found["cost"][0]) if self._priced else None
+        self._is_transcript = _is_transcript(self._fields)
+        self._notes: list[str] = []
+
+    def draft(self, file: str) -> Draft:
+        columns = [
+            self._column(name, candidates)
+            for name, candidates in self._found.items()
+            if name in FIELDS and (candidates or name not in _OPTIONAL)
         ]
-    header.append("-- rounds: cost to 12 decimals, half-even" if priced else "-- rounds: nothing")
-    if priced and not by_record:
-        header.append("-- Some records have no cost: with '-- prices: record' they would not count.")
-    used = [candidates[0] for candidates in found.values() if candidates]
-    used += [currency.stated] if currency and currency.stated else []
-    unused = sorted({".".join(each.path) for each in fields} - {".".join(each.path) for each in used})
-    if unused:
-        shown = ", ".join(unused[:30]).replace("\n", " ") + (" ..." if len(unused) > 30 else "")
-        header.append(f"-- Not used: {shown}"[:1000])
-    body = ",\n".join(
-        ["    line", *(f"    -- {comment}\n    {sql}" if comment else f"    {sql}" for sql, comment in columns)]
-    )
-    return "\n".join([*header, "select", body, "from records", ""])
-
-
-_OPTIONAL = "cached_input_tokens"
-
-
-def _fields(records: Sequence[Record]) -> Iterator[_Field]:
-    """Every field that holds a text or a number in some record, the outer ones first."""
-    found: dict[tuple[str, ...], _Field] = {}
-    for record in records:
-        for path, value in _leaves(record, ()):
-            if path not in found and len(found) == MOST_FIELDS:
-                continue
-            each = found.setdefault(path, _Field(path))
-            each.count += 1
-            if len(each.values) < 20:
-                each.values.append(str(value))
-    yield from sorted(found.values(), key=lambda each: (len(each.path), -each.count))
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict) and len(path) < DEEPEST:
-        for name, part in value.items():
-            yield from _leaves(part, (*path, name))
-    elif path and value and isinstance(value, str):
-        yield path, value
-
-
-def _candidates(fields: Sequence[_Field], name: str) -> list[_Field]:
-    """The fields that may be this one, the likeliest first."""
-    names = NAMES[name].split()
-    called = {each.path: _called(each, name) for each in fields}
-    known = [each for each in fields if called[each.path] in names and _fits(each, name)]
-    return sorted(known, key=lambda each: (names.index(called[each.path]), len(each.path), -each.count))[: 1 + OTHERS]
-
-
-def _called(each: _Field, name: str) -> str:
-    """What a field is called; one of costs, without the currency behind it."""
-    return (name == "cost" and _CURRENCY.sub("", each.name)) or each.name
-
-
-def _currency(cost: _Field, fields: Sequence[_Field]) -> _Currency | None:
-    """In what costs are, as the name of their field says, or another field does in most records."""
-    if code := _CURRENCY.search(cost.name):
-        return _Currency(code[1].upper(), None)
-    for each in fields:
-        if each.name in _CURRENCIES and all(re.fullmatch("[A-Za-z]{3}", value) for value in each.values):
-            ((most, _),) = Counter(value.upper() for value in each.values).most_common(1)
-            return _Currency(most, each)
-    return None
-
-
-def _fits(each: _Field, name: str) -> bool:
-    """Whether the values may be such a field's."""
-    if name in ("input_tokens", "output_tokens", "cached_input_tokens"):
-        return all(re.fullmatch(r"\d+", value) for value in each.values)
-    if name == "status":
-        return all(re.fullmatch(r"[1-5]\d\d", value) for value in each.values)
-    if name in ("cost", "synapses", "neurons"):
-        return all(_NUMBER.fullmatch(value) for value in each.values)
-    if name == "timestamp":
-        return any(pattern.fullmatch(each.values[0]) for pattern in (_ZONED, _UNZONED, _ZONE_APART)) or _is_epoch(each)
-    return True
-
-
-def _is_epoch(each: _Field) -> bool:
-    return all(_NUMBER.fullmatch(value) and 10**9 < float(value) < 10**20 for value in each.values)
-
-
-def _column(name: str, candidates: Sequence[_Field], kind: str, currency: _Currency | None) -> tuple[str, str | None]:
-    """A column of the select, and what is to be said of it."""
-    if not candidates:
-        missing = {
-            "organization_id": "organization_id: no field looks like it, and no line counts without one",
-            "request_id": "request_id: no field looks like it, and no line counts without one",
-            "timestamp": "timestamp: no field looks like it, and no line counts without one",
-            "api_key_id": "api_key_id: no field looks like it; null is an interactive session, which is not counted",
-        }.get(name)
-        return f"null as {name}", missing
-    best = candidates[0]
-    source = f"nullif({best.sql}, '')" if kind == "csv" else best.sql
-    comment = None
-    if name == "timestamp":
-        source, comment = _moment(best, source)
-    elif name == "cost":
-        source = f"coalesce(cast(round_even(try_cast({source} as decimal(38, 30)), 12) as varchar), {source})"
-        if currency and currency.stated:  # what is in another must not be taken for it
-            source = f"case when upper({currency.stated.sql}) = '{currency.code}' then {source} end"
-            comment = "cost: missing where it is in another currency, which takes a format of its own"
-    elif name == "api_key_id" and best.name not in _NO_SECRETS:
-        comment = "api_key_id: hashed, for it may be a key in clear"
-        hashed = f"'sha256:' || sha256({source})"
-        is_hash = f"case when regexp_full_match({source}, '[0-9a-fA-F]{{64}}') then {source} else {hashed} end"
-        source = is_hash if best.name.endswith("hash") else hashed
-    others = [".".join(each.path) for each in candidates[1:]]
-    if others:
-        comment = f"{comment or name + ':'}{';' if comment else ''} or {', '.join(others)}".replace("\n", " ")
-    return f"{source} as {name}", comment
-
-
-def _moment(best: _Field, source: str) -> tuple[str, str | None]:
-    value = best.values[0]
-    if _ZONED.fullmatch(value):
-        return source, None
-    if _ZONE_APART.fullmatch(value):
-        return f"replace({source}, ' ', 'T')", None
-    if _UNZONED.fullmatch(value):
-        bare = f"rtrim({source}, ' UTC')" if value.endswith("UTC") else source
-        return f"replace({bare}, ' ', 'T') || 'Z'", "timestamp: says no time zone and is taken as UTC"
-    unit, factor = next(
-        (unit, factor)
-        for unit, most, factor in (
-            ("seconds", 10**11, "* 1000000"),
-            ("milliseconds", 10**14, "* 1000"),
-            ("microseconds", 10**17, "* 1"),
-            ("nanoseconds", float("inf"), "/ 1000"),
+        body = ",\n".join(
+            ["    line", *(f"    -- {comment}\n    {sql}" if comment else f"    {sql}" for sql, comment in columns)]
         )
-        if float(value) < most
+        source = "from records"
+        if self._is_transcript:
+            source += "\nwhere record->'$.message.usage' is not null"
+        header = [
+            line for line in self._header(file) if "copies" in _KEYS or line[:9] not in ("-- copies", "-- cached")
+        ]
+        return Draft("\n".join([*header, "select", body, source, ""]), self._notes)
+
+    # --- the header --------------------------------------------------------------------------------------------------
+
+    def _header(self, file: str) -> Iterator[str]:
+        cost = self._found["cost"]
+        # Of a cost in another currency than the draft's, the book must not make one of its own.
+        stated = self._currency.stated if self._currency else None
+        by_record = bool(cost) and (cost[0].count == len(self._records) or stated is not None)
+        yield f"-- A draft, made from the names of the fields of {file}: see that each is what it says."
+        yield f"-- reads: {self._kind}"
+        if self._csv != Csv():
+            yield f"-- csv: {self._csv.entry}"
+        yield f"-- prices: {'record' if by_record else 'book'}"
+        yield f"-- units: {'record' if self._found['synapses'] and self._found['neurons'] else 'tokens'}"
+        if self._currency:
+            yield f"-- currency: {self._currency.code}"
+            if self._producer and not stated and not currency_in_name(cost[0]):
+                yield f"-- {self._producer.name} writes its costs in US dollars."
+        elif self._priced:
+            yield "-- No field says what the costs are in: they count as the deployment's own currency, unless the next"
+            yield "-- line names theirs and loses its first dashes."
+            yield "-- -- currency: USD"
+        yield "-- rounds: cost to 12 decimals, half-even" if self._priced else "-- rounds: nothing"
+        yield from self._cached()
+        if self._is_transcript or _grows(self._records, self._found):
+            yield "-- copies: most complete"
+            yield "-- The log writes a response while it grows: of lines with one request_id the last state counts."
+        if self._is_transcript:
+            yield "-- skips: lines of the transcript without usage"
+        if self._priced and not by_record:
+            yield "-- Some records have no cost: with '-- prices: record' they would not count."
+        if self._dash:
+            yield "-- '-' stands for a missing value, as Envoy and nginx write it."
+        yield from self._unused()
+
+    def _cached(self) -> Iterator[str]:
+        """Where the cached tokens stand, if not in the input, which is the default."""
+        given, cached, written = (
+            (self._found[name] or [None])[0] for name in ("input_tokens", "cached_input_tokens", "cache_write_tokens")
+        )
+        if not given or not (cached or written):
+            return
+        with_cached, more = 0, 0
+        for record in self._records:
+            whole, *parts = (_number(each, record) for each in (given, cached, written))
+            if sum(part or 0 for part in parts):
+                with_cached += 1
+                more += sum(part or 0 for part in parts) > (whole or 0)
+        if any(each and _is_anthropic(given, each) for each in (cached, written)):
+            yield "-- cached: beside input"
+            yield "-- The usage is Anthropic's: input_tokens hold no tokens read from the cache or written to it."
+        elif 2 * more > with_cached:
+            yield "-- cached: beside input"
+            yield f"-- {_of_samples(more, with_cached)} with cached tokens have more of them than input tokens."
+        elif more:
+            self._notes.append(
+                f"{given.shown} is less than the cached tokens in {_of_samples(more, with_cached)} that have some:"
+                " these records are refused (bad_type), unless the draft says '-- cached: beside input'."
+            )
+
+    def _unused(self) -> Iterator[str]:
+        used = [candidates[0] for candidates in self._found.values() if candidates]
+        used += [self._currency.stated] if self._currency and self._currency.stated else []
+        unused = sorted({each.shown for each in self._fields} - {each.shown for each in used})
+        if unused:
+            shown = ", ".join(unused[:30]) + (" ..." if len(unused) > 30 else "")
+            yield f"-- Not used: {shown}"[:1000]
+
+    def _currency_of(self, cost: Field) -> _Currency | None:
+        """In what costs are, as the name of their field says, another field in most records, or their producer."""
+        if code := currency_in_name(cost):
+            return _Currency(code, None)
+        for each in self._fields:
+            codes = [value.upper() for value in each.values if re.fullmatch("[A-Za-z]{3}", value)]
+            if each.name in CURRENCIES and 2 * len(codes) > each.count:
+                ((most, _),) = Counter(codes).most_common(1)
+                return _Currency(most, each)
+        return _Currency("USD", None) if self._producer else None
+
+    # --- the columns -------------------------------------------------------------------------------------------------
+
+    def _column(self, name: str, candidates: Sequence[Field]) -> tuple[str, str | None]:
+        """A column of the select, and what is to be said of it."""
+        if not candidates:
+            return f"null as {name}", self._why_none(name)
+        best, *others = candidates
+        source = self._source(best)
+        said: list[str] = []
+        if name == "timestamp":
+            source, said = _moment(best, source)
+        elif name == "cost":
+            source, said = self._cost(best, source)
+        elif name == "api_key_id" and best.name not in _NO_SECRETS:
+            said = ["api_key_id: hashed unless it is a SHA-256 already, for it may be a key in clear"]
+            is_hash = f"regexp_full_match({source}, '(sha256:)?[0-9a-fA-F]{{64}}')"
+            source = f"case when {is_hash} then {source} else 'sha256:' || sha256({source}) end"
+        elif name == "status" and any(value.lower() in SUCCESS | FAILURE for value in best.values):
+            source = (
+                f"case when lower({source}) in ({_quoted(SUCCESS)}) then '200'"
+                f" when lower({source}) in ({_quoted(FAILURE)}) then '500' else {source} end"
+            )
+            said = ["status: 200 for a success, 500 for a failure"]
+        elif name in TOKENS and any("." in value for value in best.values):
+            source = f"regexp_replace({source}, '\\.0+$', '')"
+        elif name == "model" and others and best.count < len(self._records):
+            source = f"coalesce({source}, {self._source(others[0])})"
+        if misfits := best.misfits(name):
+            self._say_odd(name, best, misfits, said)
+        if others:
+            said = [*(said or [f"{name}:"]), f"or {', '.join(each.shown for each in others)}"]
+        return f"{source} as {name}", "; ".join(said).replace(":; or", ": or") or None
+
+    def _source(self, each: Field) -> str:
+        """The SQL that gives a field, null where a text stands for a missing value."""
+        source = each.sql
+        for text, is_written in zip(MISSING, (self._empty, self._dash), strict=True):
+            source = f"nullif({source}, '{text}')" if is_written else source
+        return source
+
+    def _why_none(self, name: str) -> str | None:
+        if named := [each for each in named_like(name, self._fields) if each.count]:
+            what = _WHAT.get(name, "a moment")
+            of = count_of(named[0].count, "sample")
+            why = f"{named[0].shown} is named like it, but of {of} none is {what}"
+            self._notes.append(f"{name}: {why}.")
+            return f"{name}: {why}"
+        if name not in _NOT_FOUND:
+            return None
+        if name in ("cost", "model", *TOKENS) and self._priced and name != "cost":
+            why = "no field looks like it"
+        else:
+            why = _NOT_FOUND[name]
+        self._notes.append(f"{name}: {why}.")
+        return f"{name}: {why}"
+
+    def _say_odd(self, name: str, best: Field, misfits: int, said: list[str]) -> None:
+        what = _WHAT.get(name, "a moment")
+        reason = _REFUSED.get(name, "bad_type")
+        odd = f"of {count_of(best.count, 'sample')} of {best.shown}, {misfits} not {what}: refused ({reason})"
+        said.append(odd if said else f"{name}: {odd}")
+        self._notes.append(f"{name}: {odd}.")
+
+    def _cost(self, best: Field, source: str) -> tuple[str, list[str]]:
+        said: list[str] = []
+        amount = f"try_cast({source} as decimal(38, 30))"
+        if is_in_cents(best) or (self._producer and self._producer.cents):
+            amount = f"try_cast({source} as decimal(30, 20)) * 0.01"
+            said.append("cost: is in cents")
+        source = f"coalesce(cast(round_even({amount}, 12) as varchar), {source})"
+        if self._currency and self._currency.stated:  # what is in another must not be taken for it
+            source = f"case when upper({self._currency.stated.sql}) = '{self._currency.code}' then {source} end"
+            said.append(
+                f"{'' if said else 'cost: '}missing where it is in another currency, which takes a format of its own"
+            )
+        return source, said
+
+
+def _found(fields: Sequence[Field]) -> Found:
+    found = {name: candidates_for(name, fields) for name in NAMES}
+    if found["model"]:
+        model = found["model"][0]
+        deployed = [each for each in found["deployed_model"] if each is not model]
+        if model.name == "modelgroup":  # LiteLLM's name for what was requested; `model` is what was deployed
+            deployed += [each for each in found["model"] if each.name == "model"]
+        found["deployed_model"] = deployed
+    if found["organization_id"] and found["api_key_id"]:
+        taken = found["organization_id"][0]
+        found["api_key_id"] = [each for each in found["api_key_id"] if each is not taken]
+    return found
+
+
+def _moment(best: Field, source: str) -> tuple[str, list[str]]:
+    """The SQL for a timestamp, written for the kind that most of the values are of, and what is to be said of it."""
+    kinds = Counter(kind for kind in map(moment_kind, best.values) if kind)
+    kind = kinds.most_common(1)[0][0] if kinds else "zoned"
+    if kind in UNITS:
+        return _moment_of_number(kind, source, kinds, best)
+    said = []
+    texts = {each for each in kinds if each not in UNITS}
+    if any(value.endswith("UTC") for value in best.values):
+        source = f"rtrim({source}, ' UTC')"
+    if texts - {"zoned"}:
+        source = f"replace({source}, ' ', 'T')"
+    if "short" in texts:
+        source = f"regexp_replace({source}, '([+-][0-9]{{2}})$', '\\1:00')"
+        source = f"regexp_replace({source}, '([+-][0-9]{{2}})([0-9]{{2}})$', '\\1:\\2')"
+    if texts == {"unzoned"}:
+        source = f"{source} || 'Z'"
+    elif "unzoned" in texts:
+        source = (
+            f"{source} || case when regexp_matches({source}, '(Z|[+-][0-9]{{2}}:[0-9]{{2}})$') then '' else 'Z' end"
+        )
+    if "unzoned" in texts:
+        said = ["timestamp: says no time zone and is taken as UTC"]
+    return source, said
+
+
+def _moment_of_number(unit: str, source: str, kinds: Counter[str], best: Field) -> tuple[str, list[str]]:
+    least, most = UNITS[unit]
+    number = f"try_cast({source} as decimal(28, 9))"
+    micros = {
+        "seconds": f"round_even({number} * 1000000, 0)",
+        "milliseconds": f"round_even({number} * 1000, 0)",
+        "microseconds": f"round_even({number}, 0)",
+        "nanoseconds": f"floor({number} * 0.001)",
+    }[unit]
+    moment = f"strftime(make_timestamp(cast({micros} as bigint)), '%Y-%m-%dT%H:%M:%S.%fZ')"
+    said = [f"timestamp: {unit} since 1970"]
+    others = [f"{count} in {other}" for other, count in kinds.items() if other in UNITS and other != unit]
+    if others:
+        said.append(f"of {count_of(best.count, 'sample')}, {', '.join(others)}: refused (bad_timestamp)")
+    return f"case when {number} between {least} and {most - 1} then {moment} else {source} end", said
+
+
+def _is_anthropic(given: Field, cached: Field) -> bool:
+    """Whether two fields are those of Anthropic's usage block, which counts cached tokens beside the input."""
+    is_otel = any(word in ("genai", "ai") for word in given.words)
+    names = ("cachereadinputtokens", "cachecreationinputtokens")
+    return (
+        given.name == "inputtokens"
+        and given.path[:-1] == cached.path[:-1]
+        and cached.words[-1] in names
+        and not is_otel
     )
-    micros = f"cast(round_even(try_cast({source} as decimal(28, 9)) {factor}, 0) as bigint)"
-    moment = f"strftime(make_timestamp({micros}), '%Y-%m-%dT%H:%M:%S.%fZ')"
-    return f"coalesce({moment}, {source})", f"timestamp: {unit} since 1970"
+
+
+def _is_transcript(fields: Sequence[Field]) -> bool:
+    """Whether the records are lines of a coding agent's transcript, which repeats a response while it grows."""
+    paths = {each.path for each in fields}
+    return ("message", "usage", "output_tokens") in paths and ("type",) in paths
+
+
+def _grows(records: Sequence[Record], found: Found) -> bool:
+    """Whether records repeat an id with growing tokens."""
+    if not found["request_id"]:
+        return False
+    amounts = [found[name][0] for name in ("output_tokens", "input_tokens", "cost") if found[name]]
+    states: dict[str, list[list[float]]] = {}
+    for record in records:
+        if request_id := found["request_id"][0].value_in(record):
+            states.setdefault(request_id, []).append([_number(each, record) or 0 for each in amounts])
+    grown = other = 0
+    for of_id in states.values():
+        pairs = [(before, after) for before, after in pairwise(of_id) if before != after]
+        grows = all(all(a <= b for a, b in zip(*pair, strict=True)) for pair in pairs)
+        grown += bool(pairs) and grows
+        other += bool(pairs) and not grows
+    return grown > other
+
+
+def _number(each: Field | None, record: Record) -> float | None:
+    value = each.value_in(record) if each else None
+    return float(value) if value and re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d{1,3})?", value) else None
+
+
+def _of_samples(some: int, all_of: int) -> str:
+    return f"{some} of {count_of(all_of, 'sample')}"
+
+
+def _quoted(words: set[str]) -> str:
+    return ", ".join(f"'{word}'" for word in sorted(words))

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.beginnings import beginning_of, check_encoding, check_other_signals, csv_of, no_record
 from pipeline.contract.store import this_machine
-from pipeline.contract.wording import count_of
 from pipeline.drafting import draft_of
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
-from pipeline.format import ENDINGS_OF, NATIVE, Format, read_format
+from pipeline.format import ENDINGS_OF, NATIVE, Csv, Format, read_format
 from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, parse, read_line, read_record
 from pipeline.mapping import FIELDS, MappedRecords
 from pipeline.raw import RawFile, RawPass
@@ -33,7 +33,12 @@ FEW_LINES = 200  # to try every format with
 SAMPLES = 3
 ENOUGH_FIELDS = 6  # of a request: a format that finds them is meant, even where no line is accepted
 
-_ANY = Format("any", "any", tuple(ENDINGS_OF))  # reads records of whatever kind
+_BILLED = ("api_key_id", "cost", "currency", "synapses", "neurons", "model")  # and the tokens
+
+
+def _any(csv: Csv) -> Format:
+    """A format that reads records of whatever kind."""
+    return Format("any", "any", tuple(ENDINGS_OF), csv=csv)
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,26 @@ class Rejects:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Accepted requests that repeat the organization, id and day of an earlier one, of which one counts.
+
+    requests: How many repeat another. disagreeing: How many of them differ from the one before in a billed value.
+    lines: The lines of the first two that do so, or that repeat. fields: The billed values in which some differ.
+    """
+
+    requests: int
+    disagreeing: int
+    lines: tuple[int, int]
+    fields: Sequence[str]
+
+
+@dataclass(frozen=True)
 class FirstLook:
     """What a file looks like. lines: how many were looked at; whole: whether these are all.
 
     format: the name of the one that fits best; None where it is a draft. text: its SQL, empty for the native one.
     fields: for each field of a request what gives it. rejected: by reason and field, the most frequent first. samples:
-    the first accepted requests, as they would be stored.
+    the first accepted requests, as they would be stored. notes: what else the user of a draft needs to know.
     """
 
     file: str
@@ -66,6 +85,8 @@ class FirstLook:
     accepted: int
     rejected: Sequence[Rejects]
     samples: Sequence[Mapping[str, Any]]
+    repeats: Repeats | None
+    notes: Sequence[str]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +99,8 @@ class FirstLook:
             "accepted": self.accepted,
             "rejected": [vars(rejects) for rejects in self.rejected],
             "samples": list(self.samples),
+            "repeats": vars(self.repeats) if self.repeats else None,
+            "notes": list(self.notes),
         }
 
 
@@ -85,23 +108,27 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
     """What a file is, tried with every known format. Raises KeytallyError for one that cannot be read as a log."""
     endings = [ending for kind in ENDINGS_OF.values() for ending in kind]
     if not path.name.endswith(tuple(endings)):
-        raise KeytallyError(f"{path} does not end in one of {_ANY.endings_text}: name it for what it holds")
-    lines, whole = _sample(path)
+        raise KeytallyError(f"{path} does not end in one of {_any(Csv()).endings_text}: name it for what it holds")
+    kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
+    beginning = beginning_of(path)
+    check_encoding(path, beginning)
+    csv = csv_of(beginning) if kind == "csv" else Csv()
+    lines, whole = _sample(path, csv)
     few = lines.slice(0, FEW_LINES)
     latest = now + FUTURE_TOLERANCE
-    kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
     tried = [_Trial(NATIVE, _verdicts(NATIVE, path, few, latest))] if kind != "csv" else []
     for format in formats.values():
-        if kind in format.reads and not format.problem:
+        if kind in format.reads and not format.problem and (format.csv.name or "commas") == (csv.name or "commas"):
             try:
                 tried.append(_Trial(format, _verdicts(format, path, few, latest)))
             except FormatRefused:
                 continue  # it is not for such records
     best = max(tried, key=lambda trial: trial.fit, default=None)
     if best and best.is_fit:
-        format, known = best.format, True
+        format, known, notes = best.format, True, ()
     else:
-        format, known = _drafted(path, few), False
+        format, notes = _drafted(path, few, kind, csv)
+        known = False
     verdicts = _verdicts(format, path, lines, latest)
     accepted = [judged.verdict for judged in verdicts if not isinstance(judged.verdict, Rejected)]
     return FirstLook(
@@ -114,6 +141,8 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
         accepted=len(accepted),
         rejected=_rejects(verdicts),
         samples=[_shown(request) for request in accepted[:SAMPLES]],
+        repeats=_repeats(verdicts),
+        notes=notes,
     )
 
 
@@ -136,11 +165,35 @@ def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
     return [Rejects(*why, count, first[why].line, first[why].made) for why, count in counts.most_common()]
 
 
+def _repeats(judged: Sequence[_Judged]) -> Repeats | None:
+    names = (*FIELDS, "currency")
+    billed = [index for index, name in enumerate(names) if name in _BILLED or name.endswith("_tokens")]
+    last: dict[tuple[Any, ...], _Judged] = {}
+    pairs: list[tuple[int, int]] = []
+    disagreeing: list[tuple[int, int]] = []
+    fields: set[str] = set()
+    for each in judged:
+        if isinstance(each.verdict, Rejected):
+            continue
+        request = dict(zip(names, each.verdict, strict=True))
+        key = request["organization_id"], request["request_id"], request["timestamp"].date()
+        if (before := last.get(key)) and not isinstance(before.verdict, Rejected):
+            pairs.append((before.line, each.line))
+            if differing := [names[at] for at in billed if before.verdict[at] != each.verdict[at]]:
+                disagreeing.append((before.line, each.line))
+                fields.update(differing)
+        last[key] = each
+    if not pairs:
+        return None
+    in_order = [name for name in names if name in fields]
+    return Repeats(len(pairs), len(disagreeing), (disagreeing or pairs)[0], in_order)
+
+
 class _EnoughError(Exception):
     """As much of the file has been read as is to be looked at."""
 
 
-def _sample(path: Path) -> tuple[pa.Table, bool]:
+def _sample(path: Path, csv: Csv) -> tuple[pa.Table, bool]:
     """The first lines of a file as records (schema rows.LINES), and whether these are all."""
     read = 0
 
@@ -153,7 +206,7 @@ def _sample(path: Path) -> tuple[pa.Table, bool]:
     batches: list[pa.RecordBatch] = []
     lines = 0
     try:
-        with RawPass(_loose(path, _ANY), on_read) as opened:
+        with RawPass(_loose(path, _any(csv)), on_read) as opened:
             for batch in opened.batches():
                 batches.append(batch)
                 lines += batch.num_rows
@@ -161,7 +214,9 @@ def _sample(path: Path) -> tuple[pa.Table, bool]:
                     raise _EnoughError
     except _EnoughError:
         if not batches:
-            raise KeytallyError(f"{path} has no end of a line in its first {MOST_BYTES >> 20} MiB") from None
+            raise KeytallyError(
+                f"{path} has no end of a line in its first {MOST_BYTES >> 20} MiB: no line may be that long"
+            ) from None
         return pa.Table.from_batches(batches).slice(0, MOST_LINES).combine_chunks(), False
     except HeldBack as held_back:
         if not batches:
@@ -169,7 +224,8 @@ def _sample(path: Path) -> tuple[pa.Table, bool]:
         # A beginning that can be read says what the file is.
         return pa.Table.from_batches(batches).combine_chunks(), False
     if not batches:
-        raise KeytallyError(f"{path} holds no line")
+        only_a_header = path.name.endswith(ENDINGS_OF["csv"]) and beginning_of(path).strip(b"\xef\xbb\xbf \t\r\n")
+        raise KeytallyError(f"{path} is empty: it holds {'a header and no row' if only_a_header else 'no line'}")
     return pa.Table.from_batches(batches).combine_chunks(), True
 
 
@@ -238,19 +294,20 @@ def _rows(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:
         return
 
 
-def _drafted(path: Path, lines: pa.Table) -> Format:
-    """Raises KeytallyError where there is nothing to draft a format from."""
+def _drafted(path: Path, lines: pa.Table, kind: str, csv: Csv) -> tuple[Format, Sequence[str]]:
+    """A draft for the records in some lines, and what there is to say of it.
+
+    Raises:
+        KeytallyError: There is nothing to draft a format from.
+    """
     found = [parse(text) for text in lines["text"].to_pylist() if text]
     records = [record for record in found if not isinstance(record, Reason)]
-    kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
     if not records:
-        what = "as many cells in each row as in its header" if kind == "csv" else "one JSON object on each line"
-        raise KeytallyError(f"{path} holds no record in its first {count_of(len(lines), 'line')}: a log has {what}")
-    for separator, named in ((";", "semicolons"), ("\t", "tabs")):
-        if kind == "csv" and len(records[0]) == 1 and separator in "".join(records[0]):
-            raise KeytallyError(f"{path} has its fields separated by {named}: save it with commas between them")
+        raise no_record(path, kind, lines, beginning_of(path))
+    check_other_signals(path, records)
     name = re.sub(r"[^a-z0-9_-]+", "-", path.name.partition(".")[0].lower()).strip("-") or "mine"
-    return read_format(name, draft_of(records, kind, path.name))
+    draft = draft_of(records, kind, path.name, csv)
+    return read_format(name, draft.text), draft.notes
 
 
 def _sources(format: Format) -> dict[str, str]:
