@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -203,7 +203,13 @@ def _recount(engine: Engine, entries: Sequence[FileEntry], contents: Contents, d
 
 def _mapped(engine: Engine, format: Format, ending: str) -> Mapped:
     """Return a mapped format as the recount reads it. Raises FormatRefused."""
-    rows_of = {".csv": csv_records, ".csv.gz": csv_records, ".parquet": parquet_records}.get(ending)
+    csv_rows = partial(csv_records, how=format.csv)
+    readers: dict[str, Callable[[Any], Iterator[pa.RecordBatch]]] = {
+        ".csv": csv_rows,
+        ".csv.gz": csv_rows,
+        ".parquet": parquet_records,
+    }
+    rows_of = readers.get(ending)
 
     def texts_of(opened: Any) -> Iterator[str | None]:
         for batch in rows_of(opened) if rows_of else ():
