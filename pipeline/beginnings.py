@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,12 @@ from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
 from pipeline.format import SEPARATORS, Csv
 from pipeline.line import MAX_LINE_BYTES, Reason
-from pipeline.raw import zstd
 from pipeline.tabular import UnusableCsv, csv_records, separator_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BEGINNING_BYTES = 2**18
 

@@ -173,9 +173,8 @@ class _Drafting:
 
     def _cached(self) -> Iterator[str]:
         """Where the cached tokens stand, if not in the input, which is the default."""
-        given, cached, written = (
-            (self._found[name] or [None])[0] for name in ("input_tokens", "cached_input_tokens", "cache_write_tokens")
-        )
+        names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
+        given, cached, written = (next(iter(self._found[name]), None) for name in names)
         if not given or not (cached or written):
             return
         with_cached, more = 0, 0

@@ -123,9 +123,10 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
                 tried.append(_Trial(format, _verdicts(format, path, few, latest)))
             except FormatRefused:
                 continue  # it is not for such records
+    notes: Sequence[str] = ()
     best = max(tried, key=lambda trial: trial.fit, default=None)
     if best and best.is_fit:
-        format, known, notes = best.format, True, ()
+        format, known = best.format, True
     else:
         format, notes = _drafted(path, few, kind, csv)
         known = False

@@ -186,7 +186,7 @@ def test_a_large_file_is_looked_at_from_its_beginning(
         ("log.csv", "id;org\n1;acme\n".encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
         ("log.jsonl", b'{"a": "' + b"x" * 2**20 + b'"}\n', "this line is longer than"),
         ("log.jsonl", b"x" * 2**20 + b"\n" + b"y\n" * 2, "these lines are not JSON"),
-        ("log.jsonl", b'[{"id": "1"}]\n', "has an array: 'jq -c ..' writes each of its objects on a line"),
+        ("log.jsonl", b'[{"id": "1"}]\n', "has an array: 'jq -c ...' writes each of its objects on a line"),
         ("log.jsonl", b'{"resourceLogs": []}\n', "holds OpenTelemetry logs .resourceLogs., and keytally reads spans"),
         ("log.jsonl", b'{"resourceMetrics": []}\n', "holds OpenTelemetry metrics"),
         ("log.jsonl.gz", b"x", "not gzip"),
