@@ -930,13 +930,7 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
         for field, source in look.fields.items():
             _add(table, field, _visible(source))
         _print_table(table)
-    share = 100 * look.accepted / max(look.lines, 1)
-    some = "" if look.whole else " (the beginning of the file)"
-    click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
-    for rejects in look.rejected:
-        made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
-        of = f" ({rejects.field})" if rejects.field else ""
-        click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{_visible(made)}")
+    _show_counts(look)
     if look.samples:
         table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
         for field in look.samples[0]:
@@ -963,6 +957,18 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
         click.echo(f"Next: {_next_for_look(look)}")
 
 
+def _show_counts(look: FirstLook) -> None:
+    share = 100 * look.accepted / max(look.lines, 1)
+    some = "" if look.whole else " (the beginning of the file)"
+    click.echo(f"{look.accepted:,} of {count_of(look.lines, 'line')}{some} would be accepted, {share:.1f} %.")
+    for rejects in look.rejected:
+        made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
+        of = f" ({rejects.field})" if rejects.field else ""
+        click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{_visible(made)}")
+    for reason, records in look.skipped.items():
+        click.echo(f"  {records:,} left out: {_visible(reason)}")
+
+
 def _show_repeats(look: FirstLook) -> None:
     repeats = look.repeats
     assert repeats
@@ -987,7 +993,7 @@ def _next_for_look(look: FirstLook) -> str:
     if look.accepted:
         return f"put such files {folder}, and run 'keytally rollup'."
     if not look.rejected:
-        return "nothing in this file counts: do not put it below raw/."
+        return "no line counts, because the format leaves all of them out."
     first = look.rejected[0]
     of = f" ({first.field})" if first.field else ""
     return (

@@ -19,7 +19,7 @@ from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
 from pipeline.contract.wording import count_of
 from pipeline.errors import KeytallyError
 from pipeline.format import SEPARATORS, Csv
-from pipeline.line import MAX_LINE_BYTES, Reason
+from pipeline.line import MAX_MAPPED_LINE_BYTES, Reason
 from pipeline.tabular import UnusableCsv, csv_records, separator_of
 
 if sys.version_info >= (3, 14):
@@ -34,7 +34,7 @@ _POINT = re.compile(r"-?[0-9]+\.[0-9]+")
 # What an export of OpenTelemetry holds that is no span.
 _OTHER_SIGNALS = {"resourceLogs": "logs", "resourceMetrics": "metrics", "resourceProfiles": "profiles"}
 _WHY_NO_RECORD = {
-    Reason.LINE_TOO_LONG: f"longer than {MAX_LINE_BYTES:,} bytes",
+    Reason.LINE_TOO_LONG: f"longer than {MAX_MAPPED_LINE_BYTES:,} bytes",
     Reason.INVALID_UTF8: "not UTF-8",
     Reason.NOT_JSON: "not JSON",
     Reason.NOT_AN_OBJECT: "not one JSON object",

@@ -30,8 +30,7 @@ from pipeline.draft_fields import (
     moment_kind,
     named_like,
 )
-from pipeline.format import _KEYS, Csv
-from pipeline.mapping import FIELDS
+from pipeline.format import Csv
 
 Found = Mapping[str, Sequence[Field]]  # for each field of a request the candidates, the likeliest first
 
@@ -124,18 +123,15 @@ class _Drafting:
         columns = [
             self._column(name, candidates)
             for name, candidates in self._found.items()
-            if name in FIELDS and (candidates or name not in _OPTIONAL)
+            if candidates or name not in _OPTIONAL
         ]
         body = ",\n".join(
             ["    line", *(f"    -- {comment}\n    {sql}" if comment else f"    {sql}" for sql, comment in columns)]
         )
         source = "from records"
         if self._is_transcript:
-            source += "\nwhere record->'$.message.usage' is not null"
-        header = [
-            line for line in self._header(file) if "copies" in _KEYS or line[:9] not in ("-- copies", "-- cached")
-        ]
-        return Draft("\n".join([*header, "select", body, source, ""]), self._notes)
+            source += "\nwhere (record->'$.message.usage') is not null"
+        return Draft("\n".join([*self._header(file), "select", body, source, ""]), self._notes)
 
     # --- the header --------------------------------------------------------------------------------------------------
 
@@ -241,6 +237,8 @@ class _Drafting:
             source = f"regexp_replace({source}, '\\.0+$', '')"
         elif name == "model" and others and best.count < len(self._records):
             source = f"coalesce({source}, {self._source(others[0])})"
+            said = [f"model: where {best.shown} is missing, {others[0].shown}"]
+            others = others[1:]
         if misfits := best.misfits(name):
             self._say_odd(name, best, misfits, said)
         if others:

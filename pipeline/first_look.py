@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,15 +25,15 @@ from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, parse, re
 from pipeline.mapping import FIELDS, MappedRecords
 from pipeline.raw import RawFile, RawPass
 from pipeline.records import as_record, mapped
+from pipeline.repeats import NAMES, Repeats, repeats_of
 from pipeline.rows import as_json_record, without_line_end
+from pipeline.traces import AGENT, MERGED
 
 MOST_LINES = 5_000
 MOST_BYTES = 64 * 2**20  # read of the file
 FEW_LINES = 200  # to try every format with
 SAMPLES = 3
 ENOUGH_FIELDS = 6  # of a request: a format that finds them is meant, even where no line is accepted
-
-_BILLED = ("api_key_id", "cost", "currency", "synapses", "neurons", "model")  # and the tokens
 
 
 def _any(csv: Csv) -> Format:
@@ -54,25 +54,12 @@ class Rejects:
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """Accepted requests that repeat the organization, id and day of an earlier one, of which one counts.
-
-    requests: How many repeat another. disagreeing: How many of them differ from the one before in a billed value.
-    lines: The lines of the first two that do so, or that repeat. fields: The billed values in which some differ.
-    """
-
-    requests: int
-    disagreeing: int
-    lines: tuple[int, int]
-    fields: Sequence[str]
-
-
-@dataclass(frozen=True)
 class FirstLook:
     """What a file looks like. lines: how many were looked at; whole: whether these are all.
 
     format: the name of the one that fits best; None where it is a draft. text: its SQL, empty for the native one.
-    fields: for each field of a request what gives it. rejected: by reason and field, the most frequent first. samples:
+    fields: for each field of a request what gives it. rejected: by reason and field, the most frequent first. skipped:
+    how many records the format leaves out, by reason. lines = accepted + rejected + skipped. samples:
     the first accepted requests, as they would be stored. notes: what else the user of a draft needs to know.
     """
 
@@ -84,6 +71,7 @@ class FirstLook:
     whole: bool
     accepted: int
     rejected: Sequence[Rejects]
+    skipped: Mapping[str, int]
     samples: Sequence[Mapping[str, Any]]
     repeats: Repeats | None
     notes: Sequence[str]
@@ -98,6 +86,7 @@ class FirstLook:
             "whole": self.whole,
             "accepted": self.accepted,
             "rejected": [vars(rejects) for rejects in self.rejected],
+            "skipped": dict(self.skipped),
             "samples": list(self.samples),
             "repeats": vars(self.repeats) if self.repeats else None,
             "notes": list(self.notes),
@@ -131,7 +120,8 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
         format, notes = _drafted(path, few, kind, csv)
         known = False
     verdicts = _verdicts(format, path, lines, latest)
-    accepted = [judged.verdict for judged in verdicts if not isinstance(judged.verdict, Rejected)]
+    accepted = [judged.verdict for judged in verdicts if isinstance(judged.verdict, tuple)]
+    skipped = Counter(judged.verdict.reason for judged in verdicts if isinstance(judged.verdict, _Skipped))
     return FirstLook(
         file=str(path),
         format=format.name if known else None,
@@ -141,18 +131,34 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
         whole=whole,
         accepted=len(accepted),
         rejected=_rejects(verdicts),
+        skipped=dict(skipped.most_common()),
         samples=[_shown(request) for request in accepted[:SAMPLES]],
-        repeats=_repeats(verdicts),
+        repeats=repeats_of(
+            ((each.line, each.verdict, each.record) for each in verdicts if isinstance(each.verdict, tuple)),
+            most_complete=format.terms.most_complete,
+        ),
         notes=notes,
     )
 
 
+@dataclass(frozen=True)
+class _Skipped:
+    """A record that its format leaves out. is_known: whether its SQL says so, of this very record."""
+
+    reason: str
+    is_known: bool
+
+
+_Verdict = Request | Rejected | _Skipped
+
+
 class _Judged(NamedTuple):
-    """A line, what it was judged to be, and what its format made of it."""
+    """A line, what it was judged to be, and what its format made of it. record: its id, where it is one of a trace."""
 
     line: int
-    verdict: Request | Rejected
+    verdict: _Verdict
     made: Mapping[str, Any] | None = None
+    record: str | None = None
 
 
 def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
@@ -164,30 +170,6 @@ def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
             counts[why] += 1
             first.setdefault(why, each)
     return [Rejects(*why, count, first[why].line, first[why].made) for why, count in counts.most_common()]
-
-
-def _repeats(judged: Sequence[_Judged]) -> Repeats | None:
-    names = (*FIELDS, "currency")
-    billed = [index for index, name in enumerate(names) if name in _BILLED or name.endswith("_tokens")]
-    last: dict[tuple[Any, ...], _Judged] = {}
-    pairs: list[tuple[int, int]] = []
-    disagreeing: list[tuple[int, int]] = []
-    fields: set[str] = set()
-    for each in judged:
-        if isinstance(each.verdict, Rejected):
-            continue
-        request = dict(zip(names, each.verdict, strict=True))
-        key = request["organization_id"], request["request_id"], request["timestamp"].date()
-        if (before := last.get(key)) and not isinstance(before.verdict, Rejected):
-            pairs.append((before.line, each.line))
-            if differing := [names[at] for at in billed if before.verdict[at] != each.verdict[at]]:
-                disagreeing.append((before.line, each.line))
-                fields.update(differing)
-        last[key] = each
-    if not pairs:
-        return None
-    in_order = [name for name in names if name in fields]
-    return Repeats(len(pairs), len(disagreeing), (disagreeing or pairs)[0], in_order)
 
 
 class _EnoughError(Exception):
@@ -242,56 +224,94 @@ class _Trial:
     judged: Sequence[_Judged]
 
     @property
-    def fit(self) -> tuple[int, int, bool]:
-        """How well the format fits: what it accepts, then what it finds; of two that fit as well the native one."""
-        accepted = sum(not isinstance(each.verdict, Rejected) for each in self.judged)
-        return accepted, max((len(each.made or ()) for each in self.judged), default=0), self.format is NATIVE
+    def fit(self) -> tuple[int, int, int, bool]:
+        """How well the format fits: what it accepts, what it knows and leaves out, then what it finds; of two that fit
+        as well the native one."""
+        accepted = sum(isinstance(each.verdict, tuple) for each in self.judged)
+        known = sum(isinstance(each.verdict, _Skipped) and each.verdict.is_known for each in self.judged)
+        found = max((len(each.made or ()) for each in self.judged), default=0)
+        return accepted, known, found, self.format is NATIVE
 
     @property
     def is_fit(self) -> bool:
-        return self.fit[0] > 0 or self.fit[1] >= ENOUGH_FIELDS
+        return self.fit[0] > 0 or self.fit[1] > 0 or self.fit[2] >= ENOUGH_FIELDS
 
 
 def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> list[_Judged]:
     """What becomes of the lines in a format. Raises FormatRefused."""
-    if not format.is_mapped and path.name.endswith(".parquet"):
-        return list(_rows(path, len(lines), latest))
     if not format.is_mapped:
-        return [_Judged(row["line"], _verdict(row, lambda row: _read_text(row, latest))) for row in lines.to_pylist()]
+        return list(_native(path, len(lines), latest))
     mapping = MappedRecords(format)
     try:
         (batch,) = lines.combine_chunks().to_batches()
         rows = mapped(batch, mapping, format).to_pylist()
+        is_known = "skipped" in mapping.given
     finally:
         mapping.close()
+    left_out = _left_out(rows)
+
+    def verdict(row: Mapping[str, Any]) -> _Verdict:
+        if row["reason"]:
+            return Rejected(Reason(row["reason"]))
+        if reason := row["skipped"] or left_out.get(row["record_id"]):
+            return _Skipped(reason, is_known)
+        return read_record(as_record(row), latest, format.terms)
+
     return [
         _Judged(
             row["line"],
-            _verdict(row, lambda row: read_record(as_record(row), latest, format.terms)),
+            verdict(row),
             {name: row[name] for name in FIELDS if row[name] is not None} or None,
+            row["record_id"],
         )
         for row in rows
     ]
 
 
-def _verdict(row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Request | Rejected]) -> Request | Rejected:
-    return Rejected(Reason(row["reason"])) if row["reason"] else read(row)
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Why records of traces are left out, by their ids: as traces.py decides it for a whole file."""
+    records = {row["record_id"]: row for row in rows if row["record_id"]}
+
+    def above(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        seen: set[str] = set()
+        while (parent := row["parent_id"]) in records and parent not in seen:
+            seen.add(parent)
+            row = records[parent]
+            yield row
+
+    def is_failed_and_unnamed(row: Mapping[str, Any]) -> bool:
+        has_failed = bool(re.fullmatch("[45][0-9]{2}", row["status"] or ""))
+        return row["role"] == "call" and has_failed and row["request_id"] == row["record_id"]
+
+    left_out: dict[str, str] = {}
+    for row in records.values():
+        if row["role"] in ("call", "agent"):
+            left_out |= {each["record_id"]: AGENT for each in above(row) if each["role"] == "agent"}
+        parent = next(above(row), None)
+        if parent and is_failed_and_unnamed(row) and is_failed_and_unnamed(parent):
+            left_out[row["record_id"]] = MERGED
+    return left_out
 
 
-def _read_text(row: Mapping[str, Any], latest: datetime) -> Request | Rejected:
-    return read_line(without_line_end(row["text"].encode()), latest)
+def _native(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:
+    """What becomes of the first lines in the native format: unlike a mapped one, it takes strict JSON only."""
 
+    def read(row: Mapping[str, Any]) -> Request | Rejected:
+        if row["reason"]:
+            return Rejected(Reason(row["reason"]))
+        if "text" in row:
+            return read_line(without_line_end(row["text"].encode()), latest)
+        return read_record(as_json_record(row), latest)
 
-def _rows(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:
     try:
         with RawPass(_loose(path, NATIVE)) as opened:
             for batch in opened.batches():
                 for row in batch.slice(0, count).to_pylist():
-                    yield _Judged(row["line"], _verdict(row, lambda row: read_record(as_json_record(row), latest)))
+                    yield _Judged(row["line"], read(row))
                 count -= min(count, batch.num_rows)
                 if not count:
                     return
-    except HeldBack:  # it has not the columns
+    except HeldBack:  # it has not the columns, or its end is damaged
         return
 
 
@@ -360,8 +380,7 @@ def _columns(code: str) -> Iterator[str]:
 
 
 def _shown(request: Request) -> dict[str, Any]:
-    names = (*FIELDS, "currency")
-    return {name: _text(value) for name, value in zip(names, request, strict=True)}
+    return {name: _text(value) for name, value in zip(NAMES, request, strict=True) if name != "most_complete"}
 
 
 def _text(value: Any) -> Any:

@@ -19,15 +19,14 @@ import pyarrow.parquet as pq
 
 from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
 from pipeline.format import SEPARATORS, Csv
-from pipeline.line import Reason
+from pipeline.line import MAX_MAPPED_LINE_BYTES, Reason
 from pipeline.rows import BYTE_ORDER_MARK, LINES, Plain, is_utf8
 
-MAX_ROW_BYTES = 64 * 2**20  # of a row of CSV, without its line end
 BATCH_BYTES = 2**20  # of CSV
 BATCH_ROWS = 8_192
 PARQUET_BYTES = 4 * 2**20
 
-csv.field_size_limit(2 * MAX_ROW_BYTES)  # rows are measured here
+csv.field_size_limit(2 * MAX_MAPPED_LINE_BYTES)  # rows are measured here
 
 
 class UnusableCsv(Exception):
@@ -121,7 +120,7 @@ def _rows(lines: _Lines, separator: bytes) -> Iterator[tuple[int, list[bytes] | 
         if not first.strip(b" \t\r\n"):
             lines.take()
             continue
-        if b'"' not in first and len(first) <= MAX_ROW_BYTES:  # nearly all rows
+        if b'"' not in first and len(first) <= MAX_MAPPED_LINE_BYTES:  # nearly all rows
             lines.take()
             yield number, first.removesuffix(b"\n").removesuffix(b"\r").split(separator)
             continue
@@ -149,13 +148,13 @@ def _quoted_row(lines: _Lines, separator: str) -> list[bytes] | Reason:
         taken.append(line)
         size += len(line)
         is_open ^= line.count(b'"') % 2 == 1
-        if not is_open or size > MAX_ROW_BYTES:
+        if not is_open or size > MAX_MAPPED_LINE_BYTES:
             break
     bare = len(taken[-1].removesuffix(b"\n").removesuffix(b"\r")) - len(taken[-1]) + size
-    if not is_open and bare <= MAX_ROW_BYTES and (cells := _cells(taken, separator)):
+    if not is_open and bare <= MAX_MAPPED_LINE_BYTES and (cells := _cells(taken, separator)):
         return cells
     lines.put_back(taken[1:])
-    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_ROW_BYTES + 2 else Reason.LINE_TOO_LONG
+    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_MAPPED_LINE_BYTES + 2 else Reason.LINE_TOO_LONG
 
 
 class _Lines:
@@ -184,11 +183,11 @@ class _Lines:
         self.number -= len(lines)
 
     def _read(self) -> bytes:
-        line = self._plain.readline(MAX_ROW_BYTES + 8).removeprefix(self._mark)
+        line = self._plain.readline(MAX_MAPPED_LINE_BYTES + 8).removeprefix(self._mark)
         self._mark = b""
         rest = line
-        while len(line) > MAX_ROW_BYTES and rest and not rest.endswith(b"\n"):
-            rest = self._plain.readline(MAX_ROW_BYTES)
+        while len(line) > MAX_MAPPED_LINE_BYTES and rest and not rest.endswith(b"\n"):
+            rest = self._plain.readline(MAX_MAPPED_LINE_BYTES)
         return line
 
 

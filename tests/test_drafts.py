@@ -1,4 +1,4 @@
-"""A draft is made of a log that no format knows, put to work as it is, and right: the numbers are worked out by hand."""
+"""Drafts of logs that no format knows, put to work as they are. The numbers are worked out by hand."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def drafted(usd: Place, tmp_path: Path) -> Drafted:
 
 def day_of(place: Place, day: str = "2026-11-10") -> dict[str, Any]:
     """What is published of the organization acme on a day."""
-    (row,) = (row for row in place.published("organization_day").to_dict("records") if str(row["date"]) == day)
+    (row,) = (row for row in place.published("organization_day").to_dict("records") if str(row["day"]) == day)
     assert row["organization_id"] == "acme"
-    names = ("requests", "failed_requests", "cost", "input_tokens", "output_tokens")
+    names = ("requests", "failed_requests", "unpriced", "cost", "input_tokens", "output_tokens")
     return {name: Decimal(row[name]) if name == "cost" else row[name] for name in names}
 
 
@@ -68,7 +68,14 @@ def test_of_two_units_of_time_the_more_frequent_counts_and_the_other_is_refused(
     )
     assert "timestamp: seconds since 1970; of 3 samples, 1 in nanoseconds: refused (bad_timestamp)" in look.text
     assert day_of(usd) == {
-        **{"requests": 2, "failed_requests": 0, "cost": Decimal("0.03"), "input_tokens": 30, "output_tokens": 3}
+        **{
+            "requests": 2,
+            "failed_requests": 0,
+            "unpriced": 0,
+            "cost": Decimal("0.03"),
+            "input_tokens": 30,
+            "output_tokens": 3,
+        }
     }
     assert usd.rejected("mine/log.jsonl") == [(2, "bad_timestamp")]
 
@@ -96,15 +103,28 @@ def test_the_flat_names_of_envoy_are_known_and_its_dash_is_a_missing_value(usd: 
     look = drafted(lines(envoy(1, "500", "100"), envoy(2, "-", "-"), envoy(3, "1000", "200")))
     assert "-- '-' stands for a missing value, as Envoy and nginx write it." in look.text
     assert day_of(usd) == {
-        **{"requests": 3, "failed_requests": 0, "cost": Decimal("0.00675"), "input_tokens": 1500, "output_tokens": 300}
+        **{
+            "requests": 3,
+            "failed_requests": 0,
+            "unpriced": 1,
+            "cost": Decimal("0.00675"),
+            "input_tokens": 1500,
+            "output_tokens": 300,
+        }
     }
     assert usd.rejected("mine/log.jsonl") == []
 
 
 def test_a_dash_for_a_key_or_a_model_is_none(usd: Place, drafted: Drafted) -> None:
-    drafted(lines(envoy(1, "500", "100", key_id="-"), envoy(2, "1", "1", **{"gen_ai.request.model": "-"})))
+    no_model = {"gen_ai.request.model": "-", "gen_ai.response.model": "-"}
+    deployed = {"gen_ai.request.model": "-"}
+    drafted(lines(envoy(1, "500", "100", key_id="-"), envoy(2, "1", "1", **no_model), envoy(3, "1", "1", **deployed)))
     events = usd.events("mine/log.jsonl")
-    assert [(event["api_key_id"], event["model"]) for event in events] == [(None, "gpt-4o"), ("key_1", None)]
+    shown = {(event["api_key_id"], event["model"], event["deployed_model"], event["provider"]) for event in events}
+    dated = "gpt-4o-2024-08-06"
+    assert shown == {
+        *((None, "gpt-4o", dated, "openai"), ("key_1", None, None, "openai"), ("key_1", dated, dated, "openai"))
+    }
 
 
 def call(number: int, **fields: Any) -> Record:
@@ -125,7 +145,14 @@ def test_one_dash_among_the_tokens_drops_no_column(usd: Place, drafted: Drafted)
     # 2 * (500 * 2.5 + 100 * 10) / 1e6
     drafted(lines(call(1), call(2, prompt_tokens="-", completion_tokens="-"), call(3)))
     assert day_of(usd) == {
-        **{"requests": 3, "failed_requests": 0, "cost": Decimal("0.0045"), "input_tokens": 1000, "output_tokens": 200}
+        **{
+            "requests": 3,
+            "failed_requests": 0,
+            "unpriced": 1,
+            "cost": Decimal("0.0045"),
+            "input_tokens": 1000,
+            "output_tokens": 200,
+        }
     }
 
 
@@ -183,9 +210,18 @@ def test_openrouter_s_activity_csv(usd: Place, drafted: Drafted) -> None:
     )
     assert "-- OpenRouter writes its costs in US dollars." in look.text
     assert day_of(usd) == {
-        **{"requests": 2, "failed_requests": 0, "cost": Decimal("0.0045"), "input_tokens": 1500, "output_tokens": 150}
+        **{
+            "requests": 2,
+            "failed_requests": 0,
+            "unpriced": 0,
+            "cost": Decimal("0.0045"),
+            "input_tokens": 1500,
+            "output_tokens": 150,
+        }
     }
-    assert [event["cached_input_tokens"] for event in usd.events("mine/activity.csv")] == [800, 0]
+    names = ("cached_input_tokens", "reasoning_tokens", "provider")
+    events = usd.events("mine/activity.csv")
+    assert [tuple(event[name] for name in names) for event in events] == [(800, 20, "OpenAI"), (0, 0, "OpenAI")]
 
 
 SPEND = {
@@ -210,11 +246,19 @@ def test_litellm_s_spend_logs(usd: Place, drafted: Drafted) -> None:
     )
     assert "-- LiteLLM writes its costs in US dollars." in look.text
     assert day_of(usd) == {
-        **{"requests": 2, "failed_requests": 1, "cost": Decimal("0.0024"), "input_tokens": 130, "output_tokens": 410}
+        **{
+            "requests": 2,
+            "failed_requests": 1,
+            "unpriced": 0,
+            "cost": Decimal("0.0024"),
+            "input_tokens": 130,
+            "output_tokens": 410,
+        }
     }
     events = usd.events("mine/log.jsonl")
     assert {event["api_key_id"] for event in events} == {"a" * 64}, "it is a SHA-256 already"
-    assert [event["model"] for event in events] == ["gpt-4o", "openai/gpt-4o"]
+    models = [(event["model"], event["deployed_model"]) for event in events]
+    assert models == [("gpt-4o", "openai/gpt-4o"), ("openai/gpt-4o", "openai/gpt-4o")]
 
 
 def test_cloudflare_s_ai_gateway(usd: Place, drafted: Drafted) -> None:
@@ -229,7 +273,14 @@ def test_cloudflare_s_ai_gateway(usd: Place, drafted: Drafted) -> None:
         )
     )
     assert day_of(usd) == {
-        **{"requests": 3, "failed_requests": 0, "cost": Decimal("0.0031"), "input_tokens": 2200, "output_tokens": 130}
+        **{
+            "requests": 3,
+            "failed_requests": 0,
+            "unpriced": 0,
+            "cost": Decimal("0.0031"),
+            "input_tokens": 2200,
+            "output_tokens": 130,
+        }
     }
 
 
@@ -262,6 +313,107 @@ def test_helicone_s_requests(usd: Place, drafted: Drafted) -> None:
         "cached_input_tokens": 300,
     }
     assert event["currency"] == "USD"
+
+
+# --- cached tokens, and responses that grow ---------------------------------------------------------------------------
+
+
+def anthropic(number: int, **usage: int) -> Record:
+    return {
+        **{"id": f"msg_{number}", "timestamp": f"2026-11-10T10:00:0{number}Z", "org": "acme", "key_id": "k"},
+        **{"model": "claude", "usage": {"input_tokens": 100, "output_tokens": 10, **usage}},
+    }
+
+
+def test_the_cached_tokens_of_anthropic_s_usage_are_beside_the_input(usd: Place, drafted: Drafted) -> None:
+    look = drafted(
+        lines(
+            anthropic(1, cache_read_input_tokens=900, cache_creation_input_tokens=50),
+            anthropic(2, cache_read_input_tokens=0, cache_creation_input_tokens=0),
+        )
+    )
+    assert "-- cached: beside input\n" in look.text
+    events = usd.events("mine/log.jsonl")
+    names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
+    assert [tuple(event[name] for name in names) for event in events] == [(1050, 900, 50), (100, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 1000, "completion_tokens": 10, "cache_read_input_tokens": 900},
+        {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}},
+        {"gen_ai.usage.input_tokens": 1000, "gen_ai.usage.cache_read.input_tokens": 900},
+        {"gen_ai.usage.input_tokens": 1000, "gen_ai.usage.cached_input_tokens": 900},
+    ],
+)
+def test_other_cached_tokens_are_part_of_the_input(usd: Place, drafted: Drafted, usage: dict[str, Any]) -> None:
+    record = {**anthropic(1), "usage": usage}
+    look = drafted(lines(record))
+    assert "cached: beside" not in look.text
+    (event,) = usd.events("mine/log.jsonl")
+    assert (event["input_tokens"], event["cached_input_tokens"]) == (1000, 900)
+
+
+def test_cached_tokens_that_are_mostly_more_than_the_input_are_beside_it(usd: Place, drafted: Drafted) -> None:
+    many = [{**call(number), "cached_tokens": 900} for number in range(3)]
+    look = drafted(lines(*many))
+    assert "-- 3 of 3 samples with cached tokens have more of them than input tokens." in look.text
+    assert {event["input_tokens"] for event in usd.events("mine/log.jsonl")} == {1400}
+
+
+def test_one_contradiction_of_cached_tokens_is_refused_alone(usd: Place, drafted: Drafted) -> None:
+    look = drafted(lines(*({**call(number), "cached_tokens": 900 if number == 2 else 100} for number in range(1, 5))))
+    assert "cached: beside" not in look.text
+    assert any("prompt_tokens is less than the cached tokens in 1 of 4 samples" in note for note in look.notes)
+    assert usd.rejected("mine/log.jsonl") == [(2, "bad_type")]
+
+
+def test_a_log_that_writes_a_response_while_it_grows_counts_its_last_state(usd: Place, drafted: Drafted) -> None:
+    look = drafted(
+        lines(call(1, completion_tokens=1), call(1, completion_tokens=40), call(1, completion_tokens=100), call(2))
+    )
+    assert "-- copies: most complete\n" in look.text
+    assert day_of(usd)["cost"] == Decimal("0.0045")
+    assert look.repeats is not None
+    assert (look.repeats.requests, look.repeats.disagreeing) == (2, 0), "an earlier state is no disagreement"
+
+
+def test_ids_that_repeat_in_other_requests_are_told(drafted: Drafted) -> None:
+    look = drafted(lines(call(1, cost=3), call(1, cost=1), call(2, cost=1), call(2, cost=1)))
+    assert "copies: most complete" not in look.text
+    assert look.repeats is not None
+    assert vars(look.repeats) == {"requests": 2, "disagreeing": 1, "lines": (1, 2), "fields": ["cost"]}
+
+
+def transcript(request: str, tokens: int, **fields: Any) -> Record:
+    """A line of the transcript that a coding agent keeps of its session."""
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 20}
+    message = {"id": "msg_1", "model": "claude", "role": "assistant", "usage": {**usage, "output_tokens": tokens}}
+    return {
+        **{"type": "assistant", "uuid": f"u-{request}-{tokens}", "sessionId": "s", "requestId": request},
+        **{"timestamp": "2026-11-10T10:00:00.123Z", "message": message, **fields},
+    }
+
+
+def test_a_transcript_counts_each_response_once_and_tells_of_the_lines_that_are_none(
+    usd: Place, tmp_path: Path
+) -> None:
+    user = {"type": "user", "uuid": "u", "timestamp": "2026-11-10T10:00:00Z", "message": {"role": "user"}}
+    path = tmp_path / "session.jsonl"
+    path.write_bytes(lines(user, transcript("req_1", 1), transcript("req_1", 500), transcript("req_2", 7)))
+    look = look_at(path, {}, NOW)
+    assert "organization_id: no field looks like it, and no line counts without one; if all lines are one" in look.text
+    text = look.text.replace("null as organization_id", "'acme' as organization_id").replace(
+        "null as api_key_id", "'agent' as api_key_id"
+    )
+    write_format(usd.store, "mine", text)
+    usd.write_raw("mine/session.jsonl", path.read_bytes())
+    (ingested,) = usd.roll_up().as_json()["ingested"]
+    assert (ingested["lines"], ingested["accepted"], ingested["skipped"]) == (4, 3, 1)
+    assert look_at(path, formats_of(usd.store), NOW).skipped == {"lines of the transcript without usage": 1}
+    day = day_of(usd)
+    assert (day["requests"], day["input_tokens"], day["output_tokens"]) == (2, 2 * 1023, 507)
 
 
 KONG = {
@@ -372,7 +524,14 @@ def test_a_csv_with_semicolons_or_tabs_is_read(
     entry = f"-- csv: {name}, decimal commas\n" if decimals == "," else f"-- csv: {name}\n"
     assert entry in look.text
     assert day_of(usd) == {
-        **{"requests": 2, "failed_requests": 0, "cost": Decimal("1.5021"), "input_tokens": 1200, "output_tokens": 70}
+        **{
+            "requests": 2,
+            "failed_requests": 0,
+            "unpriced": 0,
+            "cost": Decimal("1.5021"),
+            "input_tokens": 1200,
+            "output_tokens": 70,
+        }
     }
     assert [event["model"] for event in usd.events("mine/a.csv")] == ["gpt-4o, the large one", "gpt-4o"]
 

@@ -741,7 +741,7 @@ def test_a_bad_row_of_csv_costs_itself_alone(
     accepted: list[str],
     rejected: list[tuple[int, str]],
 ) -> None:
-    monkeypatch.setattr(tabular, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(tabular, "MAX_MAPPED_LINE_BYTES", 2**20)
     assert taken_from(table, content) == (accepted, rejected)
     assert_reconciled(table)
 

@@ -40,7 +40,7 @@ Look = Callable[[Path], FirstLook]
     [
         ("litellm/log.jsonl", "litellm", 12, 14),
         ("nginx/access.jsonl", "nginx", 8, 10),
-        ("otel_genai/gateway.jsonl", "otel-genai", 7, 8),
+        ("otel_genai/gateway.jsonl", "otel-genai", 7, None),
         ("month_end/a.jsonl", "native", None, None),
         ("csv/crlf.csv", "csv", 2, 2),
     ],
@@ -51,8 +51,11 @@ def test_a_format_is_recognized_by_what_it_accepts(
     found = look(CASES / case)
     assert (found.format, found.whole) == (format, True)
     if accepted:
-        assert (found.accepted, found.lines) == (accepted, count)
-    assert found.accepted + sum(rejects.lines for rejects in found.rejected) == found.lines
+        assert found.accepted == accepted
+    if count:
+        assert found.lines == count
+    rejected = sum(rejects.lines for rejects in found.rejected)
+    assert found.accepted + rejected + sum(found.skipped.values()) == found.lines
     assert len(found.samples) == min(3, found.accepted)
 
 
@@ -184,7 +187,7 @@ def test_a_large_file_is_looked_at_from_its_beginning(
         ("log.jsonl", '{"request_id": "1"}\n'.encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
         ("log.jsonl.gz", gzip.compress('{"id": "1"}\n'.encode("utf-16-le")), "the file is UTF-16; convert it to UTF-8"),
         ("log.csv", "id;org\n1;acme\n".encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
-        ("log.jsonl", b'{"a": "' + b"x" * 2**20 + b'"}\n', "this line is longer than"),
+        ("log.jsonl", b"x" * (2**26 + 1) + b"\n", "has no end of a line in its first 64 MiB: no line may be that long"),
         ("log.jsonl", b"x" * 2**20 + b"\n" + b"y\n" * 2, "these lines are not JSON"),
         ("log.jsonl", b'[{"id": "1"}]\n', "has an array: 'jq -c ...' writes each of its objects on a line"),
         ("log.jsonl", b'{"resourceLogs": []}\n', "holds OpenTelemetry logs .resourceLogs., and keytally reads spans"),
@@ -214,7 +217,7 @@ def test_a_line_that_is_no_record_costs_no_draft(look: Look, tmp_path: Path) -> 
     path.write_bytes(odd + lines({**CALL, "huge": 1}))
     found = look(path)
     assert (found.format, found.accepted) == (None, 1)
-    assert [(rejects.reason, rejects.lines) for rejects in found.rejected] == [("missing_field", 2), ("not_json", 2)]
+    assert [(rejects.reason, rejects.lines) for rejects in found.rejected] == [("not_this_format", 2), ("not_json", 2)]
 
 
 def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
