@@ -244,6 +244,11 @@ def test_a_request_of_nginx() -> None:
     }
 
 
+@pytest.mark.parametrize(("status", "cost"), [("200", None), ("", "0"), ("-", "0"), (None, None), (NOTHING, None)])
+def test_an_answer_of_nginx_without_its_upstream_costs_nothing(status: Any, cost: str | None) -> None:
+    assert only("nginx", changed(NGINX, {"upstream_status": status})).get("cost") == cost
+
+
 @pytest.mark.parametrize("missing", ["", "-", None, NOTHING])
 @pytest.mark.parametrize(
     ("name", "column"),

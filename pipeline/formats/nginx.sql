@@ -6,25 +6,32 @@
 -- rounds: nothing; nginx knows milliseconds
 -- nginx writes a line when a request ends: the request began request_time earlier.
 -- A variable without a value is an empty text, or '-' where the log_format has another escape than json: both are missing.
+-- An empty upstream_status says that nginx answered without its upstream, as from its cache: such a request costs 0.
 with field as (
     select
         line,
-        list_transform(
-            json_extract_string(record, [
-                '$.request_id',
-                '$.msec',
-                '$.request_time',
-                '$.http_x_org_id',
-                '$.http_x_api_key_id',
-                '$.http_x_model',
-                '$.uri',
-                '$.status',
-                '$.upstream_x_prompt_tokens',
-                '$.upstream_x_completion_tokens'
-            ]),
-            lambda given: case when given not in ('', '-') then given end
-        ) as value
+        json_extract_string(record, [
+            '$.request_id',
+            '$.msec',
+            '$.request_time',
+            '$.http_x_org_id',
+            '$.http_x_api_key_id',
+            '$.http_x_model',
+            '$.uri',
+            '$.status',
+            '$.upstream_x_prompt_tokens',
+            '$.upstream_x_completion_tokens',
+            '$.upstream_status'
+        ]) as written
     from records
+),
+
+known as (
+    select
+        line,
+        list_transform(written, lambda text: case when text not in ('', '-') then text end) as value,
+        case when written[11] in ('', '-') then '0' end as cost
+    from field
 )
 
 select
@@ -41,6 +48,7 @@ select
     ) as timestamp,
     value[4] as organization_id,
     value[5] as api_key_id,
+    cost,
     null as synapses,
     null as neurons,
     value[6] as model,
@@ -48,4 +56,4 @@ select
     value[8] as status,
     value[9] as input_tokens,
     value[10] as output_tokens
-from field
+from known
