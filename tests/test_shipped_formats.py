@@ -467,6 +467,7 @@ def test_a_field_of_opentelemetry(field: str, changes: dict[str, Any], expected:
         ({"parentSpanId": ""}, {"parent_id": None}),
         ({"parentSpanId": NOTHING}, {"parent_id": None}),
         ({"traceId": ""}, {"request_id": None, "record_id": None}),
+        ({"spanId": ""}, {"request_id": f"{TRACE}-chatcmpl-1", "record_id": None}),
     ],
 )
 def test_a_field_beside_the_attributes(fields: dict[str, Any], expected: dict[str, str | None]) -> None:

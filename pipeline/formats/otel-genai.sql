@@ -82,7 +82,7 @@ chosen as (
         given.status.code as outcome,
         list_filter(
             list_concat(given.attributes, resource_attributes),
-            lambda attribute: not regexp_full_match(attribute.value, 'null|\{("[A-Za-z]+":null)?\}') and (
+            lambda attribute: not regexp_full_match(attribute.value, '\{("[A-Za-z]+":null)?\}') and (
                 regexp_matches(attribute.key, '^(gen_ai|llm)\.usage\.')
                 or attribute.value not in ('""', '{"stringValue":""}') and attribute.key in (
                     organization_name,
@@ -178,8 +178,7 @@ named as (
         ) as cache_write_tokens,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.reasoning.output_tokens')],
-            contents[list_position(names, 'gen_ai.usage.reasoning_tokens')],
-            contents[list_position(names, 'gen_ai.usage.reasoning_output_tokens')]
+            contents[list_position(names, 'gen_ai.usage.reasoning_tokens')]
         ) as reasoning_tokens,
         coalesce(len(list_filter(names, lambda name: regexp_matches(name, '^(gen_ai|llm)\.usage\.'))), 0) > 0 as has_usage
     from read
