@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
-import sys
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +19,6 @@ from pipeline.format import SEPARATORS, Csv
 from pipeline.line import MAX_MAPPED_LINE_BYTES, Reason
 from pipeline.tabular import UnusableCsv, csv_records, separator_of
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 BEGINNING_BYTES = 2**18
 
 _COMMA = re.compile("-?[0-9]+,[0-9]+")
@@ -39,21 +31,6 @@ _WHY_NO_RECORD = {
     Reason.NOT_JSON: "not JSON",
     Reason.NOT_AN_OBJECT: "not one JSON object",
 }
-
-
-def beginning_of(path: Path) -> bytes:
-    """Return the first bytes of a file, inflated; none if they cannot be read, which the whole reading explains."""
-    try:
-        if path.name.endswith(".gz"):
-            with gzip.open(path) as opened:
-                return opened.read(BEGINNING_BYTES)
-        if path.name.endswith(".zst"):
-            with zstd.ZstdFile(path) as opened:
-                return opened.read(BEGINNING_BYTES)
-        with path.open("rb") as opened:
-            return opened.read(BEGINNING_BYTES)
-    except (OSError, EOFError, zlib.error, zstd.ZstdError):
-        return b""
 
 
 def check_encoding(path: Path, beginning: bytes) -> None:

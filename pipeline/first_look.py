@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.beginnings import beginning_of, check_encoding, check_other_signals, csv_of, no_record
+from pipeline.beginnings import BEGINNING_BYTES, check_encoding, check_other_signals, csv_of, no_record
 from pipeline.contract.store import this_machine
 from pipeline.drafting import draft_of
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
@@ -33,7 +33,7 @@ MOST_LINES = 5_000
 MOST_BYTES = 64 * 2**20  # read of the file
 FEW_LINES = 200  # to try every format with
 SAMPLES = 3
-ENOUGH_FIELDS = 6  # of a request: a format that finds them is meant, even where no line is accepted
+ENOUGH_FIELDS = 6  # of a request, id and timestamp among them: a format that finds them is meant, accepted or not
 
 
 def _any(csv: Csv) -> Format:
@@ -99,7 +99,7 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
     if not path.name.endswith(tuple(endings)):
         raise KeytallyError(f"{path} does not end in one of {_any(Csv()).endings_text}: name it for what it holds")
     kind = next(kind for kind, endings in ENDINGS_OF.items() if path.name.endswith(endings))
-    beginning = beginning_of(path)
+    beginning = _beginning(path)
     check_encoding(path, beginning)
     csv = csv_of(beginning) if kind == "csv" else Csv()
     lines, whole = _sample(path, csv)
@@ -172,6 +172,15 @@ def _rejects(judged: Sequence[_Judged]) -> list[Rejects]:
     return [Rejects(*why, count, first[why].line, first[why].made) for why, count in counts.most_common()]
 
 
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file, inflated; none if they cannot be read, which the whole reading explains."""
+    try:
+        with RawPass(_loose(path, _any(Csv()))) as opened:
+            return opened.beginning(BEGINNING_BYTES)
+    except HeldBack:
+        return b""
+
+
 class _EnoughError(Exception):
     """As much of the file has been read as is to be looked at."""
 
@@ -207,7 +216,7 @@ def _sample(path: Path, csv: Csv) -> tuple[pa.Table, bool]:
         # A beginning that can be read says what the file is.
         return pa.Table.from_batches(batches).combine_chunks(), False
     if not batches:
-        only_a_header = path.name.endswith(ENDINGS_OF["csv"]) and beginning_of(path).strip(b"\xef\xbb\xbf \t\r\n")
+        only_a_header = path.name.endswith(ENDINGS_OF["csv"]) and _beginning(path).strip(b"\xef\xbb\xbf \t\r\n")
         raise KeytallyError(f"{path} is empty: it holds {'a header and no row' if only_a_header else 'no line'}")
     return pa.Table.from_batches(batches).combine_chunks(), True
 
@@ -229,7 +238,8 @@ class _Trial:
         as well the native one."""
         accepted = sum(isinstance(each.verdict, tuple) for each in self.judged)
         known = sum(isinstance(each.verdict, _Skipped) and each.verdict.is_known for each in self.judged)
-        found = max((len(each.made or ()) for each in self.judged), default=0)
+        made = (each.made for each in self.judged if each.made and {"request_id", "timestamp"} <= each.made.keys())
+        found = max(map(len, made), default=0)
         return accepted, known, found, self.format is NATIVE
 
     @property
@@ -324,7 +334,7 @@ def _drafted(path: Path, lines: pa.Table, kind: str, csv: Csv) -> tuple[Format, 
     found = [parse(text) for text in lines["text"].to_pylist() if text]
     records = [record for record in found if not isinstance(record, Reason)]
     if not records:
-        raise no_record(path, kind, lines, beginning_of(path))
+        raise no_record(path, kind, lines, _beginning(path))
     check_other_signals(path, records)
     name = re.sub(r"[^a-z0-9_-]+", "-", path.name.partition(".")[0].lower()).strip("-") or "mine"
     draft = draft_of(records, kind, path.name, csv)
@@ -338,8 +348,11 @@ def _sources(format: Format) -> dict[str, str]:
     """
     if not format.is_mapped:
         return {name: name for name in FIELDS if name != "cached_input_tokens"}
-    *before, last = re.split(r"\bselect$", re.sub(r"--[^\n]*", "", format.text), flags=re.MULTILINE)
-    code = re.split(r"^from\b", last, flags=re.MULTILINE)[0]
+    text = re.sub(r"--[^\n]*", "", format.text)
+    if whole := re.search(r"^select \* from (\w+)$", text, re.MULTILINE):  # the requests are those of one named select
+        text = text[: text.find("\n)", text.find(f"\n{whole[1]} as ("))]
+    *before, last = re.split(r"\bselect$", text, flags=re.MULTILINE)
+    code = re.split(r"^ *from\b", last, flags=re.MULTILINE)[0]
     paths = re.findall(r"'\$\.([\w.]+)'", "".join(before))
     given: dict[str, str] = {}
     for select in before[1:]:

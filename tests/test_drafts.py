@@ -409,8 +409,9 @@ def test_a_transcript_counts_each_response_once_and_tells_of_the_lines_that_are_
     )
     write_format(usd.store, "mine", text)
     usd.write_raw("mine/session.jsonl", path.read_bytes())
-    (ingested,) = usd.roll_up().as_json()["ingested"]
-    assert (ingested["lines"], ingested["accepted"], ingested["skipped"]) == (4, 3, 1)
+    usd.roll_up()
+    ingested = usd.ledger().files["mine/session.jsonl"].take_in
+    assert (ingested.lines, ingested.accepted, ingested.skipped) == (4, 3, 1)
     assert look_at(path, formats_of(usd.store), NOW).skipped == {"lines of the transcript without usage": 1}
     day = day_of(usd)
     assert (day["requests"], day["input_tokens"], day["output_tokens"]) == (2, 2 * 1023, 507)

@@ -72,13 +72,14 @@ def test_the_first_of_the_rejected_is_told_with_what_was_made_of_it(look: Look) 
 
 def test_the_mapping_tells_where_each_field_is_from(look: Look) -> None:
     fields = look(CASES / "litellm/log.jsonl").fields
-    assert fields["organization_id"] == "metadata.user_api_key_org_id"
+    assert "metadata.user_api_key_org_id" in fields["organization_id"]
     assert "response_cost" in fields["cost"]
-    assert "sha256(metadata.user_api_key_hash)" in fields["api_key_id"]
+    assert "sha256(" in fields["api_key_id"]
+    assert "metadata.user_api_key_hash" in fields["api_key_id"]
     spans = look(CASES / "otel_genai/gateway.jsonl").fields
     assert "gen_ai.request.model" in spans["model"]
-    assert spans["organization_id"].startswith("coalesce( attributes[list_position(names, 'keytally.organization_id')]")
-    assert look(CASES / "nginx/access.jsonl").fields["organization_id"] == "nullif(http_x_org_id, '')"
+    assert "list_position(names, 'keytally.organization_id')" in spans["organization_id"]
+    assert "http_x_org_id" in look(CASES / "nginx/access.jsonl").fields["organization_id"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
@@ -218,6 +219,76 @@ def test_a_line_that_is_no_record_costs_no_draft(look: Look, tmp_path: Path) -> 
     found = look(path)
     assert (found.format, found.accepted) == (None, 1)
     assert [(rejects.reason, rejects.lines) for rejects in found.rejected] == [("not_this_format", 2), ("not_json", 2)]
+
+
+LITELLM = {
+    **{"id": "1", "litellm_call_id": "c", "startTime": 1762776000.5, "model": "m", "prompt_tokens": 1},
+    **{"completion_tokens": 1, "response_cost": 0.1, "status": "success"},
+}
+
+
+@pytest.mark.parametrize(
+    ("records", "says", "says_not"),
+    [
+        ([{"id": "1", "ts": "2025-11-10T12:00:00Z", "model": "m"}], "and inspect the file again.", "below raw/"),
+        ([LITELLM], "no line would count. See first why 1 of them are missing_field", "put such files"),
+    ],
+)
+def test_a_log_of_which_nothing_counts_is_not_sent_below_raw(
+    keytally: Keytally,  # noqa: F811
+    tmp_path: Path,
+    records: list[Record],
+    says: str,
+    says_not: str,
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(lines(*({name: value for name, value in record.items() if value is not ...} for record in records)))
+    said = keytally("inspect", str(log)).stdout
+    assert "0 of 1 line would be accepted" in said
+    assert says in said
+    assert says_not not in said.partition("Next:")[2]
+
+
+def test_what_comes_after_writing_is_not_to_write_again(
+    keytally: Keytally,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(lines(CALL))
+    written = keytally("inspect", str(log), "--write", "mine")
+    assert "--write" not in written.output
+    assert "Check it, put such files below raw/mine/, and run 'keytally rollup'" in written.output
+    log.write_bytes(lines({"id": "1", "model": "m"}))
+    written = keytally("inspect", str(log), "--write", "other")
+    assert "No line counts yet: put it right, and inspect the file again" in written.output
+
+
+def test_ids_that_repeat_are_a_warning(
+    keytally: Keytally,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(lines(request(1), request(2), request(1, cost="0.5"), request(2)))
+    said = " ".join(keytally("inspect", str(log)).stdout.split())
+    assert (
+        "WARNING: 2 of 4 requests repeat the organization, id and day of an earlier one, as line 3 repeats line 1"
+        in said
+    )
+    assert "1 of them differs from the earlier one in cost." in said
+    found = json.loads(keytally("inspect", str(log), "--json").stdout)[0]["repeats"]
+    assert found == {"requests": 2, "disagreeing": 1, "lines": [1, 3], "fields": ["cost"]}
+
+
+def test_what_a_format_leaves_out_is_counted(
+    keytally: Keytally,  # noqa: F811
+) -> None:
+    found = json.loads(keytally("inspect", str(CASES / "otel_genai/gateway.jsonl"), "--json").stdout)[0]
+    rejected = sum(rejects["lines"] for rejects in found["rejected"])
+    assert found["skipped"]
+    assert found["lines"] == found["accepted"] + rejected + sum(found["skipped"].values())
+    said = keytally("inspect", str(CASES / "otel_genai/gateway.jsonl")).stdout
+    for reason, records in found["skipped"].items():
+        assert f"  {records} left out: {reason}" in said
 
 
 def test_nothing_is_written_unless_asked_and_nothing_is_written_over(
