@@ -69,12 +69,14 @@ def mapped_objects(raw: io.RawIOBase, ending: str, size: int, *, numbers_as_text
 
 def _leniently(decoder: json.JSONDecoder, text: str) -> Any:
     """Return what a text holds; None where no repair makes JSON of it."""
-    for repaired in (lambda: text, lambda: _ESCAPE.sub(lambda escape: escape[0] if escape[1] else "\ufffd", text)):
-        try:
-            return decoder.decode(repaired())
-        except (ValueError, RecursionError):
-            continue
-    return None
+    try:
+        return decoder.decode(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return decoder.decode(_ESCAPE.sub(lambda escape: escape[0] if escape[1] else "\ufffd", text))
+    except (ValueError, RecursionError):
+        return None
 
 
 _ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
@@ -89,7 +91,51 @@ def opened(raw: io.RawIOBase, ending: str, size: int) -> io.BufferedReader:
         source = gzip.GzipFile(fileobj=source)
     elif ending.endswith(".zst"):
         source = zstd.ZstdFile(source)
-    return io.BufferedReader(source, 2**18)
+    plain = io.BufferedReader(source, 2**18)
+    return _one_record_a_line(plain) if ".json" in (ending, ending.rpartition(".")[0]) else plain
+
+
+def _one_record_a_line(text: io.BufferedReader) -> io.BufferedReader:
+    """Return a `.json` file as lines: as they are, or a single one where the whole file is one JSON object or array."""
+    read = b""
+    while not read.strip() and (line := text.readline(MAPPED_LINE_BYTES + 1)):
+        read += line
+    if not _is_balanced(read):
+        read += text.read(MAPPED_LINE_BYTES + 1 - len(read)) if len(read) <= MAPPED_LINE_BYTES else b""
+        if len(read) <= MAPPED_LINE_BYTES and _is_balanced(read):
+            read = read.replace(b"\r", b" ").replace(b"\n", b" ").lstrip(b" \t")
+    return io.BufferedReader(_Behind(read, text), 2**18)
+
+
+def _is_balanced(text: bytes) -> bool:
+    """Return True if a text is one pair of brackets with what is in it. Strings hold any bracket, but no line end."""
+    bare = _STRING.sub(b"", text.removeprefix(b"\xef\xbb\xbf").strip())
+    if bare[:1] not in (b"{", b"[") or b'"' in bare:
+        return False
+    depth = 0
+    for bracket in _BRACKET.finditer(bare):
+        depth += 1 if bracket[0] in b"{[" else -1
+        if depth <= 0:
+            return depth == 0 and bracket.end() == len(bare)
+    return False
+
+
+_STRING = re.compile(rb'"(?:[^"\\\r\n]|\\[^\r\n])*+"')
+_BRACKET = re.compile(rb"[][{}]")
+
+
+class _Behind(io.RawIOBase):
+    """Bytes that were read from a file already, and the rest of the file."""
+
+    def __init__(self, read: bytes, rest: io.BufferedReader) -> None:
+        self._read = io.BytesIO(read)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._read.readinto(buffer) or self._rest.readinto(buffer)
 
 
 class _Beginning(io.RawIOBase):

@@ -51,7 +51,8 @@ class Traces:
             if isinstance(row, Mapping) and row.get("record_id") is not None:
                 span = _number(row["record_id"])
                 self._note(span, row)
-                if span in self._agents or (span in self._calls and _may_be_second(self._calls[span])):
+                role = row.get("role")
+                if role == "agent" or (role == "call" and _may_be_second(self._calls[span])):
                     waiting.append((span, row))
                     continue
             yield row
