@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import pipeline.format
 from cli import main
-from pipeline.format import SHIPPED, Format, read_format
-from pipeline.mapping import MappedRecords
+from pipeline.format import SHIPPED
 from pipeline.reconcile import Reconciliation, reconcile
-from pipeline.recount import Mapped, Verdict, mapped_requests_in
-from pipeline.recount_formats import PLAIN_FORMATS
-from pipeline.recount_traces import Traces
 from pipeline.run import start_run
 from tests.conftest import Place, Record
 
@@ -291,126 +282,6 @@ def test_a_wrong_column_of_a_shipped_format_is_a_difference(
     path.write_text(mutated(path.read_text(encoding="utf-8"), column, wrong), encoding="utf-8")
     publish(place, name)
     assert not recounted(place).equal
-
-
-# --- odd values ------------------------------------------------------------------------------------------------------
-
-ODD = st.one_of(
-    st.sampled_from([None, "", "-", "0", "7", "-5", "07", "5.0", "1e2", "x", "success", "failure", "batch_1"]),
-    st.sampled_from([0, 7, -5, 5.0, 5.5, 2**63, True, False, [], {}, [1], {"a": 1}, "é" * 257, "\ud800"]),
-    st.sampled_from(["200", 200, 429, "404", 99, 600, "retrieve_batch", "aget_responses", "chat", "invoke_agent"]),
-    st.sampled_from([1794272401.2500005, "1794272401.5", "2026-11-10T01:00:00Z", 1794276001123456789, "1" * 40]),
-)
-VALUE = st.one_of(
-    ODD,
-    st.builds(
-        # An empty text stands in no number; whether it is missing there, nobody has said.
-        lambda kind, value: {kind: 7 if value == "" and kind != "stringValue" else value},
-        st.sampled_from(["stringValue", "intValue", "doubleValue", "boolValue", "other"]),
-        ODD,
-    ),
-)
-ATTRIBUTES = [
-    *("gen_ai.operation.name", "llm.request.type", "gen_ai.request.model", "gen_ai.response.model", "gen_ai.system"),
-    *("gen_ai.response.id", "error.type", "http.response.status_code", "http.status_code", "keytally.api_key_id"),
-    *("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"),
-    *("gen_ai.usage.cache_read_input_tokens", "gen_ai.usage.cache_write.input_tokens"),
-    *("keytally.organization_id", "gen_ai.usage.reasoning_tokens", "gen_ai.provider.name"),
-]
-
-
-@st.composite
-def odd_records(draw: st.DrawFn, name: str) -> Record:
-    """A record of a format with a few values of a wrong shape, or none."""
-    record: Any = json.loads(json.dumps(draw(st.sampled_from(LOGS[name]))))
-    if name == "otel-genai":
-        spans = record["resourceSpans"][0]["scopeSpans"][0]["spans"] or [span(1)]
-        changed = spans[0]
-        for key in draw(st.lists(st.sampled_from(ATTRIBUTES), max_size=4, unique=True)):
-            others = [attribute for attribute in changed["attributes"] if attribute["key"] != key]
-            changed["attributes"] = [{"key": key, "value": draw(VALUE)}, *others]
-    else:
-        changed = record
-    for _ in range(draw(st.integers(0, 3))):
-        inner = changed
-        while True:
-            key = draw(st.sampled_from(sorted(inner)))
-            if not isinstance(inner[key], dict) or not inner[key] or draw(st.integers(0, 3)) == 0:
-                break
-            inner = inner[key]
-        if not (name == "otel-genai" and key == "attributes"):
-            inner[key] = draw(ODD)
-    return record
-
-
-def read(mapped: Mapped, records: list[Record]) -> list[Verdict]:
-    content = "".join(json.dumps(record) + "\n" for record in records).encode()
-    return list(mapped_requests_in(io.BytesIO(content), ".jsonl", NOW, len(content), mapped, Traces()))
-
-
-@pytest.fixture(scope="module", params=LOGS)
-def both(request: pytest.FixtureRequest) -> Iterator[tuple[str, Mapped, Mapped]]:
-    """A shipped format read by its SQL, and read plainly."""
-    format = read_format(request.param, (SHIPPED / f"{request.param}.sql").read_text(encoding="utf-8"))
-    sql = MappedRecords(format)
-
-    def requests_of(texts: Sequence[str]) -> Iterator[tuple[int, Record]]:
-        table = sql.requests_of(range(len(texts)), pa.array(texts, pa.string()))
-        return ((row.pop("line"), row) for row in table.to_pylist())
-
-    by_sql = Mapped(None, requests_of, None, False, *_terms(format))
-    yield format.name, by_sql, by_sql._replace(plain=PLAIN_FORMATS[format.name].reader)
-    sql.close()
-
-
-def _terms(format: Format) -> tuple[Any, ...]:
-    terms = format.terms
-    plain = PLAIN_FORMATS[format.name]
-    assert (terms.book_prices, terms.currency, terms.most_complete) == plain[1:]
-    return terms.book_prices, terms.tokens_as_units, terms.currency, terms.cached_beside_input, terms.most_complete
-
-
-@settings(
-    max_examples=int(os.environ.get("KEYTALLY_EXAMPLES", "150")), deadline=None, suppress_health_check=[*HealthCheck]
-)
-@given(data=st.data())
-def test_the_sql_and_the_plain_reading_agree_on_odd_values(
-    both: tuple[str, Mapped, Mapped], data: st.DataObject
-) -> None:
-    name, by_sql, plain = both
-    records = data.draw(st.lists(odd_records(name), min_size=20, max_size=40))
-    assert read(plain, records) == read(by_sql, records)
-
-
-def test_what_is_wrong_in_a_field_that_nobody_reads_costs_no_request(place: Place) -> None:
-    """The plain reading and the pipeline take the same lines for records."""
-
-    def line(number: int, agent: bytes, **fields: Any) -> bytes:
-        return json.dumps(nginx(number, http_user_agent="AGENT", **fields)).encode().replace(b'"AGENT"', agent) + b"\n"
-
-    agents = [
-        b'"caf\xe9"',
-        b'"\xff\xfe"',
-        b"NaN",
-        b"-Infinity",
-        b"1e999",
-        b'"\\ud800"',
-        b'"\\udc00\\ud83d"',
-        b'"\\u0000"',
-    ]
-    agents += [b'"\\x22"', b'"a\tb"', b'"\\u12"', b'{"a": [Infinity]}', b'"' + b"x" * 2**21 + b'"']
-    bad = [b"{\n", b"[]\n", b"nul\n", b'{"a": 1} {"a": 2}\n', b"NaN\n"]
-    content = b"".join(line(number, agent) for number, agent in enumerate(agents)) + b"".join(bad)
-    content += line(98, b'"a"', http_x_org_id="\udfff") + line(99, b'"b"', http_x_model="\ud800")
-    content += b'{"resourceLogs": []}\n'
-    place.now = NOW
-    place.layout.prices.write_text(PRICES, encoding="utf-8")
-    place.write_raw("nginx/access.jsonl", content)
-    place.roll_up()
-    take_in = place.ledger().files["nginx/access.jsonl"].take_in
-    assert (take_in.accepted, take_in.quarantined) == (len(agents) + 1, len(bad) + 2)  # number 98 has no organization
-    assert recounted(place).as_json()["differences"] == []
-    assert {row["model"] for row in place.events("nginx/access.jsonl")} == {"gpt-4o", "\ufffd"}
 
 
 # --- the mutants are complete ----------------------------------------------------------------------------------------
