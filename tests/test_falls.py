@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -474,71 +472,3 @@ def test_a_published_day_never_loses_requests_in_silence(nights: list[list[tuple
             )
             assert usage == {key: len(numbers) for key, numbers in counted(recorded).items() if numbers}
             place.now += timedelta(days=1)
-
-
-# --- logrotate itself ------------------------------------------------------------------------------------------------
-
-STANZAS = re.findall(
-    r"```logrotate\n(.*?)```", (Path(__file__).parent.parent / "docs/formats.md").read_text(encoding="utf-8"), re.DOTALL
-)
-LOGROTATE = shutil.which("logrotate", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-
-
-def test_each_way_to_rotate_has_a_stanza() -> None:
-    assert [("dateext" in stanza.split(), "copytruncate" in stanza) for stanza in STANZAS] == [
-        (True, False),
-        (False, False),
-        (True, True),
-    ]
-
-
-def rotate(stanza: str, log: Path, folder: Path) -> None:
-    """Rotate a log as logrotate does once a day. folder: for what logrotate remembers."""
-    assert LOGROTATE
-    rules = folder / "rules"
-    rules.write_text(re.sub(r"^/\S+", str(log), stanza, count=1))
-    rules.chmod(0o600)
-    done = subprocess.run(
-        [LOGROTATE, "--force", "--state", folder / "state", rules], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-
-
-@pytest.mark.skipif(not LOGROTATE, reason="needs logrotate")
-@pytest.mark.parametrize("stanza", STANZAS)
-@pytest.mark.parametrize("read_before", [True, False])
-def test_the_stanzas_for_logrotate_lose_nothing(place: Place, tmp_path: Path, stanza: str, read_before: bool) -> None:
-    """Each is rotated every night: after a run and more lines, or before any run has read the log."""
-    log, number = place.write_raw("app.jsonl", b""), 0
-    for night in range(3):
-        for _ in range(2 if read_before else 1):
-            with log.open("ab") as appended:
-                appended.write(lines(*on(10 + night, *range(number, number + 2))))
-            number += 2
-            if read_before:
-                assert not place.roll_up().has_findings
-        rotate(stanza, log, tmp_path)
-        for rotated in place.layout.raw.glob("app-20*"):  # the date of today: of the night before, that it is another
-            if not rotated.name.startswith("app-2025"):
-                rotated.rename(rotated.with_name(f"app-2025-{night}{''.join(rotated.suffixes)}"))
-        with log.open("ab") as appended:
-            appended.write(lines(*on(10 + night, number)))
-        number += 1
-        report = place.roll_up()
-        assert not report.has_findings, report.as_json()
-        place.now += timedelta(days=1)
-    assert sum(requests for requests, _ in place.usage().values()) == number
-
-
-@pytest.mark.skipif(not LOGROTATE, reason="needs logrotate")
-def test_without_extension_the_log_that_logrotate_dated_is_named(place: Place, tmp_path: Path) -> None:
-    log = place.write_raw("app.jsonl", *on(12, 1, 2))
-    place.roll_up()
-    rotate(STANZAS[0].replace("    extension .jsonl\n", "    nodelaycompress\n"), log, tmp_path)
-    assert not log.read_bytes()
-    place.write_raw("app.jsonl", *on(13, 3))
-    report = place.roll_up()
-    (ignored,) = report.ignored
-    assert re.fullmatch(r"app\.jsonl-\d{8}(\.gz)?", ignored.file)
-    assert report.lowered[0].rotated == (("app.jsonl", ignored.file),)
-    assert rows(report) == [("app.jsonl", "2025-11-12", "org_a", 2, 0)]
