@@ -38,9 +38,10 @@ lock: $(READY)
 	mv requirements.lock.new requirements.lock
 
 # Writes what is generated in the pages: the README's column tables, docs/openapi.json, what
-# the page on notebooks prints, and the image's part of the lock.
+# the page on notebooks prints, LiteLLM's format for the price book, and the image's part of the lock.
 docs: $(READY)
 	KEYTALLY_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py \
+		tests/producers/test_recipes.py::test_the_variant_for_the_price_book_is_the_shipped_format_with_the_documented_changes \
 		tests/test_usage.py::test_the_page_on_notebooks_shows_what_its_code_prints \
 		tests/test_deploy.py::test_the_image_gets_what_it_needs_to_run_and_no_more
 

@@ -46,7 +46,11 @@ named as (
         line,
         nullif(value[1], '') as call_id,
         nullif(value[2], '') as object_id,
-        value[3] as call_type,
+        regexp_full_match(
+            value[3],
+            '(CallTypes\.)?_?a?((get|retrieve|list|cancel|delete|update)(_.+)?'
+            || '|(batch|file|video|vector_store|vector_store_file)_(get|retrieve|status|list|content|cancel|delete|update)(_.+)?)'
+        ) as is_look,
         nullif(value[4], '') as start_time,
         coalesce(nullif(value[5], ''), nullif(value[6], '')) as organization_id,
         nullif(value[7], '') as api_key,
@@ -72,11 +76,7 @@ named as (
 select
     line,
     case
-        when regexp_full_match(
-            call_type,
-            '(CallTypes\.)?_?a?((get|retrieve|list|cancel|delete|update)(_.+)?'
-            || '|(batch|file|video|vector_store|vector_store_file)_(get|retrieve|status|list|content|cancel|delete|update)(_.+)?)'
-        ) then coalesce(object_id, call_id)
+        when is_look then coalesce(object_id, call_id)
         else coalesce(call_id || '/' || object_id, call_id, object_id)
     end as request_id,
     coalesce(
