@@ -96,7 +96,7 @@ select
     case
         when outcome = 'success'
             and cache_hit is not true
-            and not (is_look and coalesce(try_cast(output_tokens as hugeint), 0) = 0)
+            and not (is_look and coalesce(try_cast(input_tokens as hugeint), 0) = 0)
             and try_cast(response_cost as decimal(38, 30)) = 0 then null
         else coalesce(cast(round_even(try_cast(response_cost as decimal(38, 30)), 12) as varchar), response_cost)
     end as cost,

@@ -45,7 +45,7 @@ CHANGES = {
 """: """    case
         when outcome = 'success'
             and cache_hit is not true
-            and not (is_look and coalesce(try_cast(output_tokens as hugeint), 0) = 0)
+            and not (is_look and coalesce(try_cast(input_tokens as hugeint), 0) = 0)
             and try_cast(response_cost as decimal(38, 30)) = 0 then null
         else coalesce(cast(round_even(try_cast(response_cost as decimal(38, 30)), 12) as varchar), response_cost)
     end as cost,
@@ -129,6 +129,7 @@ def test_an_answer_of_the_proxys_cache_costs_nothing_with_the_variant(hit: objec
         ({"status": "failure"}, "0"),
         ({"call_type": "aget_responses", "prompt": 0, "completion": 0}, "0"),  # a response fetched again
         ({"call_type": "aretrieve_batch"}, "0.00035"),  # a batch that is done
+        ({"call_type": "aretrieve_batch", "completion": 0}, "0.00025"),  # a batch of embeddings that is done
         ({"prompt": 2459, "completion": 23, "read": 2455}, "0.00330875"),  # 4 at 2.5, 2455 at 1.25, 23 at 10
     ],
 )
@@ -186,6 +187,27 @@ def _published_with_the_variant(place: Place, *records: Record) -> tuple[int, De
     place.roll_up()
     (row,) = place.published("organization_day").to_dict("records")
     return row["requests"], row["cost"].normalize()
+
+
+def test_one_word_says_for_whom_a_key_without_an_organization_counts(tmp_path: Path) -> None:
+    expected = read_expected(LITELLM)
+    (log,) = SAMPLES.glob("litellm-proxy-*.jsonl.gz")
+    place = put_in_place(tmp_path / "data", log, expected)
+    shipped = SHIPPED.read_text(encoding="utf-8")
+    first_block, _, rest = shipped.partition("from records")
+    head, _, paths = first_block.partition("with field as")
+    assert paths.count("user_api_key_team_id") == 1
+    assert "user_api_key_team_id" in head  # the comment says which word
+    place.layout.formats.mkdir()
+    (place.layout.formats / "litellm.sql").write_text(
+        head + "with field as" + paths.replace("user_api_key_team_id", "no_such_field") + "from records" + rest
+    )
+    place.roll_up()
+    calls = calls_of(expected)
+    assert any(call.organization == "team_blue" for call in calls)
+    assert_counted(
+        place, [replace(call, organization=None) if call.organization == "team_blue" else call for call in calls]
+    )
 
 
 def test_the_callback_writes_the_payload_of_each_call_as_a_line(
