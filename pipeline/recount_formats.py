@@ -138,6 +138,7 @@ def _nginx(record: Record) -> Iterator[Record]:
         "timestamp": _begin(_known(record, "msec"), _known(record, "request_time")),
         "organization_id": _known(record, "http_x_org_id"),
         "api_key_id": _known(record, "http_x_api_key_id"),
+        "cost": "0" if record.get("upstream_status") in ("", "-") else None,  # nginx answered without its upstream
         "model": _known(record, "http_x_model"),
         "endpoint": _known(record, "uri"),
         "status": _known(record, "status"),

@@ -91,6 +91,7 @@ def nginx(number: int, **fields: Any) -> Record:
         "http_x_org_id": "acme",
         "http_x_api_key_id": f"key_{number % 2}",
         "http_x_model": "gpt-4o",
+        "upstream_status": "200",
         "upstream_x_prompt_tokens": "1000",
         "upstream_x_completion_tokens": "100",
         **fields,
@@ -104,6 +105,8 @@ NGINX = [
     nginx(3, http_x_api_key_id=""),
     nginx(4),
     nginx(4, uri="/other"),
+    nginx(5, upstream_status=""),  # from nginx's own cache
+    nginx(6, upstream_status="-"),
 ]
 
 
@@ -208,7 +211,7 @@ TRACE = {
 }
 WRONG_IN = {
     "litellm": {**WRONG, **COST, **PARTS_OF_TOKENS},
-    "nginx": WRONG,
+    "nginx": {**WRONG, "cost": ["null", "'0'"]},
     "otel-genai": {**WRONG, **PARTS_OF_TOKENS, **TRACE},
 }
 MUTANTS = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pipeline.reconcile import reconcile
 from pipeline.report import Report
+from pipeline.run import start_run
 from tests.conftest import Place
 from tests.producers.count import TOKENS, Call, totals
 
@@ -33,12 +35,15 @@ def put_in_place(root: Path, log: Path, expected: Mapping[str, Any]) -> Place:
 
 
 def assert_published_as_counted(root: Path, log: Path, expected: Mapping[str, Any]) -> tuple[Place, Report]:
-    """Roll the log up; every number that was published must be the caller's."""
+    """Roll the log up; every number that was published must be the caller's, and `reconcile` must agree."""
     calls = calls_of(expected)
     assert totals(calls) == expected["totals"], "the totals are not the sum of the calls"
     place = put_in_place(root, log, expected)
     report = place.roll_up()
     assert_counted(place, calls)
+    with start_run(place.settings, lambda: place.now, publishes=False) as run:
+        recount = reconcile(run, date(2020, 1, 1), date(2030, 12, 31))
+    assert recount.equal, recount.differences
     unpriced = sum(total["unpriced"] for total in expected["totals"].values())
     assert report.has_findings is bool(unpriced), report.as_json()
     return place, report
