@@ -149,7 +149,7 @@ def test_more_cached_tokens_than_input_are_no_more_than_it_in_a_copy_either(shop
     call = priced(1, input_tokens=1_000_000, cached=3_000_000)
     shop.write_raw("a.jsonl", call, call, priced(1, input_tokens=2_000_000, cached=9_000_000))
     shop.write_raw("b.jsonl", priced(2, input_tokens=1_000_000))
-    assert not shop.roll_up().has_findings
+    assert [day.lines for day in shop.roll_up().disagreeing] == [1]
     assert shop.costs() == {("gpt", "2025-11-10"): (2, f"{Decimal(price) + Decimal('0.5'):f}", 0)}
 
 
@@ -178,6 +178,7 @@ def test_a_request_without_token_counts_has_no_known_cost(shop: PricedPlace, pri
     )
     (unnamed,) = shop.published("api_key_day").query("model.isna()").itertuples()
     assert (unnamed.requests, unnamed.cost, unnamed.unpriced) == (1, Decimal("0.25"), 0), "it called no model"
+    assert unnamed.input_tokens is None, "how many tokens it had nobody knows"
     (day,) = report.unpriced
     assert (day.requests, day.missing) == (2, ["token counts: 2 requests have none"])
     assert shop.ledger().days[DAY].without_tokens == 2

@@ -64,6 +64,8 @@ summed as (
         sum(cached) as cached,
         sum(written) as written,
         coalesce(sum(output_tokens), 0) as output_tokens,
+        sum(requests) filter (where input_tokens is not null) as with_input,
+        sum(requests) filter (where output_tokens is not null) as with_output,
         sum(lines) as lines
     from line
     group by
@@ -106,8 +108,10 @@ select
     ) as cost,
     cast(coalesce(sum(synapses), 0) as decimal(38, 6)) as synapses,
     cast(coalesce(sum(neurons), 0) as decimal(38, 6)) as neurons,
-    cast(sum(input_tokens) as decimal(38, 0)) as input_tokens,
-    cast(sum(output_tokens) as decimal(38, 0)) as output_tokens,
+    cast(coalesce(sum(priced.with_input), 0) as bigint) as with_input,
+    cast(coalesce(sum(priced.with_output), 0) as bigint) as with_output,
+    cast(case when sum(priced.with_input) != 0 then sum(input_tokens) end as decimal(38, 0)) as input_tokens,
+    cast(case when sum(priced.with_output) != 0 then sum(output_tokens) end as decimal(38, 0)) as output_tokens,
     cast(coalesce(sum(input_tokens) filter (where without_neurons), 0) as decimal(38, 0)) as neuron_tokens,
     cast(coalesce(sum(output_tokens) filter (where without_synapses), 0) as decimal(38, 0)) as synapse_tokens,
     cast(coalesce(sum(requests) filter (where without_price), 0) as bigint) as unpriced,
