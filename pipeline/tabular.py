@@ -8,8 +8,10 @@ quote that is never closed takes its line with it, not the rest of the file.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -128,7 +130,7 @@ def _rows(lines: _Lines, separator: bytes) -> Iterator[tuple[int, list[bytes] | 
         yield number, row
 
 
-def _cells(lines: list[bytes], separator: str) -> list[bytes]:
+def _cells(lines: Iterable[bytes], separator: str) -> list[bytes]:
     """The cells of the one row on these lines; none if the lines are not one row by RFC 4180."""
     try:
         # Latin-1 gives each byte a character and takes it back: the bytes need not be UTF-8 yet.
@@ -140,21 +142,22 @@ def _cells(lines: list[bytes], separator: str) -> list[bytes]:
 
 def _quoted_row(lines: _Lines, separator: str) -> list[bytes] | Reason:
     """The next row, however many lines it stands on; if it is none, its first line alone is passed."""
-    taken: list[bytes] = []
-    size = 0
-    is_open = False
-    while lines.more():
+    first = lines.take()
+    rest = io.BytesIO()  # as one text: a line of Python's own would take some more memory
+    before = lines.number
+    is_open = first.count(b'"') % 2 == 1
+    while is_open and len(first) + rest.tell() <= MAX_MAPPED_LINE_BYTES and lines.more():
         line = lines.take()
-        taken.append(line)
-        size += len(line)
+        rest.write(line)
         is_open ^= line.count(b'"') % 2 == 1
-        if not is_open or size > MAX_MAPPED_LINE_BYTES:
-            break
-    bare = len(taken[-1].removesuffix(b"\n").removesuffix(b"\r")) - len(taken[-1]) + size
-    if not is_open and bare <= MAX_MAPPED_LINE_BYTES and (cells := _cells(taken, separator)):
+    last = line if rest.tell() else first
+    bare = len(first) + rest.tell() - len(last) + len(last.removesuffix(b"\n").removesuffix(b"\r"))
+    rest.seek(0)
+    if not is_open and bare <= MAX_MAPPED_LINE_BYTES and (cells := _cells(chain([first], rest), separator)):
         return cells
-    lines.put_back(taken[1:])
-    return Reason.NOT_AN_OBJECT if len(taken[0]) <= MAX_MAPPED_LINE_BYTES + 2 else Reason.LINE_TOO_LONG
+    rest.seek(0)
+    lines.put_back(rest, lines.number - before)
+    return Reason.NOT_AN_OBJECT if len(first) <= MAX_MAPPED_LINE_BYTES + 2 else Reason.LINE_TOO_LONG
 
 
 class _Lines:
@@ -162,32 +165,40 @@ class _Lines:
 
     def __init__(self, plain: Plain) -> None:
         self._plain = plain
-        self._ahead: list[bytes] = []  # in reverse
+        self._next = b""  # looked at, but not taken yet
+        self._back: list[io.BytesIO] = []  # lines that were put back, the next ones last
         self.number = 0  # of lines taken
         self._mark = BYTE_ORDER_MARK
 
     def more(self) -> bool:
-        if not self._ahead and (line := self._read()):
-            self._ahead.append(line)
-        return bool(self._ahead)
+        self._next = self._next or self._read()
+        return bool(self._next)
 
     def peek(self) -> bytes:
-        return self._ahead[-1]
+        return self._next
 
     def take(self) -> bytes:
         self.number += 1
-        return self._ahead.pop()
+        line, self._next = self._next, b""
+        return line
 
-    def put_back(self, lines: list[bytes]) -> None:
-        self._ahead += reversed(lines)
-        self.number -= len(lines)
+    def put_back(self, lines: io.BytesIO, count: int) -> None:
+        """Put the last lines that were taken back."""
+        if count:
+            self._back.append(lines)
+            self.number -= count
 
     def _read(self) -> bytes:
+        while self._back:
+            if line := self._back[-1].readline():
+                return line
+            self._back.pop()
         line = self._plain.readline(MAX_MAPPED_LINE_BYTES + 8).removeprefix(self._mark)
         self._mark = b""
-        rest = line
-        while len(line) > MAX_MAPPED_LINE_BYTES and rest and not rest.endswith(b"\n"):
-            rest = self._plain.readline(MAX_MAPPED_LINE_BYTES)
+        if len(line) > MAX_MAPPED_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := self._plain.readline(MAX_MAPPED_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            line += b"\n"  # it is too long with it as it was without
         return line
 
 

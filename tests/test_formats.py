@@ -743,6 +743,7 @@ def test_a_csv_with_semicolons_and_decimal_commas_is_read_as_its_format_says(pla
     ]
     header = 1 + first.count("\n")
     assert place.rejected("table/a.csv") == [(header + 3, "bad_type"), (header + 4, "bad_type")]
+    assert_reconciled(place)
 
 
 @pytest.mark.parametrize(
