@@ -184,7 +184,7 @@ class _Drafting:
             yield "-- The usage is Anthropic's: input_tokens hold no tokens read from the cache or written to it."
         elif 2 * more > with_cached:
             yield "-- cached: beside input"
-            yield f"-- {_of_samples(more, with_cached)} with cached tokens have more of them than input tokens."
+            yield f"-- {_of_samples(more, with_cached)} that have cached tokens have more of them than input tokens."
         elif more:
             self._notes.append(
                 f"{given.shown} is less than the cached tokens in {_of_samples(more, with_cached)} that have some:"
