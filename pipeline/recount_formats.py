@@ -35,11 +35,9 @@ class PlainFormat(NamedTuple):
 # --- LiteLLM ---------------------------------------------------------------------------------------------------------
 
 # Calls that look at an object that exists already, as a poll of a batch does.
-_OBJECTS = (
-    *("retrieve_batch", "retrieve_fine_tuning_job", "get_responses", "file_retrieve"),
-    *("video_retrieve", "video_retrieve_job", "video_status"),
-)
-_LOOKS = frozenset((*_OBJECTS, *(f"a{name}" for name in _OBJECTS)))
+_VERBS = frozenset(("get", "retrieve", "list", "cancel", "delete", "update"))
+_OBJECTS = ("batch", "file", "video", "vector_store", "vector_store_file")
+_VERBS_OF_OBJECTS = (*_VERBS, "status", "content")
 
 
 def _litellm(record: Record) -> Iterator[Record]:
@@ -76,7 +74,18 @@ def _litellm_identity(record: Record) -> str | None:
     call, response = _first(record.get("litellm_call_id")), _first(record.get("id"))
     if call is None or response is None:
         return call or response
-    return response if text_of(record.get("call_type")) in _LOOKS else f"{call}/{response}"
+    return response if _is_look(text_of(record.get("call_type")) or "") else f"{call}/{response}"
+
+
+def _is_look(call_type: str) -> bool:
+    """Return True for a call that looks at an object of another call, or ends it: `aretrieve_batch`, `video_status`."""
+    name = call_type.removeprefix("CallTypes.").removeprefix("_")
+    return any(_begins_with_look(spelled) for spelled in (name, name.removeprefix("a")))
+
+
+def _begins_with_look(name: str) -> bool:
+    looks = (*_VERBS, *(f"{object_}_{verb}" for object_ in _OBJECTS for verb in _VERBS_OF_OBJECTS))
+    return any(name == look or (name.startswith(f"{look}_") and len(name) > len(look) + 1) for look in looks)
 
 
 def _litellm_status(record: Record) -> str:
