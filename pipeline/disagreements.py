@@ -18,6 +18,7 @@ from pipeline.run import Run
 
 MOST_EXAMPLES = 5  # days of which the copies of one request are looked up
 MOST_COPIES = 3  # of a request that are shown
+MOST_CHARACTERS = 40  # of a name in an example
 WHAT_TO_DO = (
     "if they are different requests, have the producer write an id that does not repeat, or the format take another id;"
     " if a request is written again as it grows, give the format '-- copies: most complete'"
@@ -99,8 +100,8 @@ def _said(
     api_key: str | None, model: str | None, cost: Any, input_tokens: int | None, output_tokens: int | None
 ) -> str:
     parts = {
-        "key": api_key,
-        "model": model,
+        "key": api_key and api_key[:MOST_CHARACTERS],
+        "model": model and model[:MOST_CHARACTERS],
         "cost": None if cost is None else f"{cost.normalize():f}",
         "input": input_tokens,
         "output": output_tokens,

@@ -153,8 +153,12 @@ def _disagrees(copy: Request, counted: Request) -> bool:
 
 
 def _billed_amounts(request: Request) -> tuple[int | None, ...]:
-    tokens = (request.input_tokens, request.output_tokens, request.cached_input_tokens, request.cache_write_tokens)
-    return (request.cost, request.synapses, request.neurons, *tokens, request.reasoning_tokens)
+    """Give the amounts of a request that are billed. A count of tokens that is not there bills none."""
+    tokens = (
+        *(request.input_tokens, request.output_tokens, request.cached_input_tokens),
+        *(request.cache_write_tokens, request.reasoning_tokens),
+    )
+    return (request.cost, request.synapses, request.neurons, *(count or 0 for count in tokens))
 
 
 def _in_order(run: Run) -> Iterator[Request]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, NamedTuple
@@ -102,6 +102,7 @@ class Report:
             **({"lowered": lowered} if lowered else {}),
             **({"lowered_more": more_lowered} if more_lowered else {}),
             **({"ignored": [log.as_json() for log in self.ignored]} if self.ignored else {}),
+            **({"left_out": left_out} if (left_out := _left_out(self.ingested)) else {}),
             **({"odd": [log.as_json() for log in self.odd]} if self.odd else {}),
             **({"disagreeing": [day.as_json() for day in self.disagreeing]} if self.disagreeing else {}),
             **({"lost": self.lost} if self.lost else {}),
@@ -138,6 +139,17 @@ def _missing(entry: DayEntry, prices: Prices) -> list[str]:
     return [f"a price by which no request costs {COST_LIMIT // 10**12} or more"]  # all else is known
 
 
+def _left_out(ingested: Iterable[FileEntry]) -> list[dict[str, Any]]:
+    """How many lines of which file were skipped, merged or undecided, for each reason."""
+    return [
+        {"file": entry.file, **tally._asdict()}
+        for entry in ingested
+        if not entry.same_as
+        for tally in entry.take_in.tally
+        if tally.kind != "quarantined"
+    ]
+
+
 def _ingested(entry: FileEntry) -> dict[str, Any]:
     taken = entry.take_in
     lines = {"file": entry.file, "lines": taken.lines}
@@ -146,4 +158,4 @@ def _ingested(entry: FileEntry) -> dict[str, Any]:
     lines |= {"accepted": taken.accepted, "quarantined": taken.quarantined}
     if taken.skipped:
         lines["skipped"] = taken.skipped
-    return {**lines, "because": [tally._asdict() for tally in taken.tally]} if taken.tally else lines
+    return lines

@@ -32,7 +32,7 @@ from pipeline.run import Run
 LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
 FILES_AT_ONCE = 1_000  # DuckDB holds some 10 KB of each file a statement reads, and every statement opens all anew
 _REPEATED = ["organization_id", "day", "api_key_id", "model"]  # a dictionary of anything else is thrown away again
-ROLL_UP_RULE = 1  # counts changes outside that SQL after which a day must be rolled up anew; tests/test_rules.py
+ROLL_UP_RULE = 2  # counts changes outside that SQL after which a day must be rolled up anew; tests/test_rules.py
 
 
 class DayInputs(NamedTuple):

@@ -66,9 +66,9 @@ def read_usage(
     data: the data root, a folder or s3://bucket/prefix (reached as AWS_* say). org: one organization, else all.
     first_day, last_day: both included, else from the first to the last there is; by month, whole months. Columns: what
     the rows are by, then requests, failed_requests, cost, synapses, neurons, input_tokens, output_tokens; amounts and
-    tokens are exact decimals (decimal.Decimal), days and months datetime64; tokens are null where the logs say nothing of
-    them. Without usage there is no row. All rows are
-    of one version, which attrs["version"] names; attrs["as_of"] is the moment through which its logs were looked at.
+    tokens are exact decimals (decimal.Decimal), days and months datetime64. Tokens are null where no log says how many
+    there were. Without usage there is no row. All rows are of one version, which attrs["version"] names; attrs["as_of"]
+    is the moment through which its logs were looked at.
 
     Raises KeytallyError where nothing is published, or what is published cannot be read or is not what was published;
     StoreError where there is no such data root; ValueError for arguments that make no sense.

@@ -322,7 +322,7 @@ def test_a_batch_of_very_short_records_is_mapped_like_any_other(place: Place) ->
     place.roll_up()
     taken = place.ledger().files["mine/a.jsonl"].take_in
     assert (taken.lines, taken.accepted) == (250_001, 1)
-    assert place.rejected("mine/a.jsonl")[-1] == (250_000, "missing_field")
+    assert place.rejected("mine/a.jsonl")[-1] == (250_000, "not_this_format")
 
 
 # --- the same rules after the mapping --------------------------------------------------------------------------------
@@ -432,7 +432,8 @@ def test_a_record_without_a_request_is_quarantined_unless_the_format_skips_some(
     place.roll_up()
     assert place.rejected("strict/a.jsonl") == [(2, "missing_field"), (3, "not_json")]
     assert place.rejected("skips/a.jsonl") == [(3, "not_json")]
-    assert place.ledger().files["skips/a.jsonl"].take_in.lines == 2
+    taken = place.ledger().files["skips/a.jsonl"].take_in
+    assert (taken.lines, taken.accepted, taken.quarantined, taken.skipped) == (3, 1, 1, 1)
     assert_reconciled(place)
 
 
@@ -456,8 +457,8 @@ def test_what_one_parser_takes_for_json_and_another_does_not_costs_no_other_line
     assert place.rejected("mine/a.jsonl") == [
         (3, "not_json"),
         (4, "not_json"),
-        (5, "not_json"),
-        (6, "invalid_utf8"),
+        (5, "not_this_format"),
+        (6, "not_json"),
         (7, "not_json"),
         (8, "not_json"),
     ]

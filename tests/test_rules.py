@@ -26,7 +26,11 @@ TAKEN_IN_BY = (
     "mapping.py",
     "records.py",
     "tabular.py",
+    "lenient_json.py",
+    "traces.py",
     "sql/pure_functions.sql",
+    *(f"sql/{name}.sql" for name in ("create_trace_span", "add_trace_spans", "resolve_trace_spans")),
+    *(f"sql/{name}.sql" for name in ("verdicts_on_trace_spans", "count_merged_spans")),
 )
 ROLLED_UP_BY = (
     *("rollup.py", "buckets.py", "prices.py", "price_book.py"),
@@ -35,8 +39,8 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (2, "e0f5254a27f9c205"),
-    "ROLL_UP_RULE": (1, "92148c86d9fd1ad2"),
+    "TAKE_IN_RULE": (3, "e9edb97c339e5be2"),
+    "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 
 

@@ -4,7 +4,8 @@
 -- Requests whose hash occurs once are left alone; only the others are ranked, by their content alone. Two different
 -- requests may share a hash, and one may stand on two days: they are told apart here, by what identifies them.
 -- conflicting: whether a copy differs from the one that counts in any column. disagreeing: whether it does in a billed
--- value. Where the most complete copy counts, one that has no more of anything is an earlier state of it, and agrees.
+-- value; a count of tokens that is not there bills none. Where the most complete copy counts, one that has no more of
+-- anything is an earlier state of it, and agrees.
 create or replace table copies as
 with repeated as (
     select hash(organization_id, request_id) as request_hash
@@ -82,11 +83,11 @@ compared as (
         cost is distinct from counted_cost
         or synapses is distinct from counted_synapses
         or neurons is distinct from counted_neurons
-        or input_tokens is distinct from counted_input
-        or output_tokens is distinct from counted_output
-        or cached_input_tokens is distinct from counted_cached
-        or cache_write_tokens is distinct from counted_cache_write
-        or reasoning_tokens is distinct from counted_reasoning as with_other_amounts,
+        or coalesce(input_tokens, 0) != coalesce(counted_input, 0)
+        or coalesce(output_tokens, 0) != coalesce(counted_output, 0)
+        or coalesce(cached_input_tokens, 0) != coalesce(counted_cached, 0)
+        or coalesce(cache_write_tokens, 0) != coalesce(counted_cache_write, 0)
+        or coalesce(reasoning_tokens, 0) != coalesce(counted_reasoning, 0) as with_other_amounts,
         coalesce(cost, 0) <= coalesce(counted_cost, 0)
         and coalesce(synapses, 0) <= coalesce(counted_synapses, 0)
         and coalesce(neurons, 0) <= coalesce(counted_neurons, 0)
@@ -121,6 +122,11 @@ select
             of_another
             or with_other_amounts
             or timestamp is distinct from counted_timestamp
+            or input_tokens is distinct from counted_input
+            or output_tokens is distinct from counted_output
+            or cached_input_tokens is distinct from counted_cached
+            or cache_write_tokens is distinct from counted_cache_write
+            or reasoning_tokens is distinct from counted_reasoning
             or endpoint is distinct from counted_endpoint
             or status is distinct from counted_status
             or currency is distinct from counted_currency
