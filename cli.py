@@ -937,6 +937,11 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
             _add(table, field, *(_visible("-" if row[field] is None else str(row[field])) for row in look.samples))
         click.echo("For example, as they would be kept:")
         _print_table(table)
+    if any(rejects.field in _OF_CACHE and rejects.reason == "bad_type" for rejects in look.rejected):
+        click.echo(
+            "Some records have more cached tokens than input tokens. If the producer counts cached tokens beside the input"
+            " tokens, copy the format to formats/ in the data folder and add the line '-- cached: beside input'."
+        )
     if others := {row["currency"] for row in look.samples if row.get("currency")} - {currency}:
         click.echo(
             f"Costs are in {', '.join(sorted(others))}, and what is published in {currency}: set KEYTALLY_CURRENCY, or"
@@ -984,6 +989,9 @@ def _show_repeats(look: FirstLook) -> None:
             " are different requests, take another field as request_id. If they are states of one response, the header"
             " '-- copies: most complete' counts the last state."
         )
+
+
+_OF_CACHE = ("cached_input_tokens", "cache_write_tokens")
 
 
 def _next_for_look(look: FirstLook) -> str:
@@ -1330,7 +1338,7 @@ def _show_published(found: Status) -> None:
     click.echo(f"As of       {as_of}")
     click.echo(f"Days        {shown['days']:,}{of_range}")
     click.echo(f"Requests    {shown['counted']:,} counted, {shown['session']:,} of sessions")
-    click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} disagree")
+    click.echo(f"Copies      {shown['duplicate']:,}, of which {shown['conflicting']:,} differ")
     click.echo(f"Files       {shown['files']:,}, with {count_of(shown['quarantined'], 'line')} in quarantine")
     if behind:
         on = f"{behind[0]}" + (f" and {len(behind) - 1:,} more" if len(behind) > 1 else "")
@@ -1403,7 +1411,8 @@ def _show_files(found: Status, all_files: bool) -> None:
         shown = sorted(counting, key=lambda each: each[1].take_in.taken_at, reverse=True)[:SHOWN_FILES]
     if not shown:
         return
-    table = _table("file", "lines", "accepted", "quarantined", "taken in", "now")
+    some_skipped = ["skipped"] if any(entry.take_in.skipped for _, entry in shown) else []
+    table = _table("file", "lines", "accepted", "quarantined", *some_skipped, "taken in", "now")
     for column in table.columns[-2:]:
         column.justify = "left"
     for file, entry in shown:
@@ -1412,7 +1421,8 @@ def _show_files(found: Status, all_files: bool) -> None:
         now = [f"same as {_visible(entry.same_as)}"] if entry.same_as else []
         now += ["held back"] if file.held_back else [file.waiting] if file.waiting else []
         now += [] if file.in_raw else ["gone from raw/"]
-        counts = (taken.lines, 0 if same else taken.accepted, 0 if same else taken.quarantined)
+        of_file = (taken.accepted, taken.quarantined, *([taken.skipped] if some_skipped else []))
+        counts = (taken.lines, *(0 if same else count for count in of_file))
         _add(table, _visible(file.file), *counts, instant_text(taken.taken_at) or "", ", ".join(now) or "as taken in")
     _print_table(table)
     if len(counting) > len(shown):

@@ -157,6 +157,7 @@ def report_of(report: Report) -> str:
     again = len(report.ingested) - len(taken)
     lines = sum(entry.take_in.lines for entry in taken)
     accepted = sum(entry.counted_lines for entry in taken)
+    skipped = sum(entry.take_in.skipped for entry in taken)
     quarantined = [entry for entry in taken if entry.take_in.quarantined]
     findings = findings_of(report)
     published = (
@@ -169,7 +170,8 @@ def report_of(report: Report) -> str:
         _bullets(
             [
                 f"**Taken in:** {count_of(len(taken), 'file')}, {count_of(lines, 'line')}: {accepted:,} accepted,"
-                f" {report.quarantined:,} quarantined."
+                f" {report.quarantined:,} quarantined"
+                + (f", {skipped:,} skipped." if skipped else ".")
                 + (f" {count_of(again, 'more file')} of contents that count already." if again else ""),
                 f"**Rolled up:** {_days([entry.day for entry in report.days])}"
                 + (f", and {', '.join(map(month_name, report.months))}" if report.months else ""),

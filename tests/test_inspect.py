@@ -377,3 +377,8 @@ def test_in_which_currency_costs_are_and_who_prices_the_rest_is_said(
     assert "Requests without a cost are priced by prices.csv" in said
     monkeypatch.setenv("KEYTALLY_CURRENCY", "USD")
     assert "Costs are in" not in keytally("inspect", str(CASES / "litellm/log.jsonl")).stdout
+
+
+def test_cached_tokens_beside_the_input_are_named_as_the_cause(keytally: Keytally) -> None:  # noqa: F811
+    log = CASES / "otel_more_cached_than_input/log.jsonl"
+    assert "add the line '-- cached: beside input'" in keytally("inspect", str(log)).output
