@@ -939,8 +939,8 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
         _print_table(table)
     if any(rejects.field in _OF_CACHE and rejects.reason == "bad_type" for rejects in look.rejected):
         click.echo(
-            "Some records have more cached tokens than input tokens. If the producer counts cached tokens beside the input"
-            " tokens, copy the format to formats/ in the data folder and add the line '-- cached: beside input'."
+            "Some records have more cached tokens than input tokens. If the producer counts cached tokens beside the"
+            " input tokens, copy the format to formats/ in the data folder and add the line '-- cached: beside input'."
         )
     if others := {row["currency"] for row in look.samples if row.get("currency")} - {currency}:
         click.echo(
