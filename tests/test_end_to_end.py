@@ -158,7 +158,7 @@ def keytally(environment: dict[str, str], *arguments: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # copies that disagree are a finding
     return done.stdout
 
 

@@ -288,7 +288,7 @@ with get_client(sync_client=True) as client:
 def test_a_nightly_run_publishes_and_shows_what_it_did(data: Path, tmp_path: Path) -> None:
     write_raw(data, "eu/2025-11-30.jsonl.gz", "2025-11-30", 5)
     write_raw(data, "eu/2025-12-01.jsonl", "2025-12-01", 3)
-    write_raw(data, "us/again.jsonl", "2025-11-30", 2, cost="0.5")  # conflicting copies: the lower cost counts
+    write_raw(data, "us/again.jsonl", "2025-11-30", 2, status=500)  # conflicting copies: no status counts first
     with (data / "raw/us/again.jsonl").open("a") as again:
         again.write("no request\n")
     home = tmp_path / "prefect"
@@ -663,7 +663,7 @@ def test_a_night_with_findings_completes_and_names_them(client: SyncPrefectClien
     assert "`eu/2025-11-03.jsonl.gz`: deliver it again under the same name" in report.partition("What to do next")[2]
     findings = tables_of(client, state.state_details.flow_run_id)["findings"]
     assert [finding["file"] for finding in findings] == ["eu/2025-11-03.jsonl.gz", "eu/2025-11-01.jsonl"]
-    assert findings[1]["finding"] == "fewer requests: 9 before, 4 now"
+    assert findings[1]["finding"] == "2025-11-01: 9 before, 4 now"
     assert published(data) == {
         ("acme", "2025-11-01"): (4, Decimal("1.00")),
         ("acme", "2025-11-02"): (2, Decimal("0.50")),

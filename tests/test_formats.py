@@ -600,7 +600,8 @@ def test_a_format_that_is_gone_leaves_what_its_files_were_made_into(place: Place
     kept.rename(place.layout.raw / "elsewhere/a.jsonl")
     assert [held.file for held in place.roll_up().held_back] == ["mine/b.jsonl"]
     write_format(place, "mine", sql())
-    assert not place.roll_up().has_findings
+    report = place.roll_up()
+    assert (report.held_back, [day.request_id for day in report.disagreeing]) == ([], ["req_1"]), "read in two formats"
     assert place.usage()["org_a", "2025-11-10"] == (4, Decimal("1.0"))
 
 

@@ -95,7 +95,7 @@ def test_copies_that_change_no_number_are_no_restatement(closed: Place) -> None:
 def test_a_changed_rule_says_so(closed: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     closed.now += timedelta(days=1)
     rollup._rule.cache_clear()
-    monkeypatch.setattr(rollup, "ROLL_UP_RULE", 2)
+    monkeypatch.setattr(rollup, "ROLL_UP_RULE", 99)
     original = rollup.statement
     monkeypatch.setattr(
         "pipeline.engine.statement",

@@ -63,7 +63,7 @@ def published(place: Place, *lines: str) -> tuple[int, int, str, int]:
     place.write_raw("otel-genai/a.jsonl", *lines)
     place.roll_up()
     (row,) = place.published("organization_day").itertuples()
-    return row.requests, row.failed_requests, f"{row.cost.normalize():f}", int(row.input_tokens)
+    return row.requests, row.failed_requests, f"{row.cost.normalize():f}", int(row.input_tokens or 0)
 
 
 def tally(place: Place) -> dict[tuple[str, str], int]:
