@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +59,9 @@ def must(cost: Cost) -> Cost:
 
 
 def keytally(data: Path, *arguments: str) -> Cost:
-    """One command of keytally over a data root."""
-    return must(run([sys.executable, str(ROOT / "cli.py"), *arguments, "--json"], {"KEYTALLY_DATA": str(data)}))
+    """One command of keytally over a data root. It may have findings: some copies in the made-up logs disagree."""
+    cost = run([sys.executable, str(ROOT / "cli.py"), *arguments, "--json"], {"KEYTALLY_DATA": str(data)})
+    return must(replace(cost, exit_code=0) if cost.exit_code == 3 else cost)
 
 
 def generate(folder: Path, *arguments: str) -> str:
