@@ -86,6 +86,6 @@ class Traces:
                 for reason, word in ((AGENT, "agent"), (MERGED, "merged")):
                     self.skipped[reason] += pc.sum(pc.equal(verdict, word)).as_py() or 0
                 yield records.filter(pc.is_null(verdict))
-        self.merged += self.skipped[MERGED]
+            ((self.merged,),) = self._engine.query("count_merged_failures")
         ((same_call, self.undecided),) = self._engine.query("count_merged_spans")
         self.merged += same_call

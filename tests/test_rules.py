@@ -30,7 +30,7 @@ TAKEN_IN_BY = (
     "traces.py",
     "sql/pure_functions.sql",
     *(f"sql/{name}.sql" for name in ("create_trace_span", "add_trace_spans", "resolve_trace_spans")),
-    *(f"sql/{name}.sql" for name in ("verdicts_on_trace_spans", "count_merged_spans")),
+    *(f"sql/{name}.sql" for name in ("verdicts_on_trace_spans", "count_merged_spans", "count_merged_failures")),
 )
 ROLLED_UP_BY = (
     *("rollup.py", "buckets.py", "prices.py", "price_book.py"),
@@ -39,7 +39,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "e9edb97c339e5be2"),
+    "TAKE_IN_RULE": (3, "4788f9bffb367993"),
     "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 

@@ -185,6 +185,12 @@ def test_what_can_be_decided_is_none(traced: Place, spans: list[Span]) -> None:
     assert lines_of(traced, "undecided") == 0
 
 
+def test_a_failed_span_that_is_exported_twice_is_merged_once(traced: Place) -> None:
+    inner = export(span(2, 1, failed=True))
+    assert published(traced, inner, inner, export(span(1, None, failed=True))) == (1, 1, "0", 0)
+    assert (lines_of(traced, "merged"), lines_of(traced, "skipped")) == (1, 2)
+
+
 def test_a_span_that_is_exported_twice_counts_once_and_is_not_merged(traced: Place, tmp_path: Path) -> None:
     agent = span(1, None, "invoke_agent", usage__input_tokens=10, usage__output_tokens=1)
     lines = [export(span(2, None, **TOKENS)), export(agent)] * 2
