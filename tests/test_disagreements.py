@@ -130,6 +130,7 @@ def test_without_that_header_the_earliest_counts_and_the_others_are_told_of(plac
         ({"output_tokens": 39, "api_key_id": "key_2"}, 1),
         ({"output_tokens": 39}, 0),
         ({"output_tokens": 40, "cost": "0.02"}, 0),
+        ({"output_tokens": 40, "input_tokens": 99}, 0),
     ],
 )
 def test_an_earlier_state_has_no_more_of_anything(place: Place, other: Record, lines: int) -> None:
@@ -139,7 +140,7 @@ def test_an_earlier_state_has_no_more_of_anything(place: Place, other: Record, l
     report = place.roll_up()
     assert sum(day.lines for day in report.disagreeing) == lines
     (row,) = place.published("organization_day").itertuples()
-    assert (row.output_tokens, row.cost) == (40, Decimal("0.03"))
+    assert (row.output_tokens, row.input_tokens, row.cost) == (40, 100, Decimal("0.03"))
 
 
 def test_a_large_day_finds_the_same_disagreements(place: Place, in_buckets: Any) -> None:

@@ -147,8 +147,9 @@ def test_two_spans_of_a_failed_call_count_once(traced: Place) -> None:
     }
 
 
-def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place) -> None:
-    call, attempt = span(1, None, response__id="msg_1", **TOKENS), span(2, 1, failed=True)
+@pytest.mark.parametrize("named", [{"response__id": "msg_1"}, {}], ids=["with a response id", "without"])
+def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place, named: dict[str, str]) -> None:
+    call, attempt = span(1, None, **named, **TOKENS), span(2, 1, failed=True)
     assert published(traced, export(attempt, call)) == (2, 1, "0.00275", 500)
     assert tally(traced) == {}
 
@@ -159,9 +160,16 @@ def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place
         [span(1, None, **TOKENS), span(2, 1, response__id="msg_1", **TOKENS)],
         [span(1, None, "embeddings", **TOKENS), span(2, 1, "embeddings", **TOKENS)],
         [span(1, None, failed=True), span(2, 1, response__id="msg_1", **TOKENS)],
+        [span(1, None, failed=True), span(2, 1, **TOKENS)],
         [span(1, 9, failed=True, scope="openai_v2"), span(2, 9, failed=True, scope="openllmetry")],
     ],
-    ids=["one has no response id", "neither has", "the outer one failed", "failed side by side"],
+    ids=[
+        "one has no response id",
+        "neither has",
+        "the outer one failed",
+        "the outer one failed, no ids",
+        "failed side by side",
+    ],
 )
 def test_what_cannot_be_decided_is_a_finding(traced: Place, spans: list[Span]) -> None:
     traced.write_raw("otel-genai/a.jsonl", export(*spans))
