@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -277,4 +278,10 @@ def _value(scalar: pa.Scalar) -> Any:
 def _as_text(value: Any) -> Any:
     if isinstance(value, bytes) and is_utf8(value):
         return value.decode()
+    if isinstance(value, float) and not math.isfinite(value):  # JSON would have a null, as for a value that is missing
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _as_text(each) for name, each in value.items()}
     return value

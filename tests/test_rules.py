@@ -39,7 +39,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "4788f9bffb367993"),
+    "TAKE_IN_RULE": (3, "fc586284d7ec6670"),
     "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 

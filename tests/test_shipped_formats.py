@@ -600,3 +600,13 @@ def test_a_row_of_csv() -> None:
 @pytest.mark.parametrize("name", ["litellm", "otel-genai"])
 def test_logs_that_write_a_response_while_it_grows_count_the_most_complete_copy(name: str) -> None:
     assert re.search(r"^-- copies: most complete$", (FORMATS / f"{name}.sql").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", ["1_000", "+1", ".5", "5.", " 0.5 "])
+def test_what_only_duckdb_takes_for_a_number_reaches_its_field_as_it_is(text: str) -> None:
+    statement = (Path(__file__).parent.parent / "pipeline/formats/litellm.sql").read_text()
+    mapping = MappedRecords(read_format("litellm", statement))
+    record = {"id": "a", "startTime": text, "response_cost": text, "metadata": {"user_api_key_org_id": "acme"}}
+    (row,) = mapping.requests_of([1], pa.array([json.dumps(record)])).to_pylist()
+    mapping.close()
+    assert (row["cost"], row["timestamp"]) == (text, text)

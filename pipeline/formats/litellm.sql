@@ -10,7 +10,7 @@
 -- and change the word user_api_key_team_id in the first block.
 -- LiteLLM writes a rejected key into user_api_key_hash as the client sent it: a value other than 64 hex digits is hashed here.
 -- An error code that is no HTTP status of an error, such as 'context_length_exceeded', becomes 500: the request failed.
--- A value that is not a number is passed on as it is. The rule of its field then refuses the value.
+-- A value that is not a number, by JSON's grammar and not by DuckDB's wider one, is passed on as it is. The rule of its field then refuses the value.
 with field as (
     select
         line,
@@ -52,9 +52,11 @@ named as (
             || '|(batch|file|video|vector_store|vector_store_file)_(get|retrieve|status|list|content|cancel|delete|update)(_.+)?)'
         ) as is_look,
         nullif(value[4], '') as start_time,
+        regexp_extract(value[4], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as start_number,
         coalesce(nullif(value[5], ''), nullif(value[6], '')) as organization_id,
         nullif(value[7], '') as api_key,
         value[8] as response_cost,
+        regexp_extract(value[8], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as cost_number,
         coalesce(nullif(value[9], ''), nullif(value[10], '')) as model,
         nullif(value[10], '') as deployed_model,
         nullif(value[11], '') as provider,
@@ -81,7 +83,7 @@ select
     end as request_id,
     coalesce(
         strftime(
-            make_timestamp(cast(round_even(try_cast(start_time as decimal(28, 16)) * 1000000, 0) as bigint)),
+            make_timestamp(cast(round_even(try_cast(start_number as decimal(28, 16)) * 1000000, 0) as bigint)),
             '%Y-%m-%dT%H:%M:%S.%fZ'
         ),
         start_time
@@ -92,7 +94,7 @@ select
         else 'sha256:' || sha256(api_key)
     end as api_key_id,
     coalesce(
-        cast(round_even(try_cast(response_cost as decimal(38, 30)), 12) as varchar),
+        cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar),
         response_cost
     ) as cost,
     null as synapses,

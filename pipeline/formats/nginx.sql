@@ -40,7 +40,14 @@ select
     coalesce(
         strftime(
             make_timestamp(
-                cast((try_cast(value[2] as decimal(18, 3)) - try_cast(value[3] as decimal(18, 3))) * 1000000 as bigint)
+                try_cast(
+                    (
+                        try_cast(regexp_extract(value[2], '^[0-9]+(?:\.[0-9]+)?$') as decimal(18, 3))
+                        - try_cast(regexp_extract(value[3], '^[0-9]+(?:\.[0-9]+)?$') as decimal(18, 3))
+                    )
+                    * 1000000
+                    as bigint
+                )
             ),
             '%Y-%m-%dT%H:%M:%S.%fZ'
         ),

@@ -39,15 +39,15 @@ CHANGES = {
         lower(value[23]) = 'true' as cache_hit
 """,
     """    coalesce(
-        cast(round_even(try_cast(response_cost as decimal(38, 30)), 12) as varchar),
+        cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar),
         response_cost
     ) as cost,
 """: """    case
         when outcome = 'success'
             and cache_hit is not true
             and not (is_look and coalesce(try_cast(input_tokens as hugeint), 0) = 0)
-            and try_cast(response_cost as decimal(38, 30)) = 0 then null
-        else coalesce(cast(round_even(try_cast(response_cost as decimal(38, 30)), 12) as varchar), response_cost)
+            and try_cast(cost_number as decimal(38, 30)) = 0 then null
+        else coalesce(cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar), response_cost)
     end as cost,
 """,
 }
