@@ -21,7 +21,7 @@ from pipeline.contract.store import this_machine
 from pipeline.drafting import draft_of
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
 from pipeline.format import ENDINGS_OF, NATIVE, Csv, Format, read_format
-from pipeline.line import FUTURE_TOLERANCE, Reason, Rejected, Request, parse, read_line, read_record
+from pipeline.line import FUTURE_TOLERANCE, NATIVE_FIELDS, Reason, Rejected, Request, parse, read_line, read_record
 from pipeline.mapping import FIELDS, MappedRecords
 from pipeline.raw import RawFile, RawPass
 from pipeline.records import as_record, mapped
@@ -347,7 +347,7 @@ def _sources(format: Format) -> dict[str, str]:
     A name that an earlier select gave is told as what that says, a value by its path.
     """
     if not format.is_mapped:
-        return {name: name for name in FIELDS if name != "cached_input_tokens"}
+        return {name: name for name in NATIVE_FIELDS}
     text = re.sub(r"--[^\n]*", "", format.text)
     if whole := re.search(r"^select \* from (\w+)$", text, re.MULTILINE):  # the requests are those of one named select
         text = text[: text.find("\n)", text.find(f"\n{whole[1]} as ("))]
