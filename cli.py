@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -27,8 +26,9 @@ from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, m
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError, open_store
 from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
-from pipeline.contract.wording import count_of, duration_text, instant_text
-from pipeline.errors import KeytallyError
+from pipeline.contract.wording import count_of, duration_text, instant_text, visible
+from pipeline.errors import InterruptedRunError, KeytallyError
+from pipeline.terminal import json_text, keep_logs_visible, output_error, prepare_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +71,7 @@ _EXAMPLES = {
     "status": "keytally status --days",
     "completion": 'eval "$(keytally completion bash)"',
 }
+_PUBLISHING = ("rollup", "backfill", "reprice")
 _KEY_EXAMPLES = {
     "create": "keytally keys create --org org_abc123 --name dashboard --expires 2026-12-31T23:59:59Z",
     "list": "keytally keys list --org org_abc123",
@@ -139,6 +140,8 @@ def main(debug: bool) -> None:  # noqa: ARG001  # each command looks for it
     Put request logs below data/raw/ (KEYTALLY_DATA says where data/ is), run `keytally rollup`, then `keytally serve`.
     See it all at once with `keytally demo`.
     """
+    prepare_streams()
+    keep_logs_visible()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
@@ -158,14 +161,15 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
                 code = _fail(error, as_json, WRONG_USAGE)
             except (KeytallyError, StoreError) as error:
                 code = _fail(error, as_json, FAILED)
-            except BrokenPipeError:
-                code = _nobody_listens()
             except (click.ClickException, click.Abort, click.exceptions.Exit):
                 raise
+            except KeyboardInterrupt:
+                code = _fail(InterruptedRunError(), as_json, FAILED)
             except Exception as error:
                 if click.get_current_context().find_root().params.get("debug"):
                     raise
                 code = _fail(error, as_json, FAILED)
+            _note_lost_output(name)
             sys.exit(code or 0)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -178,21 +182,25 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
 def _fail(error: Exception, as_json: bool, code: int) -> int:
     from pipeline.failure import sentence_of
 
-    sentence = _visible(sentence_of(error))  # it may name a file, or repeat what one says of itself
+    sentence = visible(sentence_of(error))  # it may name a file, or repeat what one says of itself
     click.echo(f"keytally: {sentence}", err=True)
     if as_json:
         _print_json({"error": sentence})
     return code
 
 
-def _nobody_listens() -> int:
-    """Whoever read our output has gone. What the command was to do, it had done before it spoke."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    return 0
+def _note_lost_output(name: str) -> None:
+    """Say on standard error that standard output could not be written. The exit code stays that of the command."""
+    error = output_error()
+    if error is None or (
+        isinstance(error, BrokenPipeError) and name not in _PUBLISHING
+    ):  # as for `keytally usage | head`
+        return
+    click.echo(f"keytally: the output could not be written ({error.strerror}); what the command did is done", err=True)
 
 
 def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False))
+    click.echo(json_text(document))
 
 
 # --- roll up ---------------------------------------------------------------------------------------------------------
@@ -320,7 +328,7 @@ def _show_repricing(found: Repricing, currency: str, first_day: date, last_day: 
                 table,
                 change.organization_id,
                 change.api_key_id,
-                _visible(change.model or "-"),
+                visible(change.model or "-"),
                 change.requests,
                 f"{_amount(change.cost_before)} → {_amount(change.cost_after)}",
                 f"{_exact(change.cost_after, -change.cost_before):+f}",
@@ -407,13 +415,10 @@ def _progress() -> Iterator[Watch]:
 
 
 def _tell(report: Report, settings: Settings, as_json: bool) -> int:
-    try:
-        if as_json:
-            _print_json(report.as_json())
-        else:
-            _show(report, settings)
-    except BrokenPipeError:
-        _nobody_listens()
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        _show(report, settings)
     return FINDINGS if report.has_findings else 0
 
 
@@ -436,7 +441,7 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         )
         _show_tallies(taken)
     for file, before, after in report.replaced:
-        click.echo(f"{_visible(file)} has a new content: {after:,} accepted lines, {before:,} before.")
+        click.echo(f"{visible(file)} has a new content: {after:,} accepted lines, {before:,} before.")
     if report.days:
         months = ", ".join(report.as_json()["months"])
         click.echo(f"Rolled up {count_of(len(report.days), 'day')} of {months} in {report.seconds:.1f} s.")
@@ -446,7 +451,7 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
         store = open_store(settings)
-        shown = _visible(store.name_of(store.layout.raw))
+        shown = visible(store.name_of(store.layout.raw))
         hint = "" if store.has_raw() else f" There is no {shown}: put request logs there, or mend KEYTALLY_DATA."
         if not report.version:
             hint = hint or ("" if report.held_back else f" Put request logs below {shown}.")
@@ -465,7 +470,7 @@ def _show_tallies(taken: Sequence[TakeIn]) -> None:
         counts[tally.kind, tally.reason] += tally.lines
     for (kind, reason), count in counts.most_common():
         if kind == "skipped":
-            click.echo(f"  skipped {count:,}: {_visible(reason)}")
+            click.echo(f"  skipped {count:,}: {visible(reason)}")
     if merged := sum(count for (kind, _), count in counts.items() if kind == "merged"):
         click.echo(f"  merged {count_of(merged, 'span')} into the calls that other spans tell of")
 
@@ -479,7 +484,7 @@ def _show_findings(report: Report) -> None:
         more = of_a_format.get(held.reason, 1) - 1  # what is wrong with a format is told once, of its first file
         if more >= 0:
             and_more = f" and {more:,} more" if more else ""
-            click.echo(f"HELD BACK {_visible(held.file)}{and_more}: {_visible(held.reason)}", err=True)
+            click.echo(f"HELD BACK {visible(held.file)}{and_more}: {visible(held.reason)}", err=True)
         if held.reason in of_a_format:
             of_a_format[held.reason] = 0
     if report.held_back and report.version:
@@ -497,20 +502,20 @@ def _show_findings(report: Report) -> None:
         )
     _show_each(
         "LOWERED",
-        [f"{day.day}: {_visible(day.what)}. {_visible(_sentence(day.what_to_do))}" for day in report.lowered],
+        [f"{day.day}: {visible(day.what)}. {visible(_sentence(day.what_to_do))}" for day in report.lowered],
     )
     _show_each(
         "IGNORED",
         [
-            f"{_visible(log.file)} looks like a log, and is not read: {_visible(log.reason)}."
-            f" {_visible(_sentence(log.what_to_do))}"
+            f"{visible(log.file)} looks like a log, and is not read: {visible(log.reason)}."
+            f" {visible(_sentence(log.what_to_do))}"
             for log in report.ignored
         ],
     )
     _show_each(
-        "ODD LOG", [f"{_visible(log.file)}: {_visible(log.what)}. {_sentence(log.what_to_do)}" for log in report.odd]
+        "ODD LOG", [f"{visible(log.file)}: {visible(log.what)}. {_sentence(log.what_to_do)}" for log in report.odd]
     )
-    _show_each("DISAGREEING", [f"{day.day}: {_visible(day.what)}." for day in report.disagreeing])
+    _show_each("DISAGREEING", [f"{day.day}: {visible(day.what)}." for day in report.disagreeing])
     if report.disagreeing:
         click.echo(_sentence(WHAT_TO_DO), err=True)
     if report.lost_days:
@@ -555,7 +560,7 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
     requests = sum(day.requests - day.without_tokens for day in unpriced)
     days = _days_of(unpriced)
     missing = list(dict.fromkeys(what for day in unpriced for what in day.missing if not what.startswith(NO_TOKENS)))
-    named = ", ".join(map(_visible, missing[:EXAMPLES])) + (
+    named = ", ".join(map(visible, missing[:EXAMPLES])) + (
         f" and {len(missing) - EXAMPLES:,} more" * (len(missing) > EXAMPLES)
     )
     converted = any(what.startswith("the rate from") for what in missing)
@@ -757,7 +762,7 @@ def list_keys(organization_id: str | None, as_json: bool) -> int:
     table = _table("id", "organization", "name", "created", "expires", "revoked", numbers=False)
     for key in found:
         moments = (instant_text(moment) or "-" for moment in (key.created_at, key.expires_at, key.revoked_at))
-        _add(table, key.id, _readable(key), _visible(key.name or "-"), *moments)
+        _add(table, key.id, _readable(key), visible(key.name or "-"), *moments)
     _print_table(table)
     return 0
 
@@ -834,13 +839,13 @@ def _show_rejections(found: Sequence[Rejection], some_lost: bool) -> None:
     )
     table = _table("reason", "lines", "file", numbers=False)
     for rejection in found[:SHOWN_LINES]:
-        _add(table, rejection.reason, rejection.lines, _visible(rejection.file))
+        _add(table, rejection.reason, rejection.lines, visible(rejection.file))
     _print_table(table)
     if len(found) > SHOWN_LINES:
         click.echo(f"The first {SHOWN_LINES} of {len(found):,} (--json lists every line).")
     table = _table("reason", "field", "file", "line", "text", numbers=False)
     for line in (line for rejection in found for line in rejection.examples):
-        _add(table, line.reason, line.field or "-", _visible(line.file), line.line, _shown_line(line))
+        _add(table, line.reason, line.field or "-", visible(line.file), line.line, _shown_line(line))
     click.echo("For example:")
     _print_table(table)
     click.echo("; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) + ".")
@@ -854,16 +859,16 @@ def _shown_line(line: QuarantinedLine) -> str:
     """The raw line and, below it, what its format made of it."""
     if line.text is None:
         return "(the raw file is gone or was changed)"
-    shown = _visible(line.text)[:SHOWN_CHARACTERS]
+    shown = visible(line.text)[:SHOWN_CHARACTERS]
     if line.is_mapped:
         record = json.dumps(line.record, ensure_ascii=False) if line.record else "nothing"
-        shown += f"\nread as: {_visible(record)[:SHOWN_RECORD]}"
+        shown += f"\nread as: {visible(record)[:SHOWN_RECORD]}"
     return shown
 
 
 def _show_utf16(files: Sequence[str], *, err: bool) -> None:
     for file in files[:SHOWN_FILES]:
-        click.echo(f"No line of {_visible(file)} counts: {UTF16_ADVICE}.", err=err)
+        click.echo(f"No line of {visible(file)} counts: {UTF16_ADVICE}.", err=err)
     if len(files) > SHOWN_FILES:
         click.echo(f"The same holds for {count_of(len(files) - SHOWN_FILES, 'more file')}.", err=err)
 
@@ -871,7 +876,7 @@ def _show_utf16(files: Sequence[str], *, err: bool) -> None:
 def _show_lost_lists(lost: Sequence[LostList]) -> None:
     for each in lost[:SHOWN_LINES]:
         click.echo(
-            f"UNAVAILABLE {_visible(each.file)}: {count_of(each.lines, 'line')} did not count, and the list of them"
+            f"UNAVAILABLE {visible(each.file)}: {count_of(each.lines, 'line')} did not count, and the list of them"
             f" is lost: {each.what}",
             err=True,
         )
@@ -916,25 +921,25 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
             then = f"Check it, put such files below raw/{name}/, and run 'keytally rollup'."
         else:
             then = f"No line counts yet: put it right, and inspect the file again before it goes below raw/{name}/."
-        click.echo(f"Wrote {_visible(written)}. {then} When it changes, its files are ingested again.", err=True)
+        click.echo(f"Wrote {visible(written)}. {then} When it changes, its files are ingested again.", err=True)
     return 0
 
 
 def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
     known = {"native": "the native format", None: "no format knows it; here is a draft of one"}
-    click.echo(f"{_visible(look.file)}: {known.get(look.format, f'the format {look.format}')}\n")
+    click.echo(f"{visible(look.file)}: {known.get(look.format, f'the format {look.format}')}\n")
     if look.format is None:
         click.echo(look.text)
     else:
         table = _table("field", "is", numbers=False)
         for field, source in look.fields.items():
-            _add(table, field, _visible(source))
+            _add(table, field, visible(source))
         _print_table(table)
     _show_counts(look)
     if look.samples:
         table = _table("field", *(f"request {number}" for number, _ in enumerate(look.samples, 1)), numbers=False)
         for field in look.samples[0]:
-            _add(table, field, *(_visible("-" if row[field] is None else str(row[field])) for row in look.samples))
+            _add(table, field, *(visible("-" if row[field] is None else str(row[field])) for row in look.samples))
         click.echo("For example, as they would be kept:")
         _print_table(table)
     if any(rejects.field in _OF_CACHE and rejects.reason == "bad_type" for rejects in look.rejected):
@@ -957,7 +962,7 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
     if look.repeats:
         _show_repeats(look)
     for note in look.notes:
-        click.echo(f"Note: {_visible(note)}")
+        click.echo(f"Note: {visible(note)}")
     if not is_written:
         click.echo(f"Next: {_next_for_look(look)}")
 
@@ -969,9 +974,9 @@ def _show_counts(look: FirstLook) -> None:
     for rejects in look.rejected:
         made = f": {json.dumps(rejects.made, ensure_ascii=False)}" if rejects.made else ""
         of = f" ({rejects.field})" if rejects.field else ""
-        click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{_visible(made)}")
+        click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{visible(made)}")
     for reason, records in look.skipped.items():
-        click.echo(f"  {records:,} left out: {_visible(reason)}")
+        click.echo(f"  {records:,} left out: {visible(reason)}")
 
 
 def _show_repeats(look: FirstLook) -> None:
@@ -1044,7 +1049,7 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
             where = shown["organization_id"] or shown["file"] or "-"
             when = shown["day"] or shown["month"] or "-"
             names = (where, shown["api_key_id"] or "-", shown["model"] or "-", when, shown["field"])
-            _add(table, shown["rollup"], *map(_visible, names), str(shown["published"]), str(shown["recounted"]))
+            _add(table, shown["rollup"], *map(visible, names), str(shown["published"]), str(shown["recounted"]))
         _print_table(table)
         if len(found.differences) > SHOWN_LINES:
             click.echo(f"The first {SHOWN_LINES} of {len(found.differences):,} differences (--json lists all).")
@@ -1063,7 +1068,7 @@ def _show_reconciliation(found: Reconciliation, first_day: date, last_day: date)
     for content in found.missing[:SHOWN_LINES]:
         touched = ", ".join(map(str, content.days[:5])) + (" ..." if len(content.days) > 5 else "")
         click.echo(
-            f"NOT COMPARED {touched or 'no day'}: what {_visible(content.file)} held when it was taken in is no longer"
+            f"NOT COMPARED {touched or 'no day'}: what {visible(content.file)} held when it was taken in is no longer"
             " in raw/, or cannot be read there. Put it back to have it recounted.",
             err=True,
         )
@@ -1102,7 +1107,7 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
             f"{'?' if row.cost_before is None else _amount(row.cost_before)} → {_amount(row.cost_after)}",
             _change(row),
             row.cause,
-            _visible(", ".join(row.files)),
+            visible(", ".join(row.files)),
         )
     table.columns[-1].header = "files"
     _print_table(table)
@@ -1205,7 +1210,7 @@ def _show_usage(by: str, rows: Sequence[tuple[Any, list[Any]]], total: Sequence[
             _add(table, *(label, used[0], used[1], *amounts, bar)[: len(table.columns)])
 
         for name, used in shown:
-            label = "(no model named)" if name is None else _visible(str(name))[:SHOWN_CHARACTERS]
+            label = "(no model named)" if name is None else visible(str(name))[:SHOWN_CHARACTERS]
             add(label, used, _bar(used[2], most, longest))
         table.add_section()
         add("sum", total, "")
@@ -1245,7 +1250,7 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
         return 0
     if found.failed:
         ago = duration_text(found.now - found.failed.failed)
-        click.echo(f"FAILED      the newest run, {ago} ago: {_visible(found.failed.why)}")
+        click.echo(f"FAILED      the newest run, {ago} ago: {visible(found.failed.why)}")
     if found.killed_at:
         ago = duration_text(found.now - found.killed_at)
         click.echo(f"KILLED      a run, {ago} ago, before it was done; what it finished is kept")
@@ -1257,21 +1262,21 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
             " in raw/"
         )
     if not found.ledger.publication.files:
-        click.echo(f"Nothing is published yet from {_visible(str(settings.data))}.")
+        click.echo(f"Nothing is published yet from {visible(str(settings.data))}.")
     else:
         _show_published(found)
     for odd in found.odd[:SHOWN_FILES]:
-        click.echo(f"ODD LOG     {_visible(odd.file)}: {_visible(odd.what)}")
+        click.echo(f"ODD LOG     {visible(odd.file)}: {visible(odd.what)}")
     _echo_rest("ODD LOG    ", found.odd, SHOWN_FILES, "--json lists all")
     for day in found.disagreeing[:SHOWN_FILES]:
-        name = f", as of request {_visible(' of '.join(day.disagreement[::-1]))}" if day.disagreement else ""
+        name = f", as of request {visible(' of '.join(day.disagreement[::-1]))}" if day.disagreement else ""
         click.echo(f"DISAGREEING {day.day}: {count_of(day.disagreeing, 'line')} with other billed values{name}")
     _echo_rest("DISAGREEING", found.disagreeing, SHOWN_FILES, "--json lists all")
     _show_unpriced(found.unpriced)
     if found.bad_prices:
-        click.echo(f"BAD PRICES  {_visible(found.bad_prices)}")
+        click.echo(f"BAD PRICES  {visible(found.bad_prices)}")
     if found.raw_missing:
-        click.echo(f"NO LOGS     {_visible(found.raw_missing)}")
+        click.echo(f"NO LOGS     {visible(found.raw_missing)}")
     _show_waiting(found)
     _show_days(found, all_days)
     _show_files(found, all_files)
@@ -1355,20 +1360,20 @@ def _show_waiting(found: Status) -> None:
     )
     for each in waiting[:SHOWN_FILES]:
         how_long = f" for {duration_text(found.now - each.since)}" if each.since else ""
-        click.echo(f"              {_visible(each.raw_file.file)} ({each.why}{how_long})")
+        click.echo(f"              {visible(each.raw_file.file)} ({each.why}{how_long})")
     _echo_rest("            ", waiting, SHOWN_FILES, "--files lists all")
     for held in found.held_back[:SHOWN_LINES]:
         since = found.held_since.get(held.file)
         told = f" (for {duration_text(found.now - since)})" if since else ""
-        click.echo(f"HELD BACK   {_visible(held.file)}: {_visible(held.reason)}{told}")
+        click.echo(f"HELD BACK   {visible(held.file)}: {visible(held.reason)}{told}")
     _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
     for log in found.ignored_logs[:SHOWN_FILES]:
-        click.echo(f"IGNORED LOG {_visible(log.file)}: {_visible(log.what_to_do)}")
+        click.echo(f"IGNORED LOG {visible(log.file)}: {visible(log.what_to_do)}")
     _echo_rest("IGNORED LOG", found.ignored_logs, SHOWN_FILES, "--json lists all")
     logs = {log.file for log in found.ignored_logs}
     others = [file for file in found.ignored if file not in logs]
     for file in others[:SHOWN_FILES]:
-        click.echo(f"Ignored     {_visible(file)} ({found.ignored[file]})")
+        click.echo(f"Ignored     {visible(file)} ({found.ignored[file]})")
     _echo_rest("Ignored    ", others, SHOWN_FILES, "--json lists all")
 
 
@@ -1400,7 +1405,7 @@ def _show_days(found: Status, all_days: bool) -> None:
         click.echo(f"and {count_of(len(found.days) - len(shown), 'earlier day')} (--days lists all)")
     findings = [day for day in found.days if day.finding]
     for day in findings[-SHOWN_LINES:]:
-        click.echo(f"FINDING     {day.day}: {_visible(day.finding or '')}")
+        click.echo(f"FINDING     {day.day}: {visible(day.finding or '')}")
     _echo_rest("FINDING    ", findings, SHOWN_LINES, "--json lists all")
 
 
@@ -1418,12 +1423,12 @@ def _show_files(found: Status, all_files: bool) -> None:
     for file, entry in shown:
         taken = entry.take_in
         same = entry.same_as is not None
-        now = [f"same as {_visible(entry.same_as)}"] if entry.same_as else []
+        now = [f"same as {visible(entry.same_as)}"] if entry.same_as else []
         now += ["held back"] if file.held_back else [file.waiting] if file.waiting else []
         now += [] if file.in_raw else ["gone from raw/"]
         of_file = (taken.accepted, taken.quarantined, *([taken.skipped] if some_skipped else []))
         counts = (taken.lines, *(0 if same else count for count in of_file))
-        _add(table, _visible(file.file), *counts, instant_text(taken.taken_at) or "", ", ".join(now) or "as taken in")
+        _add(table, visible(file.file), *counts, instant_text(taken.taken_at) or "", ", ".join(now) or "as taken in")
     _print_table(table)
     if len(counting) > len(shown):
         click.echo(f"and {count_of(len(counting) - len(shown), 'file')} taken in before (--files lists all)")
@@ -1495,11 +1500,6 @@ def _least_width(table: Table) -> int:
 def _amount(amount: Decimal) -> str:
     digits = _decimals(amount)
     return f"{amount:.{digits}f}"
-
-
-def _visible(text: str) -> str:
-    """Text from a log or a file name, with what could steer a terminal or forge a line made visible."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ from pipeline.run_page import (
     report_of,
     what_failed,
 )
+from pipeline.terminal import keep_logs_visible
 from pipeline.update import Steps, roll_up
 from pipeline.update import backfill as roll_up_again
 
@@ -95,6 +96,7 @@ KILLED = (
 # What is told in a sentence. Anything else is a fault of ours, and Prefect shows where it comes from.
 FAILURES = (KeytallyError, SettingsError, StoreError, OSError, duckdb.Error)
 
+keep_logs_visible()
 log = logging.getLogger("pipeline.flows")  # which Prefect shows with the run
 
 

@@ -16,6 +16,13 @@ class KeytallyError(Exception):
         return type(self), tuple(self.__dict__.values()) or self.args
 
 
+class InterruptedRunError(KeytallyError):
+    """A person or a supervisor stopped the command before it was done."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; readers see a whole version, and running the command again does what is left")
+
+
 class HeldBack(KeytallyError):
     """A raw file that cannot be read whole and right, so nothing of its present content counts."""
 

@@ -75,6 +75,13 @@ def read_failure(store: Store) -> FailedRun | None:
         return None
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Return True if a signal ended the work. DuckDB raises an error of its own then, not the signal's."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    )
+
+
 def sentence_of(error: Exception) -> str:
     """What went wrong and what to do next, in one line. What is nobody's error but ours is said to be a fault."""
     if isinstance(error, (KeytallyError, SettingsError, StoreError)):

@@ -17,7 +17,8 @@ from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store, open_store
 from pipeline.engine import Engine
-from pipeline.failure import note_failure
+from pipeline.errors import InterruptedRunError
+from pipeline.failure import is_interruption, note_failure
 from pipeline.prices import Prices
 
 _STARTED = "%Y%m%dT%H%M%SZ"
@@ -65,7 +66,8 @@ def start_run(
     """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed.
 
     publishes: whether it is to bring what is published up to date; if it fails, it notes why. Raises StoreError when
-    the data root cannot be reached.
+    the data root cannot be reached,
+    InterruptedRunError when a signal ends the work.
     """
     store = open_store(settings, PATIENCE)
     step("make the folder of scratches")
@@ -84,10 +86,13 @@ def start_run(
                 step("remove the scratch")
             finally:
                 engine.close()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            told = error if isinstance(error, Exception) and not is_interruption(error) else InterruptedRunError()
             if publishes:
-                note_failure(run, error)
-            raise
+                note_failure(run, told)
+            if told is error:
+                raise
+            raise told from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)

@@ -17,6 +17,14 @@ def in_a_line(text: str) -> str:
     return " ".join(re.sub(r"\s*(\x1b\[[0-9;]*m)*↳(\x1b\[[0-9;]*m)*", ":", text).split())
 
 
+def visible(text: str) -> str:
+    """Return text with every character that cannot be printed as its escape.
+
+    A file name or a value from a log may hold control characters: they would steer a terminal or forge a line.
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def instant_text(moment: datetime | None) -> str | None:
     """`2025-11-15T10:30:00Z`: UTC, whole seconds; None for none."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
