@@ -92,7 +92,7 @@ class Night:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         today = f"{datetime.now().astimezone():%Y%m%d}"
-        for path in self.log.parent.glob(f"*-{today}.*"):
+        for path in self.log.parent.rglob(f"*-{today}.*"):
             path.rename(path.with_name(path.name.replace(today, f"{self.day:%Y%m%d}")))
 
     def report(self) -> Report:
@@ -107,14 +107,15 @@ class Night:
 
 @needs_logrotate
 @pytest.mark.parametrize(
-    ("name", "nights", "more"),
-    [("dateext", 7, ""), ("dateext", 3, "compress\n    delaycompress\n"), ("number", 5, ""), ("copytruncate", 3, "")],
-    ids=["dateext", "dateext-compressed", "number", "copytruncate"],
+    "more",
+    ["", "compress\n", "compress\n    delaycompress\n", "olddir rotated\n    createolddir 0755\n"],
+    ids=["plain", "compress", "delaycompress", "olddir"],
 )
-def test_no_night_loses_a_request(name: str, nights: int, more: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(STANZAS))
+def test_seven_nights_lose_no_request_and_make_no_finding(name: str, more: str, tmp_path: Path) -> None:
     night = Night(tmp_path, stanza(name).replace("daily\n", f"daily\n    {more}"))
     expected = {}
-    for number in range(nights):
+    for number in range(7):
         night.day = FIRST_DAY + timedelta(days=number)
         night.traffic(3)
         if number % 2:  # keytally may have read a part of the log, or nothing, before it is rotated
@@ -124,8 +125,8 @@ def test_no_night_loses_a_request(name: str, nights: int, more: str, tmp_path: P
         assert not night.roll_up()
         expected["acme", str(night.day.date())] = (number + 4, (Decimal("0.0035") * (number + 4)).normalize())
         assert night.place.usage() == expected
-    names = {path.name for path in night.log.parent.iterdir()}
-    assert len(names) >= nights
+    names = {path.name for path in night.log.parent.rglob("*") if path.is_file()}
+    assert len(names) >= 7
     assert all(re.search(r"\.jsonl(\.gz)?$", name) for name in names), names
 
 
