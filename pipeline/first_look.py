@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.beginnings import BEGINNING_BYTES, check_encoding, check_other_signals, csv_of, no_record
+from pipeline.contract.settings import Settings
 from pipeline.contract.store import this_machine
 from pipeline.drafting import draft_of
+from pipeline.engine import Engine
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
 from pipeline.format import ENDINGS_OF, NATIVE, Csv, Format, read_format
 from pipeline.line import FUTURE_TOLERANCE, NATIVE_FIELDS, Reason, Rejected, Request, parse, read_line, read_record
@@ -27,7 +31,7 @@ from pipeline.raw import RawFile, RawPass
 from pipeline.records import as_record, mapped
 from pipeline.repeats import NAMES, Repeats, repeats_of
 from pipeline.rows import as_json_record, without_line_end
-from pipeline.traces import AGENT, MERGED
+from pipeline.traces import AGENT, Traces
 
 MOST_LINES = 5_000
 MOST_BYTES = 64 * 2**20  # read of the file
@@ -254,17 +258,16 @@ def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> 
     mapping = MappedRecords(format)
     try:
         (batch,) = lines.combine_chunks().to_batches()
-        rows = mapped(batch, mapping, format).to_pylist()
+        rows = _resolved(mapped(batch, mapping, format))
         is_known = "skipped" in mapping.given
     finally:
         mapping.close()
-    left_out = _left_out(rows)
 
     def verdict(row: Mapping[str, Any]) -> _Verdict:
         if row["reason"]:
             return Rejected(Reason(row["reason"]))
-        if reason := row["skipped"] or left_out.get(row["record_id"]):
-            return _Skipped(reason, is_known)
+        if row["skipped"]:
+            return _Skipped(row["skipped"], is_known)
         return read_record(as_record(row), latest, format.terms)
 
     return [
@@ -278,29 +281,29 @@ def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> 
     ]
 
 
-def _left_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Why records of traces are left out, by their ids: as traces.py decides it for a whole file."""
-    records = {row["record_id"]: row for row in rows if row["record_id"]}
+def _resolved(records: pa.Table) -> list[dict[str, Any]]:
+    """Return records (schema MAPPED) as a run resolves the spans of traces, as if they were the whole file.
 
-    def above(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        seen: set[str] = set()
-        while (parent := row["parent_id"]) in records and parent not in seen:
-            seen.add(parent)
-            row = records[parent]
-            yield row
+    An agent above other calls is skipped. A second span of a failed call has the request id of the first.
+    """
+    if records["record_id"].null_count == len(records):
+        return records.to_pylist()  # type: ignore[no-any-return]
+    with (
+        TemporaryDirectory() as scratch,
+        closing(Engine(Settings.from_environment(), this_machine(), Path(scratch))) as engine,
+        Traces(engine, Path(scratch)) as traces,
+    ):
+        tables = [traces.undoubted(records), *traces.waiting()]
+    requests = {row["record_id"]: row["request_id"] for table in tables for row in table.to_pylist()}
 
-    def is_failed_and_unnamed(row: Mapping[str, Any]) -> bool:
-        has_failed = bool(re.fullmatch("[45][0-9]{2}", row["status"] or ""))
-        return row["role"] == "call" and has_failed and row["request_id"] == row["record_id"]
+    def resolved(row: dict[str, Any]) -> dict[str, Any]:
+        if row["role"] == "agent" and row["record_id"] and row["record_id"] not in requests:
+            return {**row, "skipped": AGENT}
+        if row["role"] == "call" and row["record_id"] and row["record_id"] == row["request_id"]:
+            return {**row, "request_id": requests[row["record_id"]]}
+        return row
 
-    left_out: dict[str, str] = {}
-    for row in records.values():
-        if row["role"] in ("call", "agent"):
-            left_out |= {each["record_id"]: AGENT for each in above(row) if each["role"] == "agent"}
-        parent = next(above(row), None)
-        if parent and is_failed_and_unnamed(row) and is_failed_and_unnamed(parent):
-            left_out[row["record_id"]] = MERGED
-    return left_out
+    return [resolved(row) for row in records.to_pylist()]
 
 
 def _native(path: Path, count: int, latest: datetime) -> Iterator[_Judged]:

@@ -27,7 +27,7 @@ from pipeline.line import FUTURE_TOLERANCE
 from pipeline.raw import RawFile, RawPass
 from pipeline.run import Run
 from pipeline.spool import Spool
-from pipeline.traces import MERGED, UNDECIDED
+from pipeline.traces import MERGED
 
 TAKE_IN_RULE = 3  # counts changes after which a file must be taken in anew; tests/test_rules.py sees them
 
@@ -166,7 +166,7 @@ def _tally_of(judged: Judged) -> Counter[tuple[str, str]]:
     for found in judged.rejected["reason"].value_counts().to_pylist():
         counts["quarantined", found["values"]] += found["counts"]
     counts["merged", MERGED] += judged.merged
-    counts["undecided", UNDECIDED] += judged.undecided
+    counts += Counter({("undecided", reason): count for reason, count in judged.undecided.items()})
     return +counts
 
 

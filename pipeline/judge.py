@@ -48,7 +48,7 @@ class Judged:
     line: a roll-up of events in order takes less time, their file less room. The same content gives the same order.
     rejected: rows of REJECTED, in order of line. heals_at: when the first line from the future is none any more.
     skipped: how many records the format leaves out, by reason; each of them is a line. merged: how many spans tell of a
-    call that another one tells of. undecided: of how many spans it cannot be decided whether they do.
+    call that another one tells of. undecided: how many spans nobody can decide about, by reason.
     """
 
     lines: int
@@ -57,7 +57,7 @@ class Judged:
     heals_at: datetime | None
     skipped: Counter[str] = field(default_factory=Counter)
     merged: int = 0
-    undecided: int = 0
+    undecided: Counter[str] = field(default_factory=Counter)
 
 
 def judge(engine: Engine, opened: RawPass, latest: datetime, scratch: Path) -> Iterator[Judged]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pipeline.contract.wording import count_of
 from pipeline.ledger import FileEntry
 from pipeline.line import Reason
+from pipeline.traces import LOST_AGENT
 
 
 class OddLog(NamedTuple):
@@ -35,7 +36,8 @@ def _odd(entry: FileEntry) -> OddLog | None:
     unknown = taken.lines_of("quarantined", Reason.NOT_THIS_FORMAT)
     # Lines from the future are taken in when their moment comes.
     refused = taken.quarantined - taken.lines_of("quarantined", Reason.FUTURE_TIMESTAMP)
-    undecided = taken.lines_of("undecided")
+    lost_agents = taken.lines_of("undecided", LOST_AGENT)
+    undecided = taken.lines_of("undecided") - lost_agents
     if unknown:
         return OddLog(
             entry.file,
@@ -55,5 +57,12 @@ def _odd(entry: FileEntry) -> OddLog | None:
             f"{count_of(undecided, 'span')} may tell of a call that counts already: no response id says so",
             "if two instrumentations write spans for the same calls, switch one of them off, or have both write"
             " gen_ai.response.id",
+        )
+    if lost_agents:
+        return OddLog(
+            entry.file,
+            f"{count_of(lost_agents, 'agent')} with tokens left out, although no model call below has any: the tokens"
+            " count nowhere",
+            "have the instrumentation of the model calls write their tokens; in streams, ask the API for its usage",
         )
     return None

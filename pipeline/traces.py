@@ -21,25 +21,33 @@ from pipeline.spool import Spool
 AGENT = "an agent whose model calls are in the log too"
 MERGED = "a second span of the same call"
 UNDECIDED = "a span below another one, or beside it, that may tell of the same call"
+LOST_AGENT = "an agent with tokens that was left out, although no model call below it has any"
 COLUMNS = ("record_id", "parent_id", "role", "scope")
 
-_SPAN = pa.schema([MAPPED.field(name) for name in (*COLUMNS, "organization_id", "request_id", "model", "status")])
+_TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+_SPAN = pa.schema(
+    [MAPPED.field(name) for name in (*COLUMNS, "organization_id", "request_id", "model", "status", *_TOKENS)]
+)
 
 
 class Traces:
     """The records of one file that belong to traces. A context manager.
 
-    Use `undoubted` for every table of records, and when the file is read `waiting`, then the counts.
+    Use `undoubted` for every table of records, then `waiting` when the whole file is read, then the counts.
+
+    Attributes:
+        skipped: How many agents were left out.
+        merged: How many spans tell of a request that another span tells of too.
+        undecided: How many spans nobody can decide about, by reason.
     """
 
     def __init__(self, engine: Engine, scratch: Path) -> None:
         self._engine = engine
         self._waiting = Spool(scratch / "waiting.arrow", MAPPED)
         self._is_used = False
-        self._waits = False
         self.skipped: Counter[str] = Counter()
         self.merged = 0
-        self.undecided = 0
+        self.undecided: Counter[str] = Counter()
 
     def __enter__(self) -> Traces:
         return self
@@ -48,9 +56,9 @@ class Traces:
         self._waiting.__exit__(None, None, None)
 
     def undoubted(self, records: pa.Table) -> pa.Table:
-        """Take records (schema MAPPED) in; those of them that need not wait.
+        """Take in records (schema MAPPED), and return those of them that need not wait.
 
-        An agent waits for the calls below it, and a failed call that has no response id for the one above it.
+        An agent waits for the calls below it. A failed call without a response id waits for the one above it.
         """
         if records["record_id"].null_count == len(records):
             return records
@@ -67,25 +75,28 @@ class Traces:
         )
         waits = pc.fill_null(waits, False)
         if pc.any(waits).as_py():
-            self._waits = True
             for batch in records.filter(waits).combine_chunks().to_batches():
                 self._waiting.add(batch)
         return records.filter(pc.invert(waits))
 
     def waiting(self) -> Iterator[pa.Table]:
-        """The records that waited and are requests; the others, and what was merged, are counted."""
+        """Yield the records that waited and are requests, under the ids of their requests; count all others."""
         if not self._is_used:
             return
-        if self._waits:
-            self._engine.run("resolve_trace_spans")
-            for batch in self._waiting.read():
-                records = pa.Table.from_batches([batch])
-                self._engine.name_arrow("records", records.select(_SPAN.names))
-                verdicts = dict(self._engine.query("verdicts_on_trace_spans"))
-                verdict = pa.array([verdicts.get(record) for record in records["record_id"].to_pylist()], pa.string())
-                for reason, word in ((AGENT, "agent"), (MERGED, "merged")):
-                    self.skipped[reason] += pc.sum(pc.equal(verdict, word)).as_py() or 0
-                yield records.filter(pc.is_null(verdict))
-            ((self.merged,),) = self._engine.query("count_merged_failures")
-        ((same_call, self.undecided),) = self._engine.query("count_merged_spans")
-        self.merged += same_call
+        self._engine.run("resolve_failed_spans")
+        self._engine.run("resolve_agents")
+        for batch in self._waiting.read():
+            records = pa.Table.from_batches([batch])
+            self._engine.name_arrow("records", records.select(_SPAN.names))
+            requests = dict(self._engine.query("verdicts_on_trace_spans"))
+            ids = records["record_id"].to_pylist()
+            is_request = pa.array([requests.get(record, record) is not None for record in ids], pa.bool_())
+            self.skipped[AGENT] += len(ids) - is_request.true_count
+            own = records["request_id"].to_pylist()
+            of_request = [requests.get(record, request) for record, request in zip(ids, own, strict=True)]
+            place = records.schema.names.index("request_id")
+            named = records.set_column(place, records.schema.field(place), pa.array(of_request, pa.string()))
+            yield named.filter(is_request)
+        ((self.merged, undecided, lost),) = self._engine.query("count_merged_spans")
+        self.undecided = +Counter({UNDECIDED: undecided, LOST_AGENT: lost})
+        self.skipped = +self.skipped

@@ -271,8 +271,9 @@ def test_a_shipped_format_equals_a_plain_reading_of_its_log(place: Place, name: 
     assert recounted(place).as_json()["differences"] == []
     day = place.ledger().days[date(2026, 11, 10)]
     # Each log has what a mutant may spoil, by hand: copies of two requests, one of them in conflict, one without a key.
+    # In the traces, the two spans of a failed call are copies as well.
     assert day.counted > 2
-    assert day.duplicate == 2
+    assert day.duplicate == (3 if name == "otel-genai" else 2)
     assert day.session == 1
     assert day.conflicting == 1
 

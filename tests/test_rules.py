@@ -29,8 +29,8 @@ TAKEN_IN_BY = (
     "lenient_json.py",
     "traces.py",
     "sql/pure_functions.sql",
-    *(f"sql/{name}.sql" for name in ("create_trace_span", "add_trace_spans", "resolve_trace_spans")),
-    *(f"sql/{name}.sql" for name in ("verdicts_on_trace_spans", "count_merged_spans", "count_merged_failures")),
+    *(f"sql/{name}.sql" for name in ("create_trace_span", "add_trace_spans", "resolve_failed_spans")),
+    *(f"sql/{name}.sql" for name in ("resolve_agents", "verdicts_on_trace_spans", "count_merged_spans")),
 )
 ROLLED_UP_BY = (
     *("rollup.py", "buckets.py", "prices.py", "price_book.py"),
@@ -39,7 +39,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "fc586284d7ec6670"),
+    "TAKE_IN_RULE": (3, "e199306814631916"),
     "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 

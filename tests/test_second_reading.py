@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -14,11 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.engine import Engine
 from pipeline.format import SHIPPED, Format, read_format
 from pipeline.mapping import MappedRecords
+from pipeline.records import MAPPED
 from pipeline.recount import Mapped, Verdict, mapped_requests_in
 from pipeline.recount_formats import PLAIN_FORMATS
 from pipeline.recount_traces import Traces
+from pipeline.traces import Traces as SqlTraces
 from tests.conftest import Place, Record
 from tests.test_mutants import LOGS, NOW, PRICES, nginx, recounted, span
 
@@ -27,12 +31,15 @@ ODD = st.one_of(
     st.sampled_from([None, "", "-", "0", "7", "-5", "07", "5.0", "1e2", "x", "success", "failure", "batch_1"]),
     st.sampled_from([0, 7, -5, 5.0, 5.5, 2**63, True, False, [], {}, [1], {"a": 1}, LONG, "\ud800"]),
     st.sampled_from(["200", 200, 429, "404", 99, 600, "retrieve_batch", "aget_responses", "chat", "invoke_agent"]),
+    st.sampled_from(
+        ["0123", "4.0", "5_00", "+7", " 7", "0200", "10.00000000000000000001", "1.50e3", "true", "[Errno 1] x"]
+    ),
     st.sampled_from([1794272401.2500005, "1794272401.5", "2026-11-10T01:00:00Z", 1794276001123456789, "1" * 40]),
 )
 VALUE = st.one_of(
     ODD,
     st.builds(
-        # An empty text stands in no number; whether it is missing there, nobody has said.
+        # An empty text stands in no number: whether it is missing there is not defined.
         lambda kind, value: {kind: 7 if value == "" and kind != "stringValue" else value},
         st.sampled_from(["stringValue", "intValue", "doubleValue", "boolValue", "other"]),
         ODD,
@@ -44,7 +51,40 @@ ATTRIBUTES = [
     *("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"),
     *("gen_ai.usage.cache_read_input_tokens", "gen_ai.usage.cache_write.input_tokens"),
     *("keytally.organization_id", "gen_ai.usage.reasoning_tokens", "gen_ai.provider.name"),
+    *("llm.usage.total_tokens", "gen_ai.usage.cost"),
 ]
+
+
+ODD_PARTS: dict[str, list[Any]] = {
+    "attributes": [None, {}, {"a": 1}, "text", 200, True, [1, None, {"key": 5, "value": 5}, {"key": "error.type"}]],
+    "status": [None, {}, [], "2", 2, 200, *({"code": code} for code in (None, 2, 2.0, "2", "STATUS_CODE_ERROR", 1))],
+    "startTimeUnixNano": [" 1794276001123456789", "+1794276001123456789", ".7", 1.794e18, "9" * 19, "1" * 20, "0", {}],
+    "traceId": [None, {"a": 1}, [1], True, "true", "[x"],
+    "parentSpanId": [None, {"a": 1}, [1], False],
+}
+ODD_PARTS["status"] += [{"code": code} for code in (True, [], {}, "x", 7, 2.5, "")]
+PARTS_ABOVE: list[Any] = [None, {}, [], "x", 5, True, [1], [None], ["a"], [{}], [[]]]
+
+
+@st.composite
+def odd_exports(draw: st.DrawFn, export: Any) -> Any:
+    """An export of which one part above the spans has another shape; or a few of its spans."""
+    resource = export["resourceSpans"][0]
+    scope = resource["scopeSpans"][0]
+    owner, name = draw(
+        st.sampled_from(
+            [
+                (export, "resourceSpans"),
+                *((resource, name) for name in ("resource", "scopeSpans", "instrumentationLibrarySpans")),
+                *((scope, name) for name in ("scope", "spans")),
+                (resource.setdefault("resource", {}), "attributes"),
+            ]
+        )
+    )
+    owner[name] = draw(st.sampled_from(PARTS_ABOVE))
+    if draw(st.booleans()) and isinstance(owner[name], list):
+        owner[name] = owner[name] + draw(st.sampled_from(PARTS_ABOVE[6:]))
+    return export
 
 
 @st.composite
@@ -59,6 +99,11 @@ def odd_records(draw: st.DrawFn, name: str) -> Record:
             changed["attributes"] = [{"key": key, "value": draw(VALUE)}, *others]
     else:
         changed = record
+        for field, shapes in ODD_PARTS.items():
+            if draw(st.integers(0, 9)) == 0:
+                changed[field] = draw(st.sampled_from(shapes))
+        if draw(st.integers(0, 5)) == 0:
+            return cast("Record", draw(odd_exports(record)))
     for _ in range(draw(st.integers(0, 3))):
         inner = changed
         while True:
@@ -114,6 +159,59 @@ def test_the_sql_and_the_plain_reading_agree_on_odd_values(
         for record in records:
             assert read(plain, [record]) == read(by_sql, [record]), record
         pytest.fail("they differ only on all records together")
+
+
+ROWS = st.fixed_dictionaries(
+    {
+        "span": st.integers(0, 6),
+        "parent": st.sampled_from([None, 0, 0, 1, 2, 3, 6, 7]),
+        "role": st.sampled_from(["call"] * 6 + ["agent", None]),
+        "status": st.sampled_from(["500"] * 6 + [None, "200", "0429", "600", "x"]),
+        "input_tokens": st.sampled_from([None, None, "5"]),
+        "response": st.sampled_from([None] * 5 + ["resp_1"]),
+        "scope": st.sampled_from(["one", "two"]),
+        "model": st.sampled_from(["m", "n"]),
+        "organization_id": st.sampled_from(["a"] * 5 + ["b"]),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Path]]:
+    scratch = tmp_path_factory.mktemp("scratch")
+    place = Place(scratch / "data")
+    made = Engine(place.settings, place.store, scratch)
+    yield made, scratch
+    made.close()
+
+
+@settings(
+    max_examples=int(os.environ.get("KEYTALLY_EXAMPLES", "60")), deadline=None, suppress_health_check=[*HealthCheck]
+)
+@given(rows=st.lists(ROWS, min_size=1, max_size=7, unique_by=lambda row: row["span"]), copies=st.integers(1, 2))
+def test_both_readings_resolve_a_trace_alike(
+    engine: tuple[Engine, Path], rows: list[dict[str, Any]], copies: int
+) -> None:
+    """Whatever is above whatever, circles too: the same requests, and the same counts."""
+    spans = []
+    for row in rows:
+        record = f"t-{row['span']}"
+        parent = None if row["parent"] is None else f"t-{row['parent']}"
+        request = f"t-{row['response'] or row['span']}"
+        spans.append({**row, "record_id": record, "parent_id": parent, "request_id": request})
+    made = [pa.Table.from_pylist([span], schema=MAPPED) for span in spans * copies]
+    with SqlTraces(*engine) as by_sql:
+        tables = [by_sql.undoubted(table) for table in made]
+        tables += list(by_sql.waiting())
+    plain = Traces()
+    read = [row for row in plain.resolved(table.to_pylist()[0] for table in made) if not row["skipped"]]
+    found = [row for table in tables for row in table.to_pylist()]
+    ids = ("record_id", "request_id")
+    assert Counter(tuple(row[name] for name in ids) for row in found) == Counter(
+        tuple(row[name] for name in ids) for row in read
+    )
+    assert (by_sql.merged, by_sql.undecided.total()) == (plain.merged, plain.undecided)
+    assert len(found) + by_sql.skipped.total() == len(made)
 
 
 def test_what_is_wrong_in_a_field_that_nobody_reads_costs_no_request(place: Place) -> None:

@@ -406,6 +406,16 @@ def test_every_name_of_the_tokens_is_read(column: str, newest_first: list[str]) 
         ({"doubleValue": "NaN"}, "NaN"),
         ({"stringValue": "many"}, "many"),
         ({"stringValue": "500.0"}, "500.0"),
+        ({"doubleValue": "1.50e3"}, "1500"),
+        ({"doubleValue": "-5.0"}, "-5"),
+        ({"doubleValue": "10.00000000000000000001"}, "10.00000000000000000001"),
+        ({"doubleValue": "5_00"}, "5_00"),
+        ({"doubleValue": "+7"}, "+7"),
+        ({"doubleValue": " 7"}, " 7"),
+        ({"doubleValue": "0123.0"}, "0123.0"),
+        ("4.0", "4.0"),
+        ({"intValue": True}, '{"intValue":true}'),
+        ({"stringValue": None, "intValue": None}, None),
         ({"stringValue": ""}, ""),
         ({"boolValue": True}, '{"boolValue":true}'),
         ({"arrayValue": {"values": []}}, '{"arrayValue":{"values":[]}}'),
@@ -448,6 +458,14 @@ def test_a_bare_value_counts() -> None:
         ("status", {"error.type": "503", "http.response.status_code": 429}, "429"),
         ("status", {"error.type": "ReadError", "http.response.status_code": "fine"}, "fine"),
         ("status", {"error.type": ""}, None),
+        ("status", {"error.type": "[Errno 111] Connection refused"}, "500"),
+        ("status", {"error.type": "ReadError", "http.response.status_code": "0200"}, "500"),
+        ("status", {"error.type": "ReadError", "http.response.status_code": "0429"}, "0429"),
+        ("endpoint", {"gen_ai.operation.name": NOTHING, "llm.request.type": ""}, None),
+        ("model", {"gen_ai.request.model": {"boolValue": False}}, '{"boolValue":false}'),
+        ("model", {"gen_ai.request.model": {"arrayValue": {}}}, '{"arrayValue":{}}'),
+        ("model", {"gen_ai.request.model": {"doubleValue": 4.0}}, '{"doubleValue":4.0}'),
+        ("model", {"gen_ai.request.model": {"intValue": "4"}}, "4"),
     ],
 )
 def test_a_field_of_opentelemetry(field: str, changes: dict[str, Any], expected: str | None) -> None:
@@ -457,7 +475,14 @@ def test_a_field_of_opentelemetry(field: str, changes: dict[str, Any], expected:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"status": {"code": 2}}, {"status": "500"}),
+        *(({"status": {"code": code}}, {"status": "500"}) for code in (2, "2", 2.0, "STATUS_CODE_ERROR")),
+        *(({"status": {"code": code}}, {"status": None}) for code in (None, 0, "0", 1.0, "STATUS_CODE_OK")),
+        ({"status": None}, {"status": None}),
+        ({"startTimeUnixNano": " 1794276001123456789"}, {"timestamp": " 1794276001123456789"}),
+        ({"startTimeUnixNano": "+1794276001123456789"}, {"timestamp": "+1794276001123456789"}),
+        ({"startTimeUnixNano": ".7"}, {"timestamp": ".7"}),
+        ({"startTimeUnixNano": "01794276001123456789"}, {"timestamp": "01794276001123456789"}),
+        ({"startTimeUnixNano": 1.794e18}, {"timestamp": "1.794e+18"}),
         ({"status": {"code": "STATUS_CODE_ERROR", "message": "no"}}, {"status": "500"}),
         ({"status": {"code": 1}}, {"status": None}),
         ({"status": NOTHING}, {"status": None}),
@@ -473,6 +498,45 @@ def test_a_field_of_opentelemetry(field: str, changes: dict[str, Any], expected:
 def test_a_field_beside_the_attributes(fields: dict[str, Any], expected: dict[str, str | None]) -> None:
     row = only("otel-genai", exported(span(**fields)))
     assert {name: row.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("value", ["0123", "4.0", "5_00", "+7", " 7", "1e2"])
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_a_text_that_looks_like_a_number_stays_as_it_is(value: str, is_bare: bool) -> None:
+    names = ("keytally.organization_id", "keytally.api_key_id", "gen_ai.request.model", "gen_ai.response.id")
+    attributes = [{"key": name, "value": value if is_bare else {"stringValue": value}} for name in names]
+    rest = listed({"gen_ai.operation.name": "chat"})
+    row = only("otel-genai", exported(span(attributes=attributes + rest)))
+    assert (row["organization_id"], row["api_key_id"], row["model"]) == (value, value, value)
+    assert row["request_id"] == f"{TRACE}-{value}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "status"),
+    [
+        ({"error.type": {"boolValue": False}}, {}, '{"boolValue":false}'),
+        ({"error.type": {"kvlistValue": {"values": []}}}, {}, '{"kvlistValue":{"values":[]}}'),
+        ({"gen_ai.response.id": {"arrayValue": {"values": []}}}, {}, '{"arrayValue":{"values":[]}}'),
+        ({"gen_ai.operation.name": {"bytesValue": "YQ=="}}, {}, '{"bytesValue":"YQ=="}'),
+        ({"gen_ai.operation.name": NOTHING, "llm.request.type": {"boolValue": True}}, {}, '{"boolValue":true}'),
+        ({}, {"attributes": {"a": 1}}, '{"attributes":{"a":1}}'),
+        ({}, {"attributes": 200}, '{"attributes":200}'),
+        ({}, {"attributes": "text"}, '{"attributes":"text"}'),
+        ({}, {"status": 200}, '{"status":200}'),
+        ({}, {"status": [{"code": 2}]}, '{"status":[{"code":2}]}'),
+        ({}, {"status": {"code": True}}, '{"status":{"code":true}}'),
+        ({}, {"status": {"code": "ERROR"}}, '{"status":{"code":"ERROR"}}'),
+        ({}, {"traceId": {"a": 1}}, '{"a":1}'),
+        ({}, {"spanId": True}, "true"),
+        ({}, {"parentSpanId": [1]}, "[1]"),
+    ],
+)
+def test_a_part_of_another_kind_stands_in_the_status_where_it_is_refused(
+    changes: dict[str, Any], fields: dict[str, Any], status: str
+) -> None:
+    """It is not hidden in an id that is made of several parts, it fails no call, and its span is not skipped."""
+    row = only("otel-genai", exported(span(changes, **fields)))
+    assert (row["status"], row.get("skipped")) == (status, None)
 
 
 def test_a_status_of_error_fails_a_call_whatever_its_http_status() -> None:
@@ -501,6 +565,10 @@ CALLS = ("chat", "text_completion", "generate_content", "embeddings")
         ({"gen_ai.operation.name": "", **NO_TOKENS, "gen_ai.usage.total_tokens": 5}, "call", None),
         ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "llm.request.type": "chat"}, "call", None),
         ({"gen_ai.operation.name": NOTHING, **NO_TOKENS}, None, "no model call"),
+        ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "llm.request.type": ""}, None, "no model call"),
+        ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "llm.usage.total_tokens": 5}, "call", None),
+        ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "gen_ai.usage.cost": {"doubleValue": 0.5}}, "call", None),
+        ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "gen_ai.usage.cost": {}}, None, "no model call"),
         ({"gen_ai.operation.name": "invoke_agent"}, "agent", None),
         ({"gen_ai.operation.name": "create_agent"}, "agent", None),
         ({"gen_ai.operation.name": "invoke_workflow"}, None, "invoke_workflow with tokens"),
@@ -542,6 +610,8 @@ def test_every_span_of_a_line_gives_a_row_in_its_place() -> None:
         {"resourceSpans": []},
         exported(),
         {"resourceSpans": [{"resource": {}}, {"resource": {}, "scopeSpans": []}]},
+        {"resourceSpans": [{"resource": None, "scopeSpans": [{"scope": None, "spans": None}, {}]}]},
+        {"resourceSpans": [{"resource": {"attributes": listed({"note": '"spanId"'})}}]},
     ],
 )
 def test_an_export_without_spans_says_so(record: dict[str, Any]) -> None:
@@ -549,13 +619,23 @@ def test_an_export_without_spans_says_so(record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [{"resourceLogs": [{}]}, {"resourceMetrics": [{}]}, {"resourceSpans": None}, {"resourceSpans": "x"}, {}]
+    "record",
+    [
+        *({"resourceLogs": [{}]}, {"resourceMetrics": [{}]}, {}),
+        *({"resourceSpans": value} for value in (None, "x", {}, {"scopeSpans": []}, [1], [None], ["a"], [[]], [{}, 1])),
+        *({"resourceSpans": [{"scopeSpans": value}]} for value in ({}, "x", 5, [1], [None], [[]])),
+        *({"resourceSpans": [{"resource": value, "scopeSpans": []}]} for value in ([], "x", 5, {"attributes": {}})),
+        *({"resourceSpans": [{"scopeSpans": [{"scope": value, "spans": []}]}]} for value in ([], "x", 5)),
+        *({"resourceSpans": [{"scopeSpans": [{"spans": value}]}]} for value in ({}, "x", 5, True)),
+        {"resourceSpans": [{"instrumentationLibrarySpans": [{"spans": []}]}]},
+        {"resourceSpans": [{"instrumentationLibrarySpans": [], "scopeSpans": [{"scope": {}, "spans": [span()]}]}]},
+    ],
 )
 def test_a_record_of_another_kind_gives_no_row(record: dict[str, Any]) -> None:
     assert made_of("otel-genai", record) == []
 
 
-@pytest.mark.parametrize("odd", [5, "span", {"name": "chat gpt-4o"}, None])
+@pytest.mark.parametrize("odd", [5, "span", {"name": "chat gpt-4o"}, None, {}, []])
 def test_what_is_no_span_is_not_skipped_in_silence(odd: Any) -> None:
     first, second = made_of("otel-genai", exported(span(), odd))
     assert first["request_id"] == f"{TRACE}-chatcmpl-1"

@@ -140,11 +140,7 @@ def test_the_same_response_id_in_another_trace_is_another_call(traced: Place) ->
 def test_two_spans_of_a_failed_call_count_once(traced: Place) -> None:
     lines = export(span(2, 1, failed=True, scope="sdk")), export(span(1, 9, failed=True)), export(span(9, None, None))
     assert published(traced, *lines) == (1, 1, "0", 0)
-    assert tally(traced) == {
-        ("skipped", "a second span of the same call"): 1,
-        ("skipped", "no model call"): 1,
-        ("merged", "a second span of the same call"): 1,
-    }
+    assert tally(traced) == {("skipped", "no model call"): 1, ("merged", "a second span of the same call"): 1}
 
 
 @pytest.mark.parametrize("named", [{"response__id": "msg_1"}, {}], ids=["with a response id", "without"])
@@ -196,7 +192,91 @@ def test_what_can_be_decided_is_none(traced: Place, spans: list[Span]) -> None:
 def test_a_failed_span_that_is_exported_twice_is_merged_once(traced: Place) -> None:
     inner = export(span(2, 1, failed=True))
     assert published(traced, inner, inner, export(span(1, None, failed=True))) == (1, 1, "0", 0)
-    assert (lines_of(traced, "merged"), lines_of(traced, "skipped")) == (1, 2)
+    assert (lines_of(traced, "merged"), lines_of(traced, "skipped")) == (1, 0)
+
+
+# --- failed spans one below the other ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3)))[::2])
+def test_the_tokens_of_a_failed_call_count_whichever_of_its_spans_carries_them(
+    traced: Place, order: tuple[int, ...]
+) -> None:
+    """Three instrumentations, one below the other: only the innermost writes tokens."""
+    spans = [span(1, 9, failed=True), span(2, 1, failed=True), span(3, 2, failed=True, **TOKENS)]
+    assert published(traced, *(export(spans[number]) for number in order)) == (1, 1, "0.00275", 500)
+    assert tally(traced) == {("merged", "a second span of the same call"): 2}
+    (event,) = {event["request_id"] for event in traced.events("otel-genai/a.jsonl")}
+    assert event == f"{'a' * 32}-{1:016x}"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1)])
+def test_of_several_failed_spans_below_one_only_the_first_is_merged(traced: Place, order: tuple[int, ...]) -> None:
+    """Attempts 2, 3 and 4 below call 1: 2 merges with 1; 3 and 4 count, and nobody can say whether they should."""
+    tokens = {"usage__output_tokens": 0}
+    spans = [span(1, None, failed=True)]
+    spans += [span(n, 1, failed=True, **tokens, usage__input_tokens=10**n) for n in (2, 3, 4)]
+    assert published(traced, *(export(spans[number]) for number in order)) == (3, 3, "0.02775", 11_100)
+    assert (lines_of(traced, "merged"), lines_of(traced, "undecided"), lines_of(traced, "skipped")) == (1, 2, 0)
+
+
+def test_a_failed_span_below_one_that_is_merged_no_further_is_merged_with_that_one(traced: Place) -> None:
+    """1 above 2 and 3, and 3 above 4: 2 merges with 1, 4 with 3."""
+    spans = [span(n, above, failed=True, usage__input_tokens=10**n) for n, above in ((1, None), (2, 1), (3, 1), (4, 3))]
+    assert published(traced, export(*spans)) == (2, 2, "0.02525", 10_100)
+    assert (lines_of(traced, "merged"), lines_of(traced, "undecided")) == (2, 1)
+
+
+def test_a_failed_span_counts_though_the_one_above_it_is_refused(traced: Place) -> None:
+    outer = span(1, None, failed=True, usage__input_tokens="many")
+    inner = span(2, 1, failed=True, **TOKENS)
+    assert published(traced, export(outer, inner)) == (1, 1, "0.00275", 500)
+    assert traced.ledger().files["otel-genai/a.jsonl"].take_in.quarantined == 1
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [{1: 1}, {1: 2, 2: 1}, {1: 2, 2: 3, 3: 1}, {1: 2, 2: 1, 3: 1}],
+    ids=["itself", "two", "three", "and one below"],
+)
+@pytest.mark.parametrize("operation", ["chat", "invoke_agent"])
+def test_a_circle_of_parents_loses_nothing(traced: Place, parents: dict[int, int], operation: str) -> None:
+    spans = [span(n, above, operation, failed=operation == "chat", **TOKENS) for n, above in parents.items()]
+    assert published(traced, export(*spans))[0] == len(parents)
+    assert lines_of(traced, "skipped") == lines_of(traced, "merged") == 0
+
+
+def test_spans_of_two_organizations_are_two_requests(traced: Place) -> None:
+    inner = span(2, 1, failed=True)
+    inner["span"]["attributes"][0] = {"key": "keytally.organization_id", "value": {"stringValue": "org_b"}}
+    traced.write_raw("otel-genai/a.jsonl", export(span(1, None, failed=True), inner))
+    traced.roll_up()
+    assert [row.requests for row in traced.published("organization_day").itertuples()] == [1, 1]
+    assert lines_of(traced, "merged") == 0
+
+
+# --- agents whose calls have no tokens --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spans", "lost"),
+    [
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1)], 1),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1), span(3, 1, **TOKENS)], 0),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS), span(3, 2)], 2),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS)], 0),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", usage__cost="1")], 1),
+    ],
+    ids=["no tokens", "one with tokens", "two agents", "an inner agent has them", "a cost is no token count"],
+)
+def test_an_agent_whose_tokens_count_nowhere_is_a_finding(traced: Place, spans: list[Span], lost: int) -> None:
+    traced.write_raw("otel-genai/a.jsonl", export(*spans))
+    report = traced.roll_up()
+    assert lines_of(traced, "undecided") == lost
+    assert [odd.what.split(" with ")[0] for odd in report.odd] == ([f"{lost} agent{'s' * (lost > 1)}"] if lost else [])
+    assert lines_of(traced, "skipped") == sum(
+        each["span"]["attributes"][3]["value"]["stringValue"] == "invoke_agent" for each in spans[:-1]
+    )
 
 
 def test_a_span_that_is_exported_twice_counts_once_and_is_not_merged(traced: Place, tmp_path: Path) -> None:

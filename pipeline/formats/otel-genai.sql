@@ -6,18 +6,24 @@
 -- copies: most complete
 -- rounds: nothing; nanoseconds are cut to microseconds
 -- skips: spans that call no model, such as HTTP and tools, and agents whose model calls are in the log too
--- The organization and the key are attributes of your own. The span's attribute counts. A span without it has its resource's.
--- Your attributes have other names? Copy this file to formats/ of the data folder, and change the two names in the first block.
--- An instrumentation keeps the names of its time, so tokens have several names. The first name that a span has counts.
+-- The organization and the key are attributes that you add to your spans or to their resource. If both have one, the span's counts.
+-- If your attributes have other names: copy this file to formats/ of the data folder, and change the two names in the first block.
+-- Instrumentations of different years name the same token count differently. For each count, the list below has the newest name
+-- first, and the first name in this list that the span has counts.
+-- A record is read only if everything above its spans has the shape that OTLP gives it: lists are lists, objects are objects,
+-- and a null stands for an empty one. Any other record, and one with the instrumentationLibrarySpans of OTLP before 2022, gives no row.
+-- A part of another shape is null in `resources`. Only then is the record looked at more closely, which takes longer.
 with export as (
     select
         line,
+        record,
         'keytally.organization_id' as organization_name,
         'keytally.api_key_id' as api_key_name,
         from_json(
             record,
             '{"resourceSpans": [{
                 "resource": {"attributes": [{"key": "VARCHAR", "value": "JSON"}]},
+                "instrumentationLibrarySpans": "JSON",
                 "scopeSpans": [{
                     "scope": {"name": "VARCHAR"},
                     "spans": [{
@@ -25,13 +31,38 @@ with export as (
                         "spanId": "VARCHAR",
                         "parentSpanId": "VARCHAR",
                         "startTimeUnixNano": "VARCHAR",
-                        "status": {"code": "VARCHAR"},
-                        "attributes": [{"key": "VARCHAR", "value": "JSON"}]
+                        "status": "JSON",
+                        "attributes": "JSON"
                     }]
                 }]
             }]}'
-        ).resourceSpans as resources
+        ).resourceSpans as resources,
+        len(list_filter(
+            resources,
+            lambda exported: exported.resource.attributes is null
+            or exported.scopeSpans is null
+            or exported.instrumentationLibrarySpans is not null
+            or len(list_filter(exported.scopeSpans, lambda scoped: scoped.scope is null or scoped.spans is null)) > 0
+        )) > 0 as has_gap
     from records
+),
+
+otlp as (
+    select *
+    from export
+    where
+        resources is not null
+        and case
+            when has_gap then list_has_all(['OBJECT'], json_type(record, '$.resourceSpans[*]'))
+                and list_has_all(['OBJECT'], json_type(record, '$.resourceSpans[*].scopeSpans[*]'))
+                and list_has_all(['OBJECT', 'NULL'], json_type(record, '$.resourceSpans[*].resource'))
+                and list_has_all(['OBJECT', 'NULL'], json_type(record, '$.resourceSpans[*].scopeSpans[*].scope'))
+                and list_has_all(['ARRAY', 'NULL'], json_type(record, '$.resourceSpans[*].resource.attributes'))
+                and list_has_all(['ARRAY', 'NULL'], json_type(record, '$.resourceSpans[*].scopeSpans'))
+                and list_has_all(['ARRAY', 'NULL'], json_type(record, '$.resourceSpans[*].scopeSpans[*].spans'))
+                and list_has_all(['NULL'], json_type(record, '$.resourceSpans[*].instrumentationLibrarySpans'))
+            else true
+        end
 ),
 
 resource as (
@@ -40,7 +71,7 @@ resource as (
         organization_name,
         api_key_name,
         unnest(resources) as exported
-    from export
+    from otlp
 ),
 
 scope as (
@@ -67,69 +98,115 @@ span as (
     from scope
 ),
 
--- The attributes that count, those of the span before those of its resource. An attribute without a value is missing.
--- An empty text is missing too, unless it stands for a number of tokens.
+-- The attributes that this format reads: those of the span, and behind them those of its resource.
 chosen as (
     select
         line,
+        scope_name,
         organization_name,
         api_key_name,
-        scope_name,
         given.traceId as trace_id,
         given.spanId as span_id,
         given.parentSpanId as parent_span_id,
         given.startTimeUnixNano as start_time,
-        given.status.code as outcome,
+        given.status as outcome,
+        given.attributes as own_attributes,
         list_filter(
-            list_concat(given.attributes, resource_attributes),
-            lambda attribute: not regexp_full_match(attribute.value, '\{("[A-Za-z]+":null)?\}') and (
-                regexp_matches(attribute.key, '^(gen_ai|llm)\.usage\.')
-                or attribute.value not in ('""', '{"stringValue":""}') and attribute.key in (
-                    organization_name,
-                    api_key_name,
-                    'error.type',
-                    'gen_ai.operation.name',
-                    'gen_ai.provider.name',
-                    'gen_ai.request.model',
-                    'gen_ai.response.id',
-                    'gen_ai.response.model',
-                    'gen_ai.system',
-                    'http.response.status_code',
-                    'http.status_code',
-                    'llm.request.type'
-                )
+            list_concat(from_json(given.attributes, '[{"key": "VARCHAR", "value": "JSON"}]'), resource_attributes),
+            lambda attribute: starts_with(attribute.key, 'gen_ai.usage.')
+            or starts_with(attribute.key, 'llm.usage.')
+            or attribute.key in (
+                organization_name,
+                api_key_name,
+                'error.type',
+                'gen_ai.operation.name',
+                'gen_ai.provider.name',
+                'gen_ai.request.model',
+                'gen_ai.response.id',
+                'gen_ai.response.model',
+                'gen_ai.system',
+                'http.response.status_code',
+                'http.status_code',
+                'llm.request.type'
             )
         ) as attributes
     from span
 ),
 
--- A value is text or a number: {"intValue": "500"}, {"intValue": 500}, {"doubleValue": 500.0} or the bare 500.
--- A double that is a whole number is written in digits. A value of another kind stays as its JSON, which its field refuses.
+-- Each value as text. It is wrapped or bare: {"intValue": "500"}, {"intValue": 500}, {"doubleValue": 500.0}, 500.
+-- A value that holds only nulls ({}, {"stringValue": null}) is missing. An empty text is missing too, except in a token count.
+-- A double belongs in a token count or an HTTP status only. If it is a whole number there, it becomes its digits.
+-- A value of another kind than its field needs stays as its JSON, so that the field's rule refuses it.
+-- The two spellings that SDKs write come first: to take any other value apart takes longer.
 read as (
     select
         * exclude (attributes),
-        list_transform(attributes, lambda attribute: attribute.key) as names,
-        list_transform(
+        list_filter(
             list_transform(
                 attributes,
                 lambda attribute: {
-                    'exact': coalesce(attribute.value->>'$.stringValue', attribute.value->>'$.intValue'),
-                    'number': coalesce(attribute.value->>'$.doubleValue', attribute.value->>'$')
+                    'name': attribute.key,
+                    'text': case
+                        when regexp_full_match(attribute.value, '\{"stringValue":"[^"\\]*"\}')
+                            then attribute.value[17:-3]
+                        when regexp_full_match(attribute.value, '\{"intValue":"?-?[0-9]+"?\}')
+                            then regexp_extract(attribute.value, '-?[0-9]+')
+                        when regexp_full_match(attribute.value, '\{(?:,?"(?:[^"\\]|\\.)*":null)*\}') then null
+                        else list_transform(
+                            [{
+                                'exact': coalesce(
+                                    nullif(attribute.value->'$.stringValue', 'null'),
+                                    nullif(attribute.value->'$.intValue', 'null')
+                                ),
+                                'other': coalesce(nullif(attribute.value->'$.doubleValue', 'null'), attribute.value)
+                            }],
+                            lambda content: case
+                                when regexp_matches(coalesce(content.exact, content.other), '^("|-?[0-9]+$)')
+                                    and (
+                                        content.exact is not null
+                                        or not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|http)\.')
+                                    )
+                                    then coalesce(content.exact, content.other)->>'$'
+                                when not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|http)\.')
+                                    then case
+                                        when regexp_matches(attribute.value, '^[0-9-]')
+                                            then '{"doubleValue":' || attribute.value || '}'
+                                        else cast(attribute.value as varchar)
+                                    end
+                                when regexp_matches(content.exact, '^[0-9-]') then cast(content.exact as varchar)
+                                when content.exact is null and regexp_matches(content.other, '^["0-9-]')
+                                    then list_transform(
+                                        [regexp_extract(
+                                            content.other->>'$',
+                                            '^(-?(?:0|[1-9][0-9]*))(?:\.(?:0+|([0-9]*[1-9])0*))?(?:[eE]\+?([0-9]{1,2}))?$',
+                                            ['whole', 'fraction', 'exponent']
+                                        )],
+                                        lambda number: case
+                                            when number.whole != ''
+                                                and cast('0' || number.exponent as integer) >= len(number.fraction)
+                                                then rpad(
+                                                    number.whole || number.fraction,
+                                                    cast(len(number.whole) as integer) + cast('0' || number.exponent as integer),
+                                                    '0'
+                                                )
+                                            else content.other->>'$'
+                                        end
+                                    )[1]
+                                else cast(attribute.value as varchar)
+                            end
+                        )[1]
+                    end
                 }
             ),
-            lambda content: coalesce(
-                content.exact,
-                case
-                    when try_cast(content.number as double) = trunc(try_cast(content.number as double))
-                        then cast(try_cast(content.number as hugeint) as varchar)
-                end,
-                content.number
-            )
-        ) as contents
+            lambda attribute: attribute.text is not null
+            and (attribute.text != '' or regexp_matches(attribute.name, '^(gen_ai|llm)\.usage\.'))
+        ) as texts,
+        list_transform(texts, lambda attribute: attribute.name) as names,
+        list_transform(texts, lambda attribute: attribute.text) as contents
     from chosen
 ),
 
--- Where the tokens have several names, the newest name is first.
+-- Where the tokens have several names, the newest name is first. Of a repeated name, the first attribute counts.
 named as (
     select
         line,
@@ -139,6 +216,7 @@ named as (
         nullif(parent_span_id, '') as parent_span_id,
         nullif(start_time, '') as start_time,
         outcome,
+        own_attributes,
         contents[list_position(names, organization_name)] as organization_id,
         contents[list_position(names, api_key_name)] as api_key_id,
         contents[list_position(names, 'error.type')] as error_type,
@@ -147,14 +225,8 @@ named as (
         contents[list_position(names, 'gen_ai.request.model')] as requested_model,
         contents[list_position(names, 'gen_ai.response.model')] as deployed_model,
         contents[list_position(names, 'gen_ai.response.id')] as response_id,
-        coalesce(
-            contents[list_position(names, 'gen_ai.provider.name')],
-            contents[list_position(names, 'gen_ai.system')]
-        ) as provider,
-        coalesce(
-            contents[list_position(names, 'http.response.status_code')],
-            contents[list_position(names, 'http.status_code')]
-        ) as http_status,
+        coalesce(contents[list_position(names, 'gen_ai.provider.name')], contents[list_position(names, 'gen_ai.system')]) as provider,
+        coalesce(contents[list_position(names, 'http.response.status_code')], contents[list_position(names, 'http.status_code')]) as http_status,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.input_tokens')],
             contents[list_position(names, 'gen_ai.usage.prompt_tokens')],
@@ -184,6 +256,28 @@ named as (
     from read
 ),
 
+-- What of the span has another kind than OTLP gives it. The record is refused for it: its status says what was found.
+checked as (
+    select
+        *,
+        outcome->>'$.code' as code,
+        case
+            when not starts_with(own_attributes, '[') then '{"attributes":' || own_attributes || '}'
+            when not starts_with(outcome, '{')
+                or code not in ('0', '1', '2', '0.0', '1.0', '2.0', 'STATUS_CODE_UNSET', 'STATUS_CODE_OK', 'STATUS_CODE_ERROR')
+                then '{"status":' || outcome || '}'
+            when regexp_matches(
+                concat_ws(chr(10), trace_id, span_id, parent_span_id, operation, request_type, response_id, error_type),
+                '(?m)^(\{|\[|true$|false$)'
+            )
+                then list_filter(
+                    [trace_id, span_id, parent_span_id, coalesce(operation, request_type), response_id, error_type],
+                    lambda text: regexp_matches(text, '^(\{|\[|true$|false$)') and json_valid(text)
+                )[1]
+        end as odd_part
+    from named
+),
+
 -- An older instrumentation names no operation: a request type or a token count shows the call of a model.
 judged as (
     select
@@ -193,9 +287,9 @@ judged as (
             when operation is null and (request_type is not null or has_usage) then 'call'
             when operation in ('invoke_agent', 'create_agent') and has_usage then 'agent'
         end as role,
-        error_type is not null or coalesce(outcome in ('2', 'STATUS_CODE_ERROR'), false) as failed,
+        error_type is not null or coalesce(code in ('2', '2.0', 'STATUS_CODE_ERROR'), false) as failed,
         coalesce(trace_id, span_id, start_time) is null as is_no_span
-    from named
+    from checked
 ),
 
 -- The spans of one call share the trace and the id of the response. A span without a response has its own id.
@@ -203,10 +297,14 @@ call as (
     select
         line,
         trace_id || '-' || coalesce(response_id, span_id) as request_id,
-        coalesce(
-            strftime(make_timestamp(try_cast(start_time as bigint) // 1000), '%Y-%m-%dT%H:%M:%S.%fZ'),
-            start_time
-        ) as timestamp,
+        case
+            when regexp_full_match(start_time, '[0-9]{1,19}')
+                then coalesce(
+                    strftime(make_timestamp(try_cast(start_time as bigint) // 1000), '%Y-%m-%dT%H:%M:%S.%fZ'),
+                    start_time
+                )
+            else start_time
+        end as timestamp,
         organization_id,
         api_key_id,
         null as synapses,
@@ -216,8 +314,9 @@ call as (
         provider,
         coalesce(operation, request_type) as endpoint,
         case
+            when odd_part is not null then odd_part
             when not failed then http_status
-            when http_status is null or regexp_full_match(http_status, '[0-3]?[0-9]{1,2}')
+            when http_status is null or regexp_full_match(http_status, '0*[0-3]?[0-9]{1,2}')
                 then case when regexp_full_match(error_type, '[45][0-9]{2}') then error_type else '500' end
             else http_status
         end as status,
@@ -227,7 +326,7 @@ call as (
         cache_write_tokens,
         reasoning_tokens,
         case
-            when role is not null or is_no_span then null
+            when role is not null or is_no_span or odd_part is not null then null
             when has_usage then left(operation, 64) || ' with tokens'
             else 'no model call'
         end as skipped,
@@ -240,19 +339,8 @@ call as (
 
 export_without_spans as (
     select line
-    from (
-        select
-            line,
-            from_json(record, '{"resourceSpans": [{"scopeSpans": [{"spans": ["JSON"]}]}]}').resourceSpans as resources
-        from records
-        where not contains(record, '"spanId"')
-    )
-    where
-        resources is not null
-        and coalesce(list_sum(list_transform(
-            resources,
-            lambda exported: list_sum(list_transform(exported.scopeSpans, lambda scoped: len(scoped.spans)))
-        )), 0) = 0
+    from otlp
+    where coalesce(list_sum(json_array_length(record, '$.resourceSpans[*].scopeSpans[*].spans')), 0) = 0
 )
 
 select * from call

@@ -1,13 +1,21 @@
--- One row: how many records of calls tell of a call that another record tells of, because both have its response id; and of
--- how many calls it cannot be decided whether they are the call directly above them, or the one beside them.
--- Inputs: trace_span.
--- A failed call below one that did not fail is an attempt of its own. Of two failed calls, one below the other, and of two
--- calls that both have response ids, it is decided. Failed calls of one model with the same parent, written by different
--- instrumentations, may be one call each or the same one.
+-- One row: how many records of calls tell of a request that another record tells of; of how many calls it cannot be decided whether
+-- they are the call directly above them, or the one beside them; and how many agents were left out whose tokens count nowhere.
+-- Inputs: trace_span, trace_failure, trace_agent.
+-- Below: a failed call below one that did not fail is an attempt of its own. Two calls that both have response ids are decided.
+-- Beside: failed calls of one model with the same parent, written by different instrumentations, may be one call each or the same one.
 with call as (
-    select distinct *
+    select distinct
+        trace_span.record,
+        trace_span.parent,
+        coalesce(trace_failure.request, trace_span.request) as request,
+        trace_span.model,
+        trace_span.scope,
+        trace_span.is_named,
+        trace_span.is_failed,
+        coalesce(trace_failure.is_below, false) as is_below_failure
     from trace_span
-    where role = 'call'
+    left join trace_failure on trace_span.record = trace_failure.record
+    where trace_span.role = 'call'
 ),
 
 below as (
@@ -33,7 +41,7 @@ beside as (
                 scope,
                 count(*) as calls
             from call
-            where is_failed and not is_named and parent is not null
+            where is_failed and not is_named and not is_below_failure and parent is not null
             group by
                 parent,
                 model,
@@ -44,8 +52,19 @@ beside as (
             model
         having count(*) > 1
     ) as of_parent
+),
+
+below_failure as (
+    select count(*) as undecided
+    from trace_failure
+    where is_below and top_id = failed_id
 )
 
 select
-    cast((select count(distinct record) - count(distinct request) from call) as bigint) as merged,
-    cast((select undecided from below) + (select undecided from beside) as bigint) as undecided
+    cast((select count(distinct {'record': record, 'request': request}) - count(distinct request) from call) as bigint) as merged,
+    cast(
+        (select undecided from below)
+        + (select undecided from beside)
+        + (select undecided from below_failure) as bigint
+    ) as undecided,
+    (select count(*) from trace_agent where is_lost) as lost
