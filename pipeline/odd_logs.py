@@ -25,7 +25,8 @@ class OddLog(NamedTuple):
 def odd_logs(entries: Iterable[FileEntry]) -> list[OddLog]:
     """What is odd about files that were taken in: one finding for each of them, the gravest.
 
-    Records that are unknown to the format; a log of which no line counts; spans that may tell of the same call.
+    Records that are unknown to the format; a log of which no line counts; spans that may tell of the same call; agents
+    whose tokens count nowhere.
     """
     return [odd for entry in entries if not entry.same_as and (odd := _odd(entry))]
 
@@ -61,8 +62,7 @@ def _odd(entry: FileEntry) -> OddLog | None:
     if lost_agents:
         return OddLog(
             entry.file,
-            f"{count_of(lost_agents, 'agent')} with tokens left out, although no model call below has any: the tokens"
-            " count nowhere",
+            f"the tokens of {count_of(lost_agents, 'skipped agent')} count nowhere: no model call below has any",
             "have the instrumentation of the model calls write their tokens; in streams, ask the API for its usage",
         )
     return None
