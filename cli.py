@@ -543,8 +543,6 @@ def _sentence(text: str) -> str:
 
 
 def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
-    from pipeline.report import NO_TOKENS
-
     if tokenless := [day for day in unpriced if day.without_tokens]:
         count = sum(day.without_tokens for day in tokenless)
         carry = "1 request carries" if count == 1 else f"{count:,} requests carry"
@@ -559,7 +557,7 @@ def _show_unpriced(unpriced: Sequence[Unpriced], *, err: bool = False) -> None:
         return
     requests = sum(day.requests - day.without_tokens for day in unpriced)
     days = _days_of(unpriced)
-    missing = list(dict.fromkeys(what for day in unpriced for what in day.missing if not what.startswith(NO_TOKENS)))
+    missing = list(dict.fromkeys(what for day in unpriced for what in day.missing_prices))
     named = ", ".join(map(visible, missing[:EXAMPLES])) + (
         f" and {len(missing) - EXAMPLES:,} more" * (len(missing) > EXAMPLES)
     )

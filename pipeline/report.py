@@ -16,20 +16,26 @@ from pipeline.ledger import DayEntry, FileEntry
 from pipeline.odd_logs import OddLog
 from pipeline.prices import COST_LIMIT, Prices
 
-NO_TOKENS = "token counts:"  # begins what is missing of requests that no price book can price
-
 
 class Unpriced(NamedTuple):
     """A published day with requests of which no cost is known.
 
-    missing: which prices and rates, in words. without_tokens: how many of the requests no price book can price, because
-    their log carries no token count.
+    missing_prices: which prices and rates are missing, in words. without_tokens: how many of the requests no price book
+    can price, because their log carries no token count.
     """
 
     day: date
     requests: int
-    missing: list[str]
+    missing_prices: list[str]
     without_tokens: int = 0
+
+    @property
+    def missing(self) -> list[str]:
+        """Everything that is missing, in words: prices, rates and token counts."""
+        if not self.without_tokens:
+            return self.missing_prices
+        have = "request has" if self.without_tokens == 1 else "requests have"
+        return [*self.missing_prices, f"token counts: {self.without_tokens:,} {have} none"]
 
     def as_json(self) -> dict[str, Any]:
         return {"day": str(self.day), "requests": self.requests, "missing": self.missing}
@@ -122,19 +128,18 @@ class Report:
 def unpriced_days(days: Mapping[date, DayEntry], prices: Prices | None) -> tuple[Unpriced, ...]:
     """The days with requests of which no cost is known, in order. prices: which do not know them; None: not at hand."""
     return tuple(
-        Unpriced(day, entry.unpriced, _missing(entry, prices) if prices else [], entry.without_tokens)
+        Unpriced(day, entry.unpriced, _missing_prices(entry, prices) if prices else [], entry.without_tokens)
         for day, entry in sorted(days.items())
         if entry.unpriced
     )
 
 
-def _missing(entry: DayEntry, prices: Prices) -> list[str]:
-    """What a day lacks, in words; nothing where that is not listed, or where the next run prices the day."""
+def _missing_prices(entry: DayEntry, prices: Prices) -> list[str]:
+    """The prices and rates that a day lacks, in words; none if they are not listed, or the next run prices the day."""
     missing = prices.missing(entry.day, entry.pricing)
-    if entry.without_tokens:
-        have = "request has" if entry.without_tokens == 1 else "requests have"
-        missing.append(f"{NO_TOKENS} {entry.without_tokens:,} {have} none")
-    if missing or not entry.pricing or not entry.pricing.demand or not prices.is_current(entry.day, entry.pricing):
+    if missing or entry.without_tokens or not entry.pricing or not entry.pricing.demand:
+        return missing
+    if not prices.is_current(entry.day, entry.pricing):
         return missing
     return [f"a price by which no request costs {COST_LIMIT // 10**12} or more"]  # all else is known
 
