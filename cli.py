@@ -988,9 +988,9 @@ def _show_repeats(look: FirstLook) -> None:
     if repeats.disagreeing:
         differ = "differs" if repeats.disagreeing == 1 else "differ"
         click.echo(
-            f"  {repeats.disagreeing:,} of them {differ} from the earlier one in {', '.join(repeats.fields)}. If they"
-            " are different requests, take another field as request_id. If they are states of one response, the header"
-            " '-- copies: most complete' counts the last state."
+            f"  {repeats.disagreeing:,} of them {differ} from the one that counts in {', '.join(repeats.fields)}."
+            " If they are different requests, take another field as request_id. If they are states of one response,"
+            " the header '-- copies: most complete' counts the last state."
         )
 
 

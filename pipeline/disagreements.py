@@ -6,8 +6,9 @@ which are lost: somebody must look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.contents import events_by_day
@@ -19,6 +20,16 @@ from pipeline.run import Run
 MOST_EXAMPLES = 5  # days of which the copies of one request are looked up
 MOST_COPIES = 3  # of a request that are shown
 MOST_CHARACTERS = 40  # of a name in an example
+_TOKENS = ("input", "output", "cached", "written", "reasoning")
+_NAMES = (
+    "key",
+    "model",
+    "cost",
+    "currency",
+    "synapses",
+    "neurons",
+    *_TOKENS,
+)  # of what sql/copies_of_request.sql gives of each copy
 WHAT_TO_DO = (
     "if they are different requests, have the producer write an id that does not repeat, or the format take another id;"
     " if a request is written again as it grows, give the format '-- copies: most complete'"
@@ -26,7 +37,7 @@ WHAT_TO_DO = (
 
 
 class Copy(NamedTuple):
-    """A line that says something of a request, and what."""
+    """A line that tells of a request. text: the billed values in which the copies of the request differ."""
 
     file: str
     line: int | None  # None where an older release took the file in
@@ -75,9 +86,7 @@ def disagreements(run: Run, days: Sequence[DayEntry], files: Mapping[str, FileEn
             day.day,
             day.disagreeing,
             *day.disagreement,
-            tuple(
-                _copies(run, day, {event.path_in(run.layout): file_of[name] for name, event in events[day.day].items()})
-            )
+            _copies(run, day, {event.path_in(run.layout): file_of[name] for name, event in events[day.day].items()})
             if position < MOST_EXAMPLES
             else (),
         )
@@ -86,24 +95,28 @@ def disagreements(run: Run, days: Sequence[DayEntry], files: Mapping[str, FileEn
     ]
 
 
-def _copies(run: Run, day: DayEntry, files: Mapping[Any, str]) -> Iterator[Copy]:
+def _copies(run: Run, day: DayEntry, files: Mapping[Any, str]) -> tuple[Copy, ...]:
     by_artifact = {path.name: file for path, file in files.items()}
     assert day.disagreement
     paths = list(files)
+    places: list[tuple[str, int | None]] = []
+    values: list[Sequence[Any]] = []
     for start in range(0, len(paths), FILES_AT_ONCE):
         run.engine.name_files("named_events", paths[start : start + FILES_AT_ONCE], EVENT, with_names=True)
         for artifact, line, *said in run.engine.query("copies_of_request", **day.disagreement._asdict()):
-            yield Copy(by_artifact[artifact], line, _said(*said))
+            places.append((by_artifact[artifact], line))
+            values.append(said)
+    differing = [place for place, of_copies in enumerate(zip(*values, strict=True)) if _differ(place, of_copies)]
+    texts = [", ".join(f"{_NAMES[place]} {_shown(said[place])}" for place in differing) for said in values]
+    return tuple(Copy(*place, text) for place, text in zip(places, texts, strict=True))
 
 
-def _said(
-    api_key: str | None, model: str | None, cost: Any, input_tokens: int | None, output_tokens: int | None
-) -> str:
-    parts = {
-        "key": api_key and api_key[:MOST_CHARACTERS],
-        "model": model and model[:MOST_CHARACTERS],
-        "cost": None if cost is None else f"{cost.normalize():f}",
-        "input": input_tokens,
-        "output": output_tokens,
-    }
-    return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+def _differ(place: int, values: Sequence[Any]) -> bool:
+    """Return True if copies differ in a value, as sql/copies.sql compares them: no count of tokens bills no tokens."""
+    return len({value or 0 for value in values} if _NAMES[place] in _TOKENS else set(values)) > 1
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value[:MOST_CHARACTERS] if isinstance(value, str) else f"{Decimal(value).normalize():f}"

@@ -274,7 +274,7 @@ def test_ids_that_repeat_are_a_warning(
         "WARNING: 2 of 4 requests repeat the organization, id and day of an earlier one, as line 3 repeats line 1"
         in said
     )
-    assert "1 of them differs from the earlier one in cost." in said
+    assert "1 of them differs from the one that counts in cost." in said
     found = json.loads(keytally("inspect", str(log), "--json").stdout)[0]["repeats"]
     assert found == {"requests": 2, "disagreeing": 1, "lines": [1, 3], "fields": ["cost"]}
 

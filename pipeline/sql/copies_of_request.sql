@@ -6,8 +6,14 @@ select
     api_key_id,
     model,
     cost,
+    currency,
+    synapses,
+    neurons,
     input_tokens,
-    output_tokens
+    output_tokens,
+    cached_input_tokens,
+    cache_write_tokens,
+    reasoning_tokens
 from named_events
 where organization_id = $organization_id and request_id = $request_id
 order by
