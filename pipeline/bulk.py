@@ -26,6 +26,8 @@ _CERTAIN = {
     "deployed_model": (r'^(?:null|"[^\\]*")$', 256),
     "provider": (r'^(?:null|"[^\\]*")$', 256),
 }
+# What may stand for JSON of another kind in a mapped format, and more: the rule book decides.
+_NOT_CERTAIN = r'^"(?:true|false|\{.*\}|\[.*\])"$'
 _MAY_BE_MISSING = ("model", "endpoint", "deployed_model", "provider")
 _QUOTES = 2
 
@@ -38,6 +40,7 @@ def accept(engine: Engine, lines: pa.Table, candidates: str, latest: datetime) -
 
     candidates: the statement that finds a format's fields in `lines`. Requests later than `latest` are from the future.
     """
+    engine.define("bulk_functions")
     engine.name_arrow("lines", lines)
     engine.name_statement("candidates", candidates)
     typed = engine.arrow("accept").combine_chunks()
@@ -74,6 +77,7 @@ def _judged_texts(values: pa.StringArray, name: str) -> tuple[pa.DictionaryArray
     fits = pc.and_(
         pc.match_substring_regex(distinct, pattern), pc.less_equal(pc.utf8_length(distinct), longest + _QUOTES)
     )
+    fits = pc.and_not(fits, pc.match_substring_regex(distinct, _NOT_CERTAIN))
     is_null = pc.equal(distinct, "null")
     texts = pc.if_else(is_null, pa.scalar(None, pa.string()), pc.utf8_slice_codeunits(distinct, 1, -1))
     certain = pc.fill_null(fits.take(encoded.indices), name in _MAY_BE_MISSING)

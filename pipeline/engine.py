@@ -68,6 +68,7 @@ class Engine:
         self._scratch = scratch
         self._named: dict[str, _Rows] = {}  # what name_arrow named
         self._views: dict[str, str] = {}  # what name_statement named, and the statement
+        self._defined: set[str] = set()  # statements that define functions
         self._planned: set[str] = set()  # statements; their plans read the tables as they were named then
         self._lasting: dict[Hashable, Closable] = {}
         self._held = scratch / "held"  # a folder for each named table, with what it reads, where that is a copy
@@ -111,6 +112,12 @@ class Engine:
     def run(self, name: str, **parameters: object) -> None:
         """Run a statement for what it makes."""
         self._connection.execute(statement(name), parameters or None)
+
+    def define(self, name: str) -> None:
+        """Run a statement that defines functions for other statements, once."""
+        if name not in self._defined:
+            self.run(name)
+            self._defined.add(name)
 
     def query(self, name: str, **parameters: object) -> list[tuple[Any, ...]]:
         """The rows of a statement."""

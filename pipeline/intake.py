@@ -98,9 +98,10 @@ class TakeIn:
 def rule_of(read_as: str, format: Format = NATIVE) -> str:
     """Names the rules a file is read by (RawFile.read_as): when they change, its files are taken in anew."""
     if format.is_mapped:
-        texts = (format.text, statement("mapped"), statement("accept"))
+        texts = [format.text, statement("mapped")]
     else:
-        texts = (statement("formats/native"), statement("formats/native_parquet"), statement("accept"))
+        texts = [statement("formats/native"), statement("formats/native_parquet")]
+    texts += [statement("accept"), statement("bulk_functions")]
     return hashlib.sha256("\0".join((read_as, str(TAKE_IN_RULE), *texts)).encode()).hexdigest()[:16]
 
 

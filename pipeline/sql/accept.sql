@@ -1,13 +1,16 @@
--- The bulk read: types the values of each line, and says which lines are requests as far as these values go. Texts of which the same
--- ones come again and again (organization, key, model, endpoint) are left as they are, to be judged once each (pipeline/bulk.py).
--- Inputs: candidates (the format's fields as JSON values; what its header says: currency, book_prices, tokens_as_units,
--- cached_beside_input, most_complete; and tokens_when_missing: the number that stands for a token count that is not there). Whether an instant is one that a request may have is seen there, too.
--- Every test is narrower than the rule it stands for (pipeline/line.py): a cast alone would take ' 1.5 ', '+5',
--- '24:00' or a thirteenth decimal. What a test does not take for certain is left to the second look.
--- An instant of one of the usual lengths has every part in full: none of them may be longer than in its pattern.
--- A number is exact if the decimal nearest to its double reads back as that double, and has at most 15 digits.
--- An integer is exact if it reads back as the same text.
--- A case, unlike an `or`, does not look at what it need not: text from a plain block (ASCII, no escape) needs no look at its characters.
+-- The bulk read: the values of each line, typed, and whether the line is certainly a request (column `certain`).
+-- Inputs: candidates; bulk_functions. `candidates` has the fields as JSON values, what the format's header says (currency,
+-- book_prices, tokens_as_units, cached_beside_input, most_complete), and tokens_when_missing: the number that stands for a missing
+-- token count.
+-- pipeline/bulk.py decides about two kinds of values: texts that many lines share (organization, key, model, endpoint), each of
+-- them once for all its lines; and whether a request may have the timestamp.
+-- Each test takes less than the rule in pipeline/line.py does, and never more. A cast alone would take more: ' 1.5 ', '+5', '24:00', a
+-- thirteenth decimal. A line that fails a test here is not rejected: the rule book decides about it.
+-- Timestamps: a text of one of the usual lengths has two digits for each part, as its pattern has.
+-- Amounts: a number is exact if the decimal nearest to its double reads back as the same double, and has at most 15 digits.
+-- Counts: a number is exact if it reads back as the same text.
+-- Characters: a block of plain text (ASCII without escapes) holds no character that an id may not have. `case` skips the test then,
+-- which `or` would not.
 with typed as (
     select
         *,
@@ -102,7 +105,10 @@ select
         sound
         and reason is null
         and starts_with(request_id, '"')
-        and case when plain then true else regexp_full_match(request_id, '"[ !#-\[\]-~]+"') end
+        and case
+            when plain then true
+            else regexp_full_match(request_id, '"[ !#-Z\]-~][ !#-\[\]-~]*"') and request_id not in ('"true"', '"false"', '"{}"')
+        end
         and strlen(request_id) between 3 and 130
         and case
             when cost_number is null then exact_cost is not null or (book_prices and (cost is null or cost = 'null'))
@@ -120,28 +126,12 @@ select
             when status_number is null then status is null or status = 'null'
             else status_number between 100 and 599 and cast(status_number as varchar) = status
         end
-        and case
-            when input_tokens_number is null then input_tokens is null or input_tokens = 'null'
-            else input_tokens_number >= 0 and cast(input_tokens_number as varchar) = input_tokens
-        end
-        and case
-            when output_tokens_number is null then output_tokens is null or output_tokens = 'null'
-            else output_tokens_number >= 0 and cast(output_tokens_number as varchar) = output_tokens
-        end
-        and case
-            when cached_input_tokens_number is null then cached_input_tokens is null or cached_input_tokens = 'null'
-            else cached_input_tokens_number >= 0 and cast(cached_input_tokens_number as varchar) = cached_input_tokens
-        end
-        and case
-            when cache_write_tokens_number is null then cache_write_tokens is null or cache_write_tokens = 'null'
-            else cache_write_tokens_number >= 0 and cast(cache_write_tokens_number as varchar) = cache_write_tokens
-        end
-        and case
-            when reasoning_tokens_number is null then reasoning_tokens is null or reasoning_tokens = 'null'
-            else reasoning_tokens_number >= 0
-                and cast(reasoning_tokens_number as varchar) = reasoning_tokens
-                and reasoning_tokens_number <= coalesce(output_tokens_number, 0)
-        end
+        and is_count(input_tokens_number, input_tokens)
+        and is_count(output_tokens_number, output_tokens)
+        and is_count(cached_input_tokens_number, cached_input_tokens)
+        and is_count(cache_write_tokens_number, cache_write_tokens)
+        and is_count(reasoning_tokens_number, reasoning_tokens)
+        and coalesce(reasoning_tokens_number, 0) <= coalesce(output_tokens_number, 0)
         -- Divided by four, the three of them fit into 64 bits: what is near the largest number is left to the slow path.
         and case
             when coalesce(cached_input_tokens_number, cache_write_tokens_number) is null then true
