@@ -65,7 +65,7 @@ _CURRENCY = re.compile("(usd|eur|chf|gbp)$")  # behind the name of a cost
 _CENTS = re.compile("(in)?cents?$")
 
 MISSING = ("", "-")  # texts that stand for a missing value: nginx and Envoy write '-'
-NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 SUCCESS = {"success", "succeeded", "ok", "completed"}
 FAILURE = {"failure", "failed", "error"}
 
@@ -221,11 +221,11 @@ def moment_kind(value: str) -> str | None:
 
 
 def _is_count(value: str) -> bool:
-    return bool(re.fullmatch(r"\d+(\.0+)?", value))
+    return bool(re.fullmatch(r"[0-9]+(\.0+)?", value))
 
 
 def _is_status(value: str) -> bool:
-    return bool(re.fullmatch(r"[1-5]\d\d", value)) or value.lower() in SUCCESS | FAILURE
+    return bool(re.fullmatch(r"[1-5][0-9]{2}", value)) or value.lower() in SUCCESS | FAILURE
 
 
 _FITS: Mapping[str, Callable[[str], object]] = {

@@ -226,7 +226,10 @@ class _Drafting:
         elif name == "api_key_id" and best.name not in _NO_SECRETS:
             said = ["api_key_id: hashed unless it is a SHA-256 already, for it may be a key in clear"]
             is_hash = f"regexp_full_match({source}, '(sha256:)?[0-9a-fA-F]{{64}}')"
-            source = f"case when {is_hash} then {source} else 'sha256:' || sha256({source}) end"
+            source = (
+                f"case when {is_hash} then {source} when not is_text({source}) then '[]'"
+                f" else 'sha256:' || sha256({source}) end"
+            )
         elif name == "status" and any(value.lower() in SUCCESS | FAILURE for value in best.values):
             source = (
                 f"case when lower({source}) in ({_quoted(SUCCESS)}) then '200'"
@@ -277,11 +280,11 @@ class _Drafting:
 
     def _cost(self, best: Field, source: str) -> tuple[str, list[str]]:
         said: list[str] = []
-        amount = f"try_cast({source} as decimal(38, 30))"
         if is_in_cents(best) or (self._producer and self._producer.cents):
-            amount = f"try_cast({source} as decimal(30, 20)) * 0.01"
+            source = f"rounded_cost_of_cents({source})"
             said.append("cost: is in cents")
-        source = f"coalesce(cast(round_even({amount}, 12) as varchar), {source})"
+        else:
+            source = f"rounded_cost({source})"
         if self._currency and self._currency.stated:  # what is in another must not be taken for it
             source = f"case when upper({self._currency.stated.sql}) = '{self._currency.code}' then {source} end"
             said.append(
@@ -313,7 +316,7 @@ def _moment(best: Field, source: str) -> tuple[str, list[str]]:
     said = []
     texts = {each for each in kinds if each not in UNITS}
     if any(value.endswith("UTC") for value in best.values):
-        source = f"rtrim({source}, ' UTC')"
+        source = f"regexp_replace({source}, ' ?UTC$', '')"
     if texts - {"zoned"}:
         source = f"replace({source}, ' ', 'T')"
     if "short" in texts:
@@ -332,7 +335,7 @@ def _moment(best: Field, source: str) -> tuple[str, list[str]]:
 
 def _moment_of_number(unit: str, source: str, kinds: Counter[str], best: Field) -> tuple[str, list[str]]:
     least, most = UNITS[unit]
-    number = f"try_cast({source} as decimal(28, 9))"
+    number = f"try_cast(number_text({source}) as decimal(28, 9))"
     micros = {
         "seconds": f"round_even({number} * 1000000, 0)",
         "milliseconds": f"round_even({number} * 1000, 0)",
@@ -385,7 +388,7 @@ def _grows(records: Sequence[Record], found: Found) -> bool:
 
 def _number(each: Field | None, record: Record) -> float | None:
     value = each.value_in(record) if each else None
-    return float(value) if value and re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d{1,3})?", value) else None
+    return float(value) if value and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", value) else None
 
 
 def _of_samples(some: int, all_of: int) -> str:

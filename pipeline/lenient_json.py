@@ -24,6 +24,8 @@ _CONSTANT = re.compile(r"-?Infinity|NaN")
 _HALF = re.compile(r"\\u[0-9a-fA-F]{4}")
 REPLACEMENT = "\ufffd"
 
+_STRING_OR_BRACKET = re.compile(rf"{_STRING.pattern}|[{{}}\[\]]", re.DOTALL)
+_LEVELS = 100  # of objects and lists, one inside of the other, that every parser takes
 _ANYTHING = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -31,24 +33,56 @@ def as_json(line: bytes) -> str | Reason:
     """Make a line (its line end cut off) into the text of a JSON object.
 
     Bytes that are not UTF-8 and halves of characters become U+FFFD, NaN and Infinity become texts, control characters
-    are escaped. Memory is a small multiple of the line, whatever it holds.
+    are escaped. In a line that is nested too deeply for a parser, null stands for what lies 100 levels deep. Memory is
+    a small multiple of the line, whatever it holds.
 
     Returns:
         The text, or why the line holds no object.
     """
     text = line.decode("utf-8", "replace")
-    reason = _why_none(text)
-    if reason is Reason.NOT_JSON and (repaired := _repaired(text)):
-        text, reason = repaired, _why_none(repaired)
-    return reason or text
+    found = _as_object(text)
+    if found is Reason.NOT_JSON and (repaired := _repaired(text)):
+        found = _as_object(repaired)
+    return found
 
 
-def _why_none(text: str) -> Reason | None:
+def _as_object(text: str) -> str | Reason:
+    """A text that is a JSON object, if need be without its deepest values; or why the text is none."""
     try:
         found = _ANYTHING.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
+    except msgspec.MsgspecError:
         return Reason.NOT_JSON
-    return None if bytes(memoryview(found)[:1]) == b"{" else Reason.NOT_AN_OBJECT
+    except RecursionError:
+        return _as_object(shallow) if (shallow := _shallow(text)) else Reason.NOT_JSON
+    return text if bytes(memoryview(found)[:1]) == b"{" else Reason.NOT_AN_OBJECT
+
+
+def _shallow(text: str) -> str | None:
+    """The same JSON with null for each value that lies 100 levels deep; None where such a value is no JSON.
+
+    From the inside to the outside, 100 levels at a time become null, so that each of them is looked at once.
+    """
+    open_values: list[list[str]] = [[]]  # the pieces of the line, and those of each open value that becomes null
+    position = depth = 0
+    for token in _STRING_OR_BRACKET.finditer(text):
+        kind = text[token.start()]
+        if kind in "{[":
+            depth += 1
+            if depth % _LEVELS == 0:
+                open_values[-1].append(text[position : token.start()])
+                open_values.append([])
+                position = token.start()
+        elif kind in "}]":
+            if depth % _LEVELS == 0 and len(open_values) > 1:
+                value = "".join((*open_values.pop(), text[position : token.end()]))
+                try:
+                    _ANYTHING.decode(value)
+                except msgspec.MsgspecError:
+                    return None
+                open_values[-1].append("null")
+                position = token.end()
+            depth -= 1
+    return "".join((*open_values[0], text[position:])) if len(open_values) == 1 else None
 
 
 def _repaired(text: str) -> str | None:
@@ -83,7 +117,7 @@ def _repaired_string(string: str) -> str:
 
 
 def _end_of(pattern: re.Pattern[str], text: str, position: int) -> int:
-    """Where a pattern ends that matches nothing, too."""
+    """Return where the match of a pattern ends that begins at a position. The pattern matches an empty text as well."""
     found = pattern.match(text, position)
     assert found
     return found.end()

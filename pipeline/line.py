@@ -126,6 +126,8 @@ def read_record(record: Mapping[str, Any], latest: datetime, terms: Terms | None
     request: dict[str, Any] = {}
     for field, read in _FIELDS.items():
         try:
+            if terms and field in _TEXTS:
+                _refuse_other_json(record.get(field))
             request[field] = read(record, latest, terms)
             if check := _CHECKS.get(field):
                 check(request, terms)
@@ -155,6 +157,18 @@ def _string(value: object) -> str:
     if type(value) is not str:
         raise _RuleBrokenError(Reason.BAD_TYPE)
     return value
+
+
+# What the SQL of a format makes of a JSON object, a JSON array, true and false, where a field is read as text.
+# A text such as '{3F2504E0-4F89}' or 'claude[1m]' is none of them. sql/format_functions.sql has the same pattern.
+_OTHER_JSON = re.compile(
+    r'true|false|\{(?:".*)?\}|\[(?:|["\[{].*|(?:-?[0-9][0-9.eE+-]*|true|false|null)(?:,.*)?)\]', re.DOTALL
+)
+
+
+def _refuse_other_json(value: object) -> None:
+    if isinstance(value, str) and _OTHER_JSON.fullmatch(value):
+        raise _RuleBrokenError(Reason.BAD_TYPE)
 
 
 def _matching(value: object, pattern: re.Pattern[str]) -> str:
@@ -332,14 +346,25 @@ _Check = Callable[[dict[str, Any], Terms | None], None]
 
 
 def _check_cached(request: dict[str, Any], terms: Terms | None) -> None:
-    """Cached tokens, and those written into a cache, are part of the input tokens; or are added to them, where the
-    format says that its records count them beside the input."""
-    parts = [request.get(name) for name in ("cached_input_tokens", "cache_write_tokens")]
+    """Refuse more tokens read from a cache than input tokens, unless the format counts them beside the input."""
+    if not (terms and terms.cached_beside_input) and (request["cached_input_tokens"] or 0) > (
+        request["input_tokens"] or 0
+    ):
+        raise _RuleBrokenError(Reason.BAD_TYPE)
+
+
+def _check_or_add_cached(request: dict[str, Any], terms: Terms | None) -> None:
+    """Refuse more tokens read from a cache and written to it than input tokens; or add both to the input tokens.
+
+    They are added where the format says that its records count them beside the input. This changes `request`.
+    """
+    parts = (request["cached_input_tokens"], request["cache_write_tokens"])
+    from_cache = sum(part or 0 for part in parts)
     if not (terms and terms.cached_beside_input):
-        if sum(part or 0 for part in parts) > (request["input_tokens"] or 0):
+        if from_cache > (request["input_tokens"] or 0):
             raise _RuleBrokenError(Reason.BAD_TYPE)
-    elif "cache_write_tokens" in request and any(part is not None for part in parts):
-        request["input_tokens"] = sum(part or 0 for part in (request["input_tokens"], *parts))
+    elif parts != (None, None):
+        request["input_tokens"] = (request["input_tokens"] or 0) + from_cache
         if request["input_tokens"] > MAX_TOKENS:
             raise _RuleBrokenError(Reason.AMOUNT_OUT_OF_RANGE)
 
@@ -368,11 +393,13 @@ _FIELDS: Mapping[str, _Read] = {
     "deployed_model": _description("deployed_model"),
     "provider": _description("provider"),
 }
-# What holds between a field and those before it.
+# What is done once a field is read that depends on fields before it.
 _CHECKS: Mapping[str, _Check] = {
     "cached_input_tokens": _check_cached,
-    "cache_write_tokens": _check_cached,
+    "cache_write_tokens": _check_or_add_cached,
     "reasoning_tokens": _check_reasoning,
 }
+# The fields of text. The SQL of a mapped format gives text for JSON of every kind.
+_TEXTS = frozenset(("request_id", "organization_id", "api_key_id", "model", "endpoint", "deployed_model", "provider"))
 # A record of a mapped format in which none of these is found is no record of that format.
 _IDENTIFYING = ("request_id", "timestamp", "organization_id")

@@ -75,6 +75,7 @@ class MappedRecords:
             self._connection.execute("set timezone = 'UTC'; set enable_progress_bar = false")
             self._connection.execute("set enable_external_access = false; set python_enable_replacements = false")
             self._connection.register("records", self._given)
+            self._connection.execute(statement("format_functions"))
             self._check_syntax(format.text)
             self._connection.execute("set lock_configuration = true")
             requests = self._as_text(self._connection.sql(format.text.rstrip().rstrip(";")), format)
@@ -141,7 +142,8 @@ class MappedRecords:
             raise self._refused("gives a column skipped: say in the header which records it skips, '-- skips: ...'")
         columns = (f"{self._text_of(name, types.get(name, 'NULL'))} as {name}" for name in REQUESTS.names)
         texts = relation.project(", ".join(columns))
-        short = f"if(length(request_id) > {LONGEST_ID}, 'sha256:' || sha256(request_id), request_id) as request_id"
+        is_long = f"length(request_id) > {LONGEST_ID} and is_text(request_id)"
+        short = f"if({is_long}, 'sha256:' || sha256(request_id), request_id) as request_id"
         return texts.project(f"* replace ({short})")
 
     def _text_of(self, name: str, kind: str) -> str:

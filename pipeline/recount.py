@@ -36,7 +36,18 @@ from decimal import (
 )
 from typing import Any, Final, NamedTuple
 
-from pipeline.recount_lines import AS_TEXT, Moment, Record, mapped_objects, objects, opened, rows, without_halves
+from pipeline.recount_lines import (
+    AS_TEXT,
+    Moment,
+    Record,
+    is_other_json,
+    mapped_objects,
+    objects,
+    opened,
+    rows,
+    without_depths,
+    without_halves,
+)
 from pipeline.recount_traces import Traces
 
 COST_DECIMALS, UNITS_DECIMALS = 12, 6
@@ -180,12 +191,19 @@ def _texts(raw: io.RawIOBase, ending: str, size: int, mapped: Mapped) -> Iterato
     """Yield the records, each as JSON without half characters; None for one that is none."""
     if mapped.texts_of is None:
         for value in mapped_objects(raw, ending, size, numbers_as_text=False):
-            yield None if value is None else without_halves(json.dumps(value, ensure_ascii=False))
+            yield None if value is None else without_halves(_dumped(value))
     elif ending == ".parquet" and size:
         yield from mapped.texts_of(raw)
     else:
         with opened(raw, ending, size) as file:
             yield from mapped.texts_of(file)
+
+
+def _dumped(value: Record) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return json.dumps(without_depths(value), ensure_ascii=False)
 
 
 def _together(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
@@ -203,6 +221,7 @@ def _together(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
 def _mapped_request(row: Record, latest: int, mapped: Mapped) -> Request:
     """Return the request that a row of text fields holds. Raises _NoRequestError, DecimalException."""
     fields = {**row, **{name: _number_of(row.get(name)) for name in ("status", *_TOKENS)}}
+    _demand(not any(is_other_json(row.get(text) or "") for text in _TEXTS))
     name = row.get("request_id")
     if name is not None and len(name) > 128:
         fields["request_id"] = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
@@ -222,6 +241,7 @@ def _mapped_request(row: Record, latest: int, mapped: Mapped) -> Request:
     )
 
 
+_TEXTS = ("request_id", "organization_id", "api_key_id", "model", "endpoint", "deployed_model", "provider")
 _TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 
 

@@ -11,14 +11,16 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal
 from typing import NamedTuple
 
-from pipeline.recount_lines import Record, at, text_of
+from pipeline.recount_lines import Record, at, is_other_json, text_of
 from pipeline.recount_otel import spans_of
 
 _WIDE = Context(prec=1_000, rounding=ROUND_HALF_EVEN)
-_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,2})?")
+# The casts of the SQL hold so many digits before the point, wherever an exponent moves the point to.
+_COST_DIGITS, _MOMENT_DIGITS, _MILLISECOND_DIGITS = 8, 12, 15
+_NUMBER = re.compile(r"(-?)0*([0-9]+)(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _CODE_OF_ERROR = re.compile("[45][0-9]{2}")
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,7 +54,7 @@ def _litellm(record: Record) -> Iterator[Record]:
         ),
         "api_key_id": _key(_first(at(record, "metadata", "user_api_key_hash"))),
         "cost": _rounded(text_of(record.get("response_cost"))),
-        "model": _first(record.get("model_group"), record.get("model")),
+        "model": _litellm_model(record),
         "deployed_model": _first(record.get("model")),
         "provider": _first(record.get("custom_llm_provider")),
         "endpoint": _first(at(record, "metadata", "user_api_key_request_route")),
@@ -74,7 +76,16 @@ def _litellm_identity(record: Record) -> str | None:
     call, response = _first(record.get("litellm_call_id")), _first(record.get("id"))
     if call is None or response is None:
         return call or response
-    return response if _is_look(text_of(record.get("call_type")) or "") else f"{call}/{response}"
+    if _is_look(text_of(record.get("call_type")) or ""):
+        return response
+    return next((text for text in (call, response) if is_other_json(text)), f"{call}/{response}")
+
+
+def _litellm_model(record: Record) -> str | None:
+    """Return the name that was asked for. Instead of one, some releases write the deployment's hash."""
+    group, model = _first(record.get("model_group")), _first(record.get("model"))
+    is_hash = group is not None and group == text_of(record.get("model_id"))
+    return (model or group) if is_hash else (group or model)
 
 
 def _is_look(call_type: str) -> bool:
@@ -101,9 +112,11 @@ def _first(*values: object) -> str | None:
 
 
 def _key(text: str | None) -> str | None:
-    """Return a key's hash: a rejected key stands in the log as it was sent."""
+    """Return a key's hash: a rejected key stands in the log as it was sent. A key that is no text is refused."""
     if text is None or re.fullmatch("[0-9a-fA-F]{64}", text):
         return text
+    if is_other_json(text):
+        return "[]"
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -115,17 +128,31 @@ def _greatest(*values: object) -> str | None:
 
 
 def _rounded(text: str | None) -> str | None:
-    """Return a cost rounded to 12 decimals, half to even: the producer computes it in binary floats."""
-    if text is None or not _NUMBER.fullmatch(text):
+    """Return a cost rounded to 12 decimals, half to even: the producer computes it in binary floats.
+
+    A negative cost stays as it is, and is refused, however small it is.
+    """
+    if text is None or text.startswith("-") or not _is_number(text, _COST_DIGITS):
         return text
-    return str(Decimal(text).quantize(Decimal("1e-12"), context=_WIDE))
+    cost = _decimal(text)
+    return text if cost.adjusted() > _COST_DIGITS else str(cost.quantize(Decimal("1e-12"), context=_WIDE))
+
+
+def _is_number(text: str, digits: int) -> bool:
+    """Return True for a number with at most so many digits before its point."""
+    match = _NUMBER.fullmatch(text)
+    return match is not None and len(match[2]) <= digits
+
+
+def _decimal(text: str) -> Decimal:
+    return _WIDE.create_decimal(text)
 
 
 def _moment(text: str | None) -> str | None:
     """Return the moment that a number of seconds since 1970 stands for, to the microsecond, half to even."""
-    if text is None or not _NUMBER.fullmatch(text):
+    if text is None or not _is_number(text, _MOMENT_DIGITS):
         return text
-    return _written(int(Decimal(text).scaleb(6, _WIDE).to_integral_value(ROUND_HALF_EVEN))) or text
+    return _written(int(_decimal(text).scaleb(6, _WIDE).to_integral_value(ROUND_HALF_EVEN))) or text
 
 
 def _written(microseconds: int) -> str | None:
@@ -164,11 +191,9 @@ def _known(record: Record, name: str) -> str | None:
 
 def _begin(end: str | None, seconds: str | None) -> str | None:
     """Return when a request began. nginx writes when it ended and how many seconds it took, both in milliseconds."""
-    if end is None or seconds is None or not (_NUMBER.fullmatch(end) and _NUMBER.fullmatch(seconds)):
+    if end is None or seconds is None or not all(_is_number(text, _MILLISECOND_DIGITS) for text in (end, seconds)):
         return end
-    milliseconds = [
-        Decimal(text).scaleb(3, _WIDE).to_integral_value(ROUND_HALF_EVEN, context=_WIDE) for text in (end, seconds)
-    ]
+    milliseconds = [_decimal(text).scaleb(3, _WIDE).to_integral_value(ROUND_HALF_UP) for text in (end, seconds)]
     return _written(1_000 * int(milliseconds[0] - milliseconds[1])) or end
 
 

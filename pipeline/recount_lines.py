@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -70,13 +71,58 @@ def mapped_objects(raw: io.RawIOBase, ending: str, size: int, *, numbers_as_text
 def _leniently(decoder: json.JSONDecoder, text: str) -> Any:
     """Return what a text holds; None where no repair makes JSON of it."""
     try:
-        return decoder.decode(text)
-    except (ValueError, RecursionError):
+        return _decoded(decoder, text)
+    except ValueError:
         pass
     try:
-        return decoder.decode(_ESCAPE.sub(lambda escape: escape[0] if escape[1] else "\ufffd", text))
-    except (ValueError, RecursionError):
+        return _decoded(decoder, _ESCAPE.sub(lambda escape: escape[0] if escape[1] else "\ufffd", text))
+    except ValueError:
         return None
+
+
+def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
+    """Return what a JSON text holds, without its deepest values where it is nested too deeply for Python.
+
+    Raises:
+        ValueError: the text is no JSON.
+    """
+    try:
+        return decoder.decode(text)
+    except RecursionError:
+        pass
+    kept: list[str] = []
+    begins: list[int] = []  # for each open value at a depth of 100, 200, ... levels: its first piece in `kept`
+    copied = depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += token[0] in ("{", "[")
+        if depth % LEVELS == 0 and token[0] in ("{", "["):
+            kept.append(text[copied : token.start()])
+            copied = token.start()
+            begins.append(len(kept))
+        elif depth % LEVELS == 0 and token[0] in ("}", "]") and begins:
+            begin = begins.pop()
+            decoder.decode("".join((*kept[begin:], text[copied : token.end()])))
+            kept[begin:] = ["null"]
+            copied = token.end()
+        depth -= token[0] in ("}", "]")
+    if begins:
+        raise ValueError("a bracket is not closed")
+    return decoder.decode("".join((*kept, text[copied:])))
+
+
+LEVELS = 100
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
+
+
+def without_depths(value: Any) -> Any:
+    """Empty, in place, each object and list that lies 100 levels deep, and return the value."""
+    layer = [value]
+    for _ in range(LEVELS):
+        insides = (outer.values() if isinstance(outer, dict) else outer for outer in layer)
+        layer = [inner for inside in insides for inner in inside if isinstance(inner, (dict, list))]
+    for inner in layer:
+        inner.clear()
+    return value
 
 
 _ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
@@ -220,9 +266,49 @@ def at(value: Any, *path: str) -> Any:
     return value
 
 
+def is_other_json(text: str) -> bool:
+    """Return True for a text that stands for a JSON object or array, true or false, as `text_of` gives it."""
+    if text in ("true", "false", "{}", "[]"):
+        return True
+    inside = text[1:-1]
+    if text[:1] == "{":
+        return text[-1] == "}" and inside[:1] == '"'
+    if text[:1] == "[" and text[-1] == "]":
+        return inside[:1] in ('"', "[", "{") or _SCALAR.fullmatch(inside.partition(",")[0]) is not None
+    return False
+
+
+_SCALAR = re.compile("true|false|null|-?[0-9][0-9.eE+-]*")
+
+
 def text_of(value: Any) -> str | None:
     """Return the text of a value that AS_TEXT decoded: what is no text or number as JSON, null as None."""
-    return None if value is None else without_halves(str(value) if isinstance(value, str) else _json(value))
+    if isinstance(value, Digits):
+        return _number(value)
+    if value is None or isinstance(value, str):
+        return value and without_halves(value)
+    try:
+        return without_halves(_json(value))
+    except RecursionError:
+        return without_halves(_json(without_depths(value)))
+
+
+def _number(digits: str) -> str:
+    """Return a number as a text: an integer in full, any other as the shortest decimal of its double.
+
+    An exponent is written where JavaScript writes one: 1e21, 1e-7.
+    """
+    if not set(digits) & set(".eE"):
+        return "0" if digits == "-0" else str(digits)
+    shortest = repr(float(digits))
+    if "inf" in shortest or "e" not in shortest:
+        return str(digits) if "inf" in shortest else shortest
+    number = Decimal(shortest)
+    if -6 <= number.adjusted() <= 20:
+        text = format(number, "f")
+        return text if "." in text else f"{text}.0"
+    mantissa, _, exponent = shortest.partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _json(value: Any) -> str:
@@ -230,7 +316,7 @@ def _json(value: Any) -> str:
         return "{" + ",".join(f"{_json(name)}:{_json(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_json, value)) + "]"
-    return str(value) if isinstance(value, Digits) else json.dumps(value, ensure_ascii=False)
+    return _number(value) if isinstance(value, Digits) else json.dumps(value, ensure_ascii=False)
 
 
 # --- rows of Parquet -------------------------------------------------------------------------------------------------

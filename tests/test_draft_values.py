@@ -16,6 +16,7 @@ from pipeline.first_look import FirstLook, look_at
 from pipeline.format import formats_of, write_format
 from tests.conftest import Place, Record, lines
 from tests.test_drafts import NOW, Drafted, call, day_of, drafted, usd  # noqa: F401  # fixtures
+from tests.test_mutants import recounted
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
@@ -67,6 +68,51 @@ def test_whole_numbers_that_a_table_wrote_as_floats_are_tokens(usd: Place, draft
         "a.csv",
     )
     assert (day_of(usd)["input_tokens"], usd.rejected("mine/a.csv")) == (500, [(3, "bad_type")])
+
+
+LOOSE = ["5_00", "+7", " 7 ", ".7", "7.", "1_0.5", "\u0667", "0x10", "1e", "Infinity", "nan"]
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "status_code", "cost_usd", "cost_cents", "started_at"])
+def test_only_json_s_numbers_are_numbers(usd: Place, drafted: Drafted, name: str) -> None:
+    """DuckDB casts '5_00' to 500, '+7' to 7 and ' 7 ' to 7: a draft does not."""
+    usual = 1794268800 if name == "started_at" else 200
+    loose = [text.replace("7", "1794268800") for text in LOOSE] if name == "started_at" else LOOSE
+    good = [{**call(number % 10), name: usual} for number in range(30)]
+    drafted(lines(*good, *({**call(number % 10), name: text} for number, text in enumerate(loose))))
+    reason = "bad_timestamp" if name == "started_at" else "bad_type"
+    assert usd.rejected("mine/log.jsonl") == [(31 + number, reason) for number in range(len(loose))]
+    assert recounted(usd).as_json()["differences"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("cost_usd", "-4e-13", "negative_amount"),
+        ("cost_usd", -4e-13, "negative_amount"),
+        ("cost_usd", "-0.0", "0"),
+        ("cost_usd", "4e-13", "0"),
+        ("cost_usd", "0.0000000000015", "0.000000000002"),  # half-even
+        ("cost_usd", "1.5E+02", "150"),
+        ("cost_usd", "1e-100", "0"),
+        ("cost_cents", "-4e-11", "negative_amount"),
+        ("cost_cents", "-0", "0"),
+        ("cost_cents", "0.00000000015", "0.000000000002"),
+        ("cost_cents", "1.5E+02", "1.5"),
+        ("cost_cents", "123456789012e-9", "bad_type"),  # 123.46 cents, which the cast does not hold: no 123.46 dollars
+        ("cost_cents", "123456789012", "bad_type"),
+        ("cost_cents", "99999999", "999999.99"),
+    ],
+)
+def test_a_cost_is_rounded_and_never_made_another(
+    usd: Place, drafted: Drafted, name: str, value: Any, stored: str
+) -> None:
+    drafted(lines(*({**call(number), name: 1} for number in range(3)), {**call(9), name: value}))
+    if stored[0].isdigit():
+        assert [row["cost"] for row in usd.events("mine/log.jsonl") if row["line"] == 4] == [Decimal(stored)]
+    else:
+        assert usd.rejected("mine/log.jsonl") == [(4, stored)]
+    assert recounted(usd).as_json()["differences"] == []
 
 
 # --- CSV with semicolons ---------------------------------------------------------------------------------------------

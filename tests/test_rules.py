@@ -29,6 +29,7 @@ TAKEN_IN_BY = (
     "lenient_json.py",
     "traces.py",
     "sql/pure_functions.sql",
+    "sql/format_functions.sql",
     *(f"sql/{name}.sql" for name in ("create_trace_span", "add_trace_spans", "resolve_failed_spans")),
     *(f"sql/{name}.sql" for name in ("resolve_agents", "verdicts_on_trace_spans", "count_merged_spans")),
 )
@@ -39,7 +40,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "e199306814631916"),
+    "TAKE_IN_RULE": (3, "ee7ab332d9734a96"),
     "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 

@@ -26,6 +26,13 @@ from pipeline.traces import Traces as SqlTraces
 from tests.conftest import Place, Record
 from tests.test_mutants import LOGS, NOW, PRICES, nginx, recounted, span
 
+
+class Digits(str):
+    """A number, with the digits that stand in the line."""
+
+    __slots__ = ()
+
+
 LONG = "é" * 257
 ODD = st.one_of(
     st.sampled_from([None, "", "-", "0", "7", "-5", "07", "5.0", "1e2", "x", "success", "failure", "batch_1"]),
@@ -35,6 +42,20 @@ ODD = st.one_of(
         ["0123", "4.0", "5_00", "+7", " 7", "0200", "10.00000000000000000001", "1.50e3", "true", "[Errno 1] x"]
     ),
     st.sampled_from([1794272401.2500005, "1794272401.5", "2026-11-10T01:00:00Z", 1794276001123456789, "1" * 40]),
+)
+# Numbers and texts that are read in more than one way: odd spellings of amounts, and texts with a line end.
+DIGITS = st.from_regex(r"\A-?[0-9]{1,14}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?\Z")
+ODDER = ODD | st.one_of(
+    st.builds(Digits, st.from_regex(r"\A-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?\Z")),
+    DIGITS,
+    st.builds("{}{}".format, DIGITS, st.sampled_from(["\n", " ", "_0", "."])),
+    st.sampled_from(
+        ["1e-100", "-4e-13", "0.0005", "1e-99999", "5_00", "+7", ".7", "success\n", "429\n", "retrieve_batch\n"]
+    ),
+    st.sampled_from(
+        ["get_a\nb", "list\n", "true", "false", "{}", "[]", '["a"]', "[1m]", "{3F}", '{"', "[1,", "a" * 64]
+    ),
+    st.sampled_from([["x", 1.50], {"a": [1e5, None]}, [[False]], "0" * 64 + "\n", "1794272401250000.5e-6", "\u0667"]),
 )
 VALUE = st.one_of(
     ODD,
@@ -113,12 +134,22 @@ def odd_records(draw: st.DrawFn, name: str) -> Record:
             inner = inner[key]
         if not (name == "otel-genai" and key == "attributes"):
             # No producer's span has a long id; whether a call has a response id is not known there.
-            inner[key] = draw(ODD.filter(lambda value: value != LONG) if key.endswith("Id") else ODD)
+            odd = ODD if name == "otel-genai" else ODDER
+            inner[key] = draw(odd.filter(lambda value: value != LONG) if key.endswith("Id") else odd)
     return record
 
 
+def written(value: Any) -> str:
+    """A value as JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)}: {written(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return str(value) if isinstance(value, Digits) else json.dumps(value)
+
+
 def read(mapped: Mapped, records: list[Record]) -> list[Verdict]:
-    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    content = "".join(written(record) + "\n" for record in records).encode()
     return list(
         mapped_requests_in(cast("io.RawIOBase", io.BytesIO(content)), ".jsonl", NOW, len(content), mapped, Traces())
     )

@@ -10,7 +10,8 @@
 -- and change the word user_api_key_team_id in the first block.
 -- LiteLLM writes a rejected key into user_api_key_hash as the client sent it: a value other than 64 hex digits is hashed here.
 -- An error code that is no HTTP status of an error, such as 'context_length_exceeded', becomes 500: the request failed.
--- A value that is not a number, by JSON's grammar and not by DuckDB's wider one, is passed on as it is. The rule of its field then refuses the value.
+-- A value without the shape that its field needs is passed on as it is, and the rule of its field refuses the value. A key that is no
+-- text is passed on as '[]': a list or an object may hold a key in clear.
 with field as (
     select
         line,
@@ -37,6 +38,7 @@ with field as (
             '$.metadata.usage_object.prompt_tokens_details.cache_write_tokens',
             '$.metadata.usage_object.cache_creation_input_tokens',
             '$.metadata.usage_object.completion_tokens_details.reasoning_tokens',
+            '$.model_id',
             '$.cache_hit'
         ]) as value
     from records
@@ -49,16 +51,14 @@ named as (
         nullif(value[2], '') as object_id,
         regexp_full_match(
             value[3],
-            '(CallTypes\.)?_?a?((get|retrieve|list|cancel|delete|update)(_.+)?'
+            '(?s)(CallTypes\.)?_?a?((get|retrieve|list|cancel|delete|update)(_.+)?'
             || '|(batch|file|video|vector_store|vector_store_file)_(get|retrieve|status|list|content|cancel|delete|update)(_.+)?)'
         ) as is_look,
         nullif(value[4], '') as start_time,
-        regexp_extract(value[4], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as start_number,
         coalesce(nullif(value[5], ''), nullif(value[6], '')) as organization_id,
         nullif(value[7], '') as api_key,
         value[8] as response_cost,
-        regexp_extract(value[8], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as cost_number,
-        coalesce(nullif(value[9], ''), nullif(value[10], '')) as model,
+        nullif(value[9], '') as model_group,
         nullif(value[10], '') as deployed_model,
         nullif(value[11], '') as provider,
         nullif(value[12], '') as endpoint,
@@ -69,23 +69,27 @@ named as (
         value[17:18] as cached,
         value[19:21] as written,
         value[22] as reasoning_tokens,
-        lower(value[23]) = 'true' as cache_hit
+        value[23] as model_id,
+        lower(value[24]) = 'true' as cache_hit
     from field
 )
 
 -- Clients may choose the id of a call, and servers may repeat the id of an answer: the two together identify a request.
 -- A look at an object that another call made (a poll of a batch or of a video, a response fetched again) has the id of that
 -- object, so that many looks count once.
+-- Some releases write model_id, the hash of a deployment, as the model_group of a call that names no model (a response fetched again).
 -- The same number of tokens may have several places. The greatest number counts, since older releases leave one of them at 0.
 select
     line,
     case
         when is_look then coalesce(object_id, call_id)
+        when not is_text(call_id) then call_id
+        when not is_text(object_id) then object_id
         else coalesce(call_id || '/' || object_id, call_id, object_id)
     end as request_id,
     coalesce(
         strftime(
-            make_timestamp(cast(round_even(try_cast(start_number as decimal(28, 16)) * 1000000, 0) as bigint)),
+            make_timestamp(cast(round_even(try_cast(number_text(start_time) as decimal(28, 16)) * 1000000, 0) as bigint)),
             '%Y-%m-%dT%H:%M:%S.%fZ'
         ),
         start_time
@@ -93,18 +97,19 @@ select
     organization_id,
     case
         when regexp_full_match(api_key, '[0-9a-fA-F]{64}') then api_key
+        when not is_text(api_key) then '[]'
         else 'sha256:' || sha256(api_key)
     end as api_key_id,
     case
         when outcome = 'success'
             and cache_hit is not true
             and not (is_look and coalesce(try_cast(input_tokens as hugeint), 0) = 0)
-            and try_cast(cost_number as decimal(38, 30)) = 0 then null
-        else coalesce(cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar), response_cost)
+            and try_cast(number_text(response_cost) as decimal(38, 30)) = 0 then null
+        else rounded_cost(response_cost)
     end as cost,
     null as synapses,
     null as neurons,
-    model,
+    coalesce(case when model_group is distinct from model_id then model_group end, deployed_model, model_group) as model,
     deployed_model,
     provider,
     endpoint,

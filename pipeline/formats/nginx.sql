@@ -41,10 +41,7 @@ select
         strftime(
             make_timestamp(
                 try_cast(
-                    (
-                        try_cast(regexp_extract(value[2], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as decimal(18, 3))
-                        - try_cast(regexp_extract(value[3], '^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$') as decimal(18, 3))
-                    )
+                    (try_cast(number_text(value[2]) as decimal(18, 3)) - try_cast(number_text(value[3]) as decimal(18, 3)))
                     * 1000000
                     as bigint
                 )

@@ -30,24 +30,21 @@ WITH_PRICE_BOOK = DOCS.parent / "formats/litellm-with-price-book.sql"
 # What the variant for the price book changes in the shipped format.
 CHANGES = {
     "-- prices: record\n": "-- prices: book\n",
-    """completion_tokens_details.reasoning_tokens'
-        ])""": """completion_tokens_details.reasoning_tokens',
+    """            '$.model_id'
+        ])""": """            '$.model_id',
             '$.cache_hit'
         ])""",
-    """value[22] as reasoning_tokens
-""": """value[22] as reasoning_tokens,
-        lower(value[23]) = 'true' as cache_hit
+    """value[23] as model_id
+""": """value[23] as model_id,
+        lower(value[24]) = 'true' as cache_hit
 """,
-    """    coalesce(
-        cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar),
-        response_cost
-    ) as cost,
+    """    rounded_cost(response_cost) as cost,
 """: """    case
         when outcome = 'success'
             and cache_hit is not true
             and not (is_look and coalesce(try_cast(input_tokens as hugeint), 0) = 0)
-            and try_cast(cost_number as decimal(38, 30)) = 0 then null
-        else coalesce(cast(round_even(try_cast(cost_number as decimal(38, 30)), 12) as varchar), response_cost)
+            and try_cast(number_text(response_cost) as decimal(38, 30)) = 0 then null
+        else rounded_cost(response_cost)
     end as cost,
 """,
 }
