@@ -454,9 +454,8 @@ def test_what_one_parser_takes_for_json_and_another_does_not_costs_no_other_line
         json.dumps(request(6, prompt="half \ud83e"))[:-1] + ', "number": ' + "9" * 5_000 + ', "request_id": "again"}',
     )
     place.roll_up()
-    assert sorted(row["request_id"] for row in place.events("mine/a.jsonl")) == [
-        f"req_{number}" for number in (1, 2, 3, 5, 6)
-    ]
+    ids = sorted(row["request_id"] for row in place.events("mine/a.jsonl"))
+    assert ids == ["req_1", "req_2", "req_3", "req_5", "req_6"]
     assert place.rejected("mine/a.jsonl") == [
         (3, "not_json"),
         (4, "not_json"),
