@@ -118,13 +118,13 @@ def odd_records(draw: st.DrawFn, name: str) -> Record:
         for key in draw(st.lists(st.sampled_from(ATTRIBUTES), max_size=4, unique=True)):
             others = [attribute for attribute in changed["attributes"] if attribute["key"] != key]
             changed["attributes"] = [{"key": key, "value": draw(VALUE)}, *others]
-    else:
-        changed = record
         for field, shapes in ODD_PARTS.items():
             if draw(st.integers(0, 9)) == 0:
                 changed[field] = draw(st.sampled_from(shapes))
         if draw(st.integers(0, 5)) == 0:
             return cast("Record", draw(odd_exports(record)))
+    else:
+        changed = record
     for _ in range(draw(st.integers(0, 3))):
         inner = changed
         while True:
