@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from pipeline.contract.data_root import check_data, check_raw, has_data
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, month_name, month_of
-from pipeline.contract.settings import Settings, SettingsError
-from pipeline.contract.store import StoreError, open_store
+from pipeline.contract.settings import Settings, SettingsError, misspelling_of
+from pipeline.contract.store import Store, StoreError, open_store
 from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
 from pipeline.contract.wording import count_of, duration_text, instant_text, visible
 from pipeline.errors import InterruptedRunError, KeytallyError
@@ -197,6 +198,14 @@ def _note_lost_output(name: str) -> None:
     ):  # as for `keytally usage | head`
         return
     click.echo(f"keytally: the output could not be written ({error.strerror}); what the command did is done", err=True)
+
+
+def _data_of(settings: Settings) -> Store:
+    """The data root, for a command that only looks. Raises NoDataRoot where there is nothing to look at."""
+    store = open_store(settings)
+    store.check()
+    check_data(store)
+    return store
 
 
 def _print_json(document: Any) -> None:
@@ -451,15 +460,13 @@ def _show(report: Report, settings: Settings, most_days: int = SHOWN_LINES) -> N
         click.echo(f"Version {report.version} stands: it holds all this already.")
     else:
         store = open_store(settings)
-        shown = visible(store.name_of(store.layout.raw))
-        hint = "" if store.has_raw() else f" There is no {shown}: put request logs there, or mend KEYTALLY_DATA."
         if not report.version:
-            hint = hint or ("" if report.held_back else f" Put request logs below {shown}.")
-            click.echo(f"Nothing is published yet.{hint}")
+            raw = visible(store.name_of(store.layout.raw))
+            click.echo(f"Nothing is published yet.{'' if report.held_back else f' Put request logs below {raw}.'}")
         elif report.held_back:
-            click.echo(f"Nothing else is new: version {report.version} stands.{hint}")
+            click.echo(f"Nothing else is new: version {report.version} stands.")
         else:
-            click.echo(f"Nothing new. Version {report.version} is up to date.{hint}")
+            click.echo(f"Nothing new. Version {report.version} is up to date.")
     _show_findings(report)
 
 
@@ -712,8 +719,11 @@ def create_keys(
     else:
         wanted = [organization_id] if organization_id is not None else []
     settings = Settings.from_environment()
-    if settings.keys.parent == settings.data:
-        settings.data.mkdir(parents=True, exist_ok=True)
+    folder = settings.keys.parent
+    if not folder.is_dir() and (wrong := misspelling_of(str(folder))):
+        raise KeytallyError(f"there is no folder {str(folder)!r} for the registry of keys: {wrong}")
+    if folder == settings.data:
+        folder.mkdir(parents=True, exist_ok=True)
     created = _on_registry(
         settings,
         lambda registry: (
@@ -731,6 +741,13 @@ def create_keys(
             click.echo(f"Key {key.id} for {_readable(key)}. It is not shown again:\n\n  {key.key}\n")
         else:
             click.echo(f"{key.organization_id}\t{key.id}\t{key.key}")
+    click.echo(f"Wrote {count_of(len(created), 'key')} to {visible(str(settings.keys.absolute()))}.", err=True)
+    if folder == settings.data and not has_data(open_store(settings)):
+        click.echo(
+            f"{visible(str(folder.absolute()))} has neither raw/ nor rollups/: if a disk belongs there, mount it and"
+            " create the key again.",
+            err=True,
+        )
     return 0
 
 
@@ -809,7 +826,7 @@ def quarantine(as_json: bool) -> int:
     """
     from pipeline.quarantine import Quarantine
 
-    found = Quarantine(open_store(Settings.from_environment()))
+    found = Quarantine(_data_of(Settings.from_environment()))
     if as_json:
         # Written as it is read: there may be more lines than fit into memory.
         click.echo("[", nl=False)
@@ -907,6 +924,8 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
         raise click.UsageError("--write takes one FILE: a format is made from one log")
     settings = Settings.from_environment()
     store = open_store(settings)
+    if name:
+        check_raw(store)
     looks = [look_at(file, formats_of(store), utc_now()) for file in files]
     if as_json:
         _print_json([look.as_json() for look in looks])
@@ -1086,7 +1105,7 @@ def history(organization_id: str | None, first_day: date, last_day: date, as_jso
     """
     from pipeline.history import restatements
 
-    found = restatements(open_store(Settings.from_environment()), first_day, last_day, organization_id)
+    found = restatements(_data_of(Settings.from_environment()), first_day, last_day, organization_id)
     if as_json:
         _print_json([restatement.as_json() for restatement in found])
         return 0
@@ -1242,7 +1261,7 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
-    found = status_of(open_store(settings), utc_now(), settings.currency)
+    found = status_of(_data_of(settings), utc_now(), settings.currency)
     if as_json:
         _print_json(found.as_json())
         return 0

@@ -427,7 +427,7 @@ def carry_out(order: Order, step: Callable[[Run, Item], Result], item: Item) -> 
     except SettingsError as error:
         raise Unfit(worker.address, f"has a setting that cannot be used: {error}") from None
     watch = _Told()
-    with start_run(settings, lambda: order.started, watch) as run:
+    with start_run(settings, lambda: order.started, watch, is_part=True) as run:
         if not run.store.sees_run(order.run):
             raise Unfit(
                 worker.address,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.contract.data_root import check_raw
 from pipeline.contract.layout import Layout
 from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
@@ -61,15 +62,22 @@ class Run:
 
 @contextmanager
 def start_run(
-    settings: Settings, clock: Callable[[], datetime], watch: Watch | None = None, *, publishes: bool = False
+    settings: Settings,
+    clock: Callable[[], datetime],
+    watch: Watch | None = None,
+    *,
+    publishes: bool = False,
+    is_part: bool = False,
 ) -> Iterator[Run]:
     """A run on the data root of `settings`. What earlier runs left unfinished because they died is removed.
 
-    publishes: whether it is to bring what is published up to date; if it fails, it notes why. Raises StoreError when
-    the data root cannot be reached,
-    InterruptedRunError when a signal ends the work.
+    publishes: whether it is to bring what is published up to date; if it fails, it notes why. is_part: whether it does
+    a step of a run that another machine began. Raises StoreError when the data root cannot be reached, NoDataRoot when
+    it has no raw/ (then nothing is written), InterruptedRunError when a signal ends the work.
     """
     store = open_store(settings, PATIENCE)
+    if not is_part:
+        check_raw(store)
     step("make the folder of scratches")
     store.layout.scratch.mkdir(parents=True, exist_ok=True)
     store.check()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from pipeline.contract.data_root import NoDataRoot
 from pipeline.contract.layout import month_name
 from pipeline.contract.settings import SettingsError
 from pipeline.contract.store import StoreError
@@ -265,7 +266,7 @@ REMEDIES: list[tuple[tuple[type[Exception], ...], str]] = [  # the first that fi
         (CheckFailed,),
         "Start the run again; if it says the same, keep the raw files and report it: it is a fault in keytally.",
     ),
-    ((KeytallyError,), AS_IT_SAYS),
+    ((KeytallyError, NoDataRoot), AS_IT_SAYS),
     ((StoreError,), "See to the store or the way to it, then start the run again."),
     (
         (duckdb.OutOfMemoryException,),

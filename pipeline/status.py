@@ -276,7 +276,7 @@ def missing_raw(store: Store, ledger: Ledger, listing: RawListing) -> str | None
     """A sentence on raw/ that is not there, or is as empty as the folder something should be mounted on."""
     if not ledger.files or listing.files or listing.held_back:
         return None
-    what = "is empty" if store.has_raw() else "is not there"
+    what = "is empty" if store.has_folder(store.layout.raw) else "is not there"
     return f"{store.name_of(store.layout.raw)} {what}, out of which {count_of(len(ledger.files), 'file')} came"
 
 

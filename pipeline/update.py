@@ -20,6 +20,7 @@ from pipeline.arrivals import Arrivals
 from pipeline.artifacts import keep
 from pipeline.buckets import is_large, roll_up_in_buckets
 from pipeline.contents import days_touched, events_by_day, quarantined_by_day
+from pipeline.contract.data_root import check_raw
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
@@ -162,8 +163,7 @@ class _Update:
         store = self.run.store
         listing = list_raw(store)
         if missing := missing_raw(store, ledger, listing):
-            if not store.has_raw():
-                raise KeytallyError(f"{missing}; mount it")
+            check_raw(store)  # which may have been unmounted since the run began
             log.warning("%s: mount what belongs there, unless its logs were deleted on purpose", missing)
         return listing
 

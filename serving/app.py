@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NoReturn
 
 from fastapi import FastAPI, Request
@@ -23,8 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.contract.data_root import has_data
 from pipeline.contract.settings import Settings
-from pipeline.contract.store import open_store
+from pipeline.contract.store import Store, open_store
 from serving.answer_cache import AnswerCache
 from serving.auth import Gate
 from serving.clock import Clock, utc_now
@@ -66,13 +68,15 @@ def create_app(
     sessions = Sessions(settings.keys)
     pages = Pages(gate, sessions, answers, reader, clock, settings.currency)
 
+    open_keys = OpenKeys(store, settings.keys, registry.open, sessions.open)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
-        await asyncio.to_thread(registry.open)
-        await asyncio.to_thread(sessions.open)
+        await asyncio.to_thread(open_keys)
         await asyncio.to_thread(reader.refresh)
         await asyncio.to_thread(names.refresh)
         watches = [
+            asyncio.create_task(_repeat(open_keys, settings.refresh_seconds / 2)),
             asyncio.create_task(_repeat(registry.poll, REGISTRY_SECONDS)),
             asyncio.create_task(_repeat(reader.refresh, settings.refresh_seconds / 2)),
             asyncio.create_task(_repeat(names.refresh, settings.refresh_seconds / 2)),
@@ -136,6 +140,32 @@ def create_app_from_environment() -> FastAPI:
     Raises SettingsError.
     """
     return create_app(Settings.from_environment())
+
+
+class OpenKeys:
+    """Opens the registry of keys, and makes it where there is none; once, as soon as there is a data root.
+
+    The registry lies in the data root by default. One that is made below the mount point of a disk would refuse every
+    key.
+    """
+
+    def __init__(self, store: Store, keys: Path, *opens: Callable[[], None]) -> None:
+        self._store = store
+        self._keys = keys
+        self._opens = opens
+        self._opened = False
+
+    def __call__(self) -> None:
+        """Opens it. Raises RegistryUnavailable."""
+        if not self._opened and can_have_keys(self._store, self._keys):
+            for open_one in self._opens:
+                open_one()
+            self._opened = True
+
+
+def can_have_keys(store: Store, keys: Path) -> bool:
+    """Return True unless the registry of keys belongs into a data root that is not there. Raises StoreError."""
+    return store.layout.root not in keys.parents or has_data(store)
 
 
 async def _refuse(_: Request, error: Exception) -> NoReturn:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from pipeline.contract.data_root import NoDataRoot, check_data
 from pipeline.contract.last_run import LastRun, read_last_run
 from pipeline.contract.layout import month_of
 from pipeline.contract.published import (
@@ -172,7 +173,8 @@ class Reader:
                 Exception
             ) as error:  # whatever it is, the last good version is still right, and the next look may succeed
                 self._table = None
-                failure = f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"  # deltalake's are pages
+                name = "" if isinstance(error, StoreError) else f"{type(error).__name__}: "
+                failure = f"{name}{str(error).strip().split(chr(10), 1)[0]}"  # deltalake's are pages
             is_another = failure != self._failure
             if is_another and failure is not None:
                 _LOG.error("the published table cannot be read: %s; 'keytally status' says what to do", failure)
@@ -293,6 +295,11 @@ class Reader:
         if self._table is None:
             if self._confirmed is not None and self._confirmed.publication.version:
                 raise FileNotFoundError("it is gone")
+            try:
+                check_data(self._store)
+            except NoDataRoot:
+                self._confirmed = None  # the zeros of an empty data root are right only while there is one
+                raise
             return NOTHING_PUBLISHED
         if known and self._confirmed is not None and self._confirmed.publication.version == self._table.version():
             return self._confirmed.publication

@@ -23,7 +23,7 @@ from uvicorn.supervisors import Multiprocess
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import StoreError, open_store
 from serving import metrics
-from serving.app import create_app, create_metrics_app
+from serving.app import can_have_keys, create_app, create_metrics_app
 from serving.keys import KeyRegistry, RegistryError
 from serving.metrics import Metrics
 from serving.protocol import KEEP_ALIVE_SECONDS, Protocol
@@ -52,13 +52,17 @@ def serve(
     Logs to stderr, one JSON object a line. Call it in the main thread. Raises ServeError.
     """
     try:
-        open_store(settings).check()
+        store = open_store(settings)
+        store.check()
+        can_open = can_have_keys(store, settings.keys)
     except StoreError as error:
         raise ServeError(str(error)) from error
     registry = KeyRegistry(settings.keys)
     try:
-        registry.open()
-        has_keys = bool(registry.list())
+        has_keys = True
+        if can_open:
+            registry.open()
+            has_keys = bool(registry.list())
     except RegistryError as error:
         raise ServeError(f"{error}; KEYTALLY_KEYS says where it is") from error
     listener = _listen_or_say_why(host, port)

@@ -86,15 +86,6 @@ def test_rollup_with_nothing_new_says_so_and_changes_nothing(data: Path, keytall
     assert "Nothing new. Version 1 is up to date." in keytally("rollup").output
 
 
-def test_rollup_where_nothing_is_says_that_the_folder_may_be_the_wrong_one(
-    keytally: Keytally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KEYTALLY_DATA", str(tmp_path / "misspelt"))
-    said = keytally("rollup").output
-    assert "Nothing is published yet" in said
-    assert "KEYTALLY_DATA" in said
-
-
 def test_an_engine_that_runs_out_of_memory_says_which_limit_to_raise(
     keytally: Keytally, monkeypatch: pytest.MonkeyPatch
 ) -> None:

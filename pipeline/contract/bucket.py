@@ -107,6 +107,16 @@ class BucketStore(Store):
         key = self._key(path)
         return f"{self._bucket}/{key}" if key else str(self._bucket)
 
+    def has_folder(self, folder: Path) -> bool:
+        # A bucket has no folders. The empty object that a console makes to show one lies beside it, not below.
+        return any(True for _ in self._objects(folder))
+
+    def how_to_begin(self) -> str:
+        return (
+            "if your logs are elsewhere, correct KEYTALLY_DATA; to begin here, put request logs below"
+            f" {self.name_of(self.layout.raw)}/"
+        )
+
     def tried(
         self, what: str, path: Path, call: Callable[[], _T], *, came: Callable[[], int] = lambda: 0, longer: float = 0
     ) -> _T:
@@ -476,9 +486,6 @@ class BucketStore(Store):
         return LogState(place, max(entries, default=None), lambda version: entries.get(version) or None, note)
 
     # --- raw logs ----------------------------------------------------------------------------------------------------
-
-    def has_raw(self) -> bool:
-        return True  # a bucket has no folders that could be missing
 
     def list_raw(self) -> Iterator[RawFound]:
         step("list the raw objects")

@@ -206,8 +206,23 @@ def _read(
     value = given.get(variable) or default
     parsed = parse(value)
     if parsed is None:
-        raise SettingsError(variable, value, expected)
+        wrong = misspelling_of(value)
+        raise SettingsError(variable, value, f"{expected}; {wrong}" if wrong else expected)
     return parsed
+
+
+def misspelling_of(value: str) -> str | None:
+    """What a shell was to make of a value and did not, with what to do; None if there is nothing of that kind.
+
+    A file of settings that is read by a service manager or by Docker is read by no shell.
+    """
+    if value[:1] in ("'", '"') or value[-1:] in ("'", '"'):
+        return "the quotation marks are part of the value; write it without them"
+    if value.startswith("~"):
+        return "nothing has expanded '~'; write the whole path"
+    if re.search(r"\$[A-Za-z_{(]|%[A-Za-z_]+%", value):
+        return "nothing has expanded the variable in it; write the whole path"
+    return None
 
 
 def _cache(given: Mapping[str, str]) -> tuple[Path, int]:

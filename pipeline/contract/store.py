@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pipeline.contract.layout import Layout
 from pipeline.contract.seam import step
-from pipeline.contract.settings import Settings
+from pipeline.contract.settings import Settings, misspelling_of
 
 _T = TypeVar("_T")
 
@@ -100,6 +100,17 @@ class Store(ABC):
     @abstractmethod
     def name_of(self, path: Path) -> str:
         """A path as whoever runs the deployment knows it."""
+
+    @abstractmethod
+    def has_folder(self, folder: Path) -> bool:
+        """Return True if the folder is there, even if it is empty; in a bucket, if an object lies below it.
+
+        Raises StoreError.
+        """
+
+    @abstractmethod
+    def how_to_begin(self) -> str:
+        """What to do where there is no data root yet, or where this is not the right one: the end of a sentence."""
 
     # --- our own files -----------------------------------------------------------------------------------------------
 
@@ -187,10 +198,6 @@ class Store(ABC):
         return True
 
     @abstractmethod
-    def has_raw(self) -> bool:
-        """Whether there is a place for raw logs, with or without any."""
-
-    @abstractmethod
     def list_raw(self) -> Iterator[RawFound]:
         """What lies below raw/, in no order, names beginning with a dot or an underscore left out; none is opened."""
 
@@ -228,10 +235,26 @@ class FolderStore(Store):
 
     def check(self) -> None:
         if not self.layout.root.is_dir():
-            raise StoreError(f"the data folder {self.layout.root} does not exist; KEYTALLY_DATA says where it is")
+            raise StoreError(
+                f"the data folder {self.layout.root} does not exist; KEYTALLY_DATA says where it is:"
+                f" {self.how_to_begin()}"
+            )
 
     def name_of(self, path: Path) -> str:
         return str(path)
+
+    def has_folder(self, folder: Path) -> bool:
+        return folder.is_dir()
+
+    def how_to_begin(self) -> str:
+        if wrong := misspelling_of(str(self.layout.root)):
+            return f"KEYTALLY_DATA is {str(self.layout.root)!r}: {wrong}"
+        # Whole paths: a job that starts in another folder than a person does is the usual mistake.
+        root, raw = self.layout.root.absolute(), self.layout.raw.absolute()
+        return (
+            f"if a disk belongs at {root}, mount it; if your logs are elsewhere, correct KEYTALLY_DATA; to begin here,"
+            f" create {raw} and put request logs below it"
+        )
 
     def fetch(self, path: Path, *, anew: bool = False) -> io.FileIO:  # noqa: ARG002
         return io.FileIO(path)
@@ -324,9 +347,6 @@ class FolderStore(Store):
 
     def sees_run(self, name: str) -> bool:
         return (self.layout.scratch / name).is_dir()
-
-    def has_raw(self) -> bool:
-        return self.layout.raw.is_dir()
 
     def list_raw(self) -> Iterator[RawFound]:
         """A link to a folder is followed, once."""

@@ -28,7 +28,7 @@ class Sessions:
 
     def __init__(self, registry: Path) -> None:
         self.path = registry.with_name(f"{registry.name}.sessions")
-        self._secret = b""
+        self._secret = secrets.token_bytes(32)  # until `open` has read the one that all share: it signs nothing known
 
     def open(self) -> None:
         """Reads the secret; makes one where there is none. Raises RegistryUnavailable."""

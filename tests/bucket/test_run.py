@@ -24,6 +24,7 @@ import pytest
 
 import pipeline.contract.bucket
 from pipeline import read_usage
+from pipeline.contract.data_root import NoDataRoot, check_data
 from pipeline.contract.last_run import read_last_run
 from pipeline.contract.layout import stated_checksum
 from pipeline.contract.store import StoreError
@@ -688,3 +689,16 @@ def test_a_notebook_reads_what_is_published_in_a_bucket(place: BucketPlace, monk
         ["org_a", "key_1", Decimal("0.000000000001")],
         ["org_b", "key_1", Decimal("0.25")],
     ]
+
+
+def test_a_prefix_without_raw_objects_is_no_data_root(place: BucketPlace) -> None:
+    with pytest.raises(NoDataRoot, match=r"there is no s3://.*/raw: .*to begin here, put request logs below s3://"):
+        place.roll_up()
+    assert place.objects() == set()
+    with pytest.raises(NoDataRoot, match=r"has neither raw/ nor rollups/"):
+        check_data(place.store)
+    place.write_raw("a.jsonl", request(1))
+    assert place.roll_up().version == 1
+    obstore.delete(place.client, "raw/a.jsonl")
+    with pytest.raises(NoDataRoot, match=r"there is no .*raw, but s3://.* has rollups/: bring it back"):
+        place.roll_up()

@@ -116,9 +116,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Openings]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """An empty data folder."""
+    """An empty data root."""
     folder = tmp_path / "data"
-    folder.mkdir()
+    (folder / "raw").mkdir(parents=True)
     return folder
 
 

@@ -244,3 +244,34 @@ def test_a_registry_of_keys_that_is_gone_is_not_ready_and_lets_nobody_in(data: P
         (data / "aside").rename(data / "keys.sqlite")
         eventually(lambda: server.client.get("/readyz").status_code == 200)
         assert server.daily(key).status_code == 200
+
+
+def test_a_server_without_a_data_root_answers_nobody_with_zeros(tmp_path: Path) -> None:
+    data, keys = tmp_path / "mount", tmp_path / "keys.sqlite"
+    data.mkdir()
+    with LiveServer(settings_for(data, KEYTALLY_KEYS=str(keys), KEYTALLY_REFRESH_SECONDS="0.2")) as server:
+        key = server.create_key("org_abc123")
+        assert words_of(server.client.get("/readyz")) == UNREADABLE
+        assert words_of(server.daily(key)) == UNREADABLE
+        assert server.daily(None).status_code == 401
+        assert server.client.get("/healthz").status_code == 200
+        assert metrics(server)["keytally_published_readable"] == 0
+        (data / "raw").mkdir()
+        eventually(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.daily(key).status_code == 200
+        (data / "raw").rmdir()
+        eventually(lambda: server.client.get("/readyz").status_code == 503)
+        assert words_of(server.daily(key)) == UNREADABLE
+    assert list(data.iterdir()) == []
+
+
+def test_no_registry_of_keys_is_made_below_a_mount_point(tmp_path: Path) -> None:
+    data = tmp_path / "mount"
+    data.mkdir()
+    with LiveServer(settings_for(data, KEYTALLY_REFRESH_SECONDS="0.2")) as server:
+        answer = server.client.get("/v1/analytics/api-keys/daily/org_abc123", headers={"X-API-Key": "kt_" + "x" * 43})
+        assert answer.status_code == 503, "the key may be good"
+        assert list(data.iterdir()) == []
+        (data / "raw").mkdir()
+        eventually(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.daily(server.create_key("org_abc123")).status_code == 200
