@@ -14,7 +14,6 @@ from serving.errors import BadRequest, MethodNotAllowed, Refusal, RequestTimeout
 from serving.tracing import log_request, trace_id_of
 
 LARGEST_HEAD = 16 * 1024  # bytes of request line and headers together
-KEEP_ALIVE_SECONDS = 15  # an idle connection stays open for this time
 HEAD_SECONDS = 10  # from the connection, or a request's first byte, to the end of its head
 BODY_SECONDS = 30  # from there to the end of the body, which nobody reads
 TAKE_SECONDS = 25  # for a client to take the next part of its answer, or the rest of it

@@ -26,7 +26,7 @@ from serving import metrics
 from serving.app import can_have_keys, create_app, create_metrics_app
 from serving.keys import KeyRegistry, RegistryError
 from serving.metrics import Metrics
-from serving.protocol import KEEP_ALIVE_SECONDS, Protocol
+from serving.protocol import Protocol
 from serving.tracing import ACCESS_LOG
 
 _LOG = logging.getLogger("keytally.server")
@@ -92,16 +92,16 @@ def serve(
             stack.enter_context(_showing_metrics(settings, lambda: metrics.counted_in(folder)))
             if on_started is not None:
                 on_started(url)  # the socket listens: whoever connects now is answered when the first worker is up
-            Multiprocess(configure(factory, workers), sockets=[listener]).run()
+            Multiprocess(configure(factory, settings.keep_alive, workers), sockets=[listener]).run()
         else:
             counted = Metrics()
-            configuration = configure(functools.partial(factory, metrics=counted))
+            configuration = configure(functools.partial(factory, metrics=counted), settings.keep_alive)
             stack.enter_context(_showing_metrics(settings, counted.collectors))
             _Server(configuration, functools.partial(on_started, url) if on_started else None).run([listener])
 
 
-def configure(factory: Callable[[], Any], workers: int = 1, *, logging: bool = True) -> uvicorn.Config:
-    """How uvicorn runs the application that `factory` makes."""
+def configure(factory: Callable[[], Any], keep_alive: int, workers: int = 1, *, logging: bool = True) -> uvicorn.Config:
+    """How uvicorn runs the application that `factory` makes. keep_alive: seconds an idle connection stays open."""
     return uvicorn.Config(
         factory,
         factory=True,
@@ -114,7 +114,7 @@ def configure(factory: Callable[[], Any], workers: int = 1, *, logging: bool = T
         access_log=False,  # keytally.access is ours
         server_header=False,
         proxy_headers=False,  # nothing depends on who the client is said to be
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
@@ -183,7 +183,7 @@ def _showing_metrics(settings: Settings, collectors: Callable[[], list[Collector
         return
     with _listen_or_say_why(settings.metrics.host, settings.metrics.port) as listener:
         factory = functools.partial(create_metrics_app, collectors, settings)
-        server = uvicorn.Server(configure(factory, logging=False))
+        server = uvicorn.Server(configure(factory, settings.keep_alive, logging=False))
         thread = threading.Thread(target=server.run, args=([listener],), name="metrics")
         thread.start()
         try:

@@ -32,7 +32,7 @@ class LiveServer:
         self.settings = settings
         self.keys = KeyRegistry(settings.keys)  # as the command uses it: not the server's own
         application = functools.partial(create_app, settings, clock=clock, workers=workers)
-        self._server = uvicorn.Server(configure(application, logging=False))
+        self._server = uvicorn.Server(configure(application, settings.keep_alive, logging=False))
         self._listener = _listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
         self.port: int = self._listener.getsockname()[1]

@@ -26,7 +26,7 @@ from pipeline.contract.settings import SettingsError
 from serving.app import create_app_from_environment
 from serving.keys import CreatedKey, KeyRegistry
 from serving.server import ServeError, serve
-from tests.serving.conftest import eventually, settings_for
+from tests.serving.conftest import LiveServer, eventually, settings_for
 from tests.serving.publishing import publish_days
 
 SCRIPT = """
@@ -216,3 +216,19 @@ def test_the_factory_for_uvicorn_reads_the_environment(data: Path, monkeypatch: 
     monkeypatch.setenv("KEYTALLY_RATE_LIMIT", "often")
     with pytest.raises(SettingsError, match="KEYTALLY_RATE_LIMIT"):
         create_app_from_environment()
+
+
+def test_an_idle_connection_stays_open_for_as_long_as_the_setting_says(data: Path) -> None:
+    assert settings_for(data).keep_alive == 75, "longer than the proxies' own: nginx keeps one for 60 seconds"
+    with LiveServer(settings_for(data, KEYTALLY_KEEP_ALIVE="1")) as server:
+        assert server.client.get("/healthz").status_code == 200
+        assert server.connections
+        begun = time.monotonic()
+        eventually(lambda: not server.connections, 5)
+        assert 0.8 < time.monotonic() - begun < 3
+    with LiveServer(settings_for(data, KEYTALLY_KEEP_ALIVE="3")) as server:
+        server.client.get("/healthz")
+        time.sleep(2)
+        assert server.connections
+    with pytest.raises(SettingsError, match="KEYTALLY_KEEP_ALIVE is '0', but must be a whole number of seconds"):
+        settings_for(data, KEYTALLY_KEEP_ALIVE="0")
