@@ -519,9 +519,9 @@ def _show_findings(report: Report) -> None:
             for log in report.ignored
         ],
     )
-    _show_each(
-        "ODD LOG", [f"{visible(log.file)}: {visible(log.what)}. {_sentence(log.what_to_do)}" for log in report.odd]
-    )
+    _show_each("ODD LOG", [f"{visible(log.file)}: {visible(log.what)}." for log in report.odd])
+    for what_to_do in dict.fromkeys(log.what_to_do for log in report.odd):
+        click.echo(f"Next: {visible(what_to_do)}.", err=True)
     _show_each("DISAGREEING", [f"{day.day}: {visible(day.what)}." for day in report.disagreeing])
     if report.disagreeing:
         click.echo(_sentence(WHAT_TO_DO), err=True)
@@ -1261,7 +1261,7 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     from pipeline.status import status_of
 
     settings = Settings.from_environment()
-    found = status_of(_data_of(settings), utc_now(), settings.currency)
+    found = status_of(_data_of(settings), utc_now(), settings)
     if as_json:
         _print_json(found.as_json())
         return 0

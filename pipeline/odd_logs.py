@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.contract.wording import count_of
@@ -22,16 +23,20 @@ class OddLog(NamedTuple):
         return self._asdict()
 
 
-def odd_logs(entries: Iterable[FileEntry]) -> list[OddLog]:
+def odd_logs(entries: Iterable[FileEntry], rejected_limit: Decimal) -> list[OddLog]:
     """What is odd about files that were taken in: one finding for each of them, the gravest.
 
-    Records that are unknown to the format; a log of which no line counts; spans that may tell of the same call; agents
-    whose tokens count nowhere.
+    Records that are unknown to the format; a log of which too many lines do not count, or none counts; spans that may
+    tell of the same call; agents whose tokens count nowhere.
+
+    Args:
+        entries: the files.
+        rejected_limit: percent of a log's lines that may be rejected.
     """
-    return [odd for entry in entries if not entry.same_as and (odd := _odd(entry))]
+    return [odd for entry in entries if not entry.same_as and (odd := _odd(entry, rejected_limit))]
 
 
-def _odd(entry: FileEntry) -> OddLog | None:
+def _odd(entry: FileEntry, rejected_limit: Decimal) -> OddLog | None:
     taken = entry.take_in
     format = taken.format.partition(".")[0]
     unknown = taken.lines_of("quarantined", Reason.NOT_THIS_FORMAT)
@@ -46,11 +51,21 @@ def _odd(entry: FileEntry) -> OddLog | None:
             "'keytally inspect' says what they are: put them below the folder of their own format, or elsewhere than"
             f" below raw/{format}/",
         )
+    # What the format leaves out was never meant to count.
+    meant = taken.accepted + refused
     if refused and not taken.accepted:
         return OddLog(
             entry.file,
             f"of {count_of(taken.lines, 'line')} none counts",
             "'keytally quarantine' says why each is refused, and 'keytally inspect' which format the log is in",
+        )
+    if refused * 100 > rejected_limit * meant:
+        return OddLog(
+            entry.file,
+            f"{refused:,} of {count_of(meant, 'line')} {'does' if refused == 1 else 'do'} not count: more than"
+            f" {rejected_limit.normalize():f} %",
+            "'keytally quarantine' says why each is refused; if these lines are no requests, raise"
+            " KEYTALLY_REJECTED_LIMIT",
         )
     if undecided:
         return OddLog(

@@ -13,6 +13,7 @@ from pipeline.contract.last_run import LATE, LastRun, read_last_run
 from pipeline.contract.layout import days_between
 from pipeline.contract.published import run_of
 from pipeline.contract.seam import step
+from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store
 from pipeline.contract.wording import count_of, instant_text
 from pipeline.errors import BadPrices, HeldBack
@@ -216,10 +217,10 @@ class Status:
         return {"since": instant_text(since), "seconds": seconds}
 
 
-def status_of(store: Store, now: datetime, currency: str) -> Status:
-    """How things stand at `now`. Opens no raw file. currency: the deployment's."""
+def status_of(store: Store, now: datetime, settings: Settings) -> Status:
+    """How things stand at `now`. Opens no raw file."""
     ledger = read_ledger(store)
-    prices, bad_prices = _prices(store, currency)
+    prices, bad_prices = _prices(store, settings.currency)
     version = ledger.publication.version
     listing = list_raw(store)
     note = read_last_run(store)
@@ -253,7 +254,7 @@ def status_of(store: Store, now: datetime, currency: str) -> Status:
         days=tuple(_days(ledger, prices, confirmed_at, newest.findings if newest else frozenset(), held_back)),
         files=tuple(_files(ledger, listing.files, waiting, held)),
         lost=lost_versions(version, note) if note and note.version > version else None,
-        odd=tuple(odd_logs(ledger.files[file] for file in sorted(ledger.files))),
+        odd=tuple(odd_logs((ledger.files[file] for file in sorted(ledger.files)), settings.rejected_limit)),
         disagreeing=tuple(entry for _, entry in sorted(ledger.days.items()) if entry.disagreeing),
         unpriced=unpriced_days(ledger.days, prices),
         bad_prices=bad_prices,

@@ -144,7 +144,7 @@ class _Update:
         files, days = self._roll_up_days(ledger, listing.files, files, report)
         self._look_for_lowered(ledger, Ledger(ledger.publication, files, days), listing, report)
         report.unpriced = unpriced_days(days, self.run.prices)
-        report.odd = odd_logs(report.ingested)
+        report.odd = odd_logs(report.ingested, self.run.settings.rejected_limit)
         report.disagreeing = disagreements(self.run, report.days, files)
         partitions = self._roll_up_months(ledger, files, days, report)
         partitions += self._ledger_partitions(ledger, files, days, alone=not partitions)

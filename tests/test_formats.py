@@ -551,7 +551,7 @@ def test_a_changed_format_takes_its_files_in_anew_and_no_others(place: Place) ->
     place.write_raw("b.jsonl", request(2))
     place.roll_up()
     write_format(place, "mine", sql(organization_id="'org_other'"))
-    (waiting,) = status_of(place.store, place.now, "CHF").waiting
+    (waiting,) = status_of(place.store, place.now, place.settings).waiting
     assert (waiting.raw_file.file, waiting.why) == ("mine/a.jsonl", "rules changed")
     report = place.roll_up()
     assert [entry.file for entry in report.ingested] == ["mine/a.jsonl"]
@@ -572,7 +572,7 @@ def test_a_format_that_breaks_leaves_what_its_files_were_made_into(place: Place)
     report = place.roll_up()
     assert "no column request_id" in report.held_back[0].reason
     assert {organization for organization, _ in place.usage()} == {"org_a", "org_b"}
-    assert status_of(place.store, place.now, "CHF").held_back[0].file == "mine/a.jsonl"
+    assert status_of(place.store, place.now, place.settings).held_back[0].file == "mine/a.jsonl"
     write_format(place, "mine", sql())
     assert not place.roll_up().held_back
 
@@ -592,7 +592,7 @@ def test_a_format_that_is_gone_leaves_what_its_files_were_made_into(place: Place
     assert report.held_back[0].reason.startswith("format: formats/mine.sql is gone")
     assert (report.has_findings, report.replaced) == (True, [])
     assert place.usage()["org_a", "2025-11-10"] == (before["org_a", "2025-11-10"][0] + 1, Decimal("0.75"))
-    assert [held.file for held in status_of(place.store, place.now, "CHF").held_back] == [
+    assert [held.file for held in status_of(place.store, place.now, place.settings).held_back] == [
         "mine/a.jsonl",
         "mine/b.jsonl",
     ]
@@ -663,7 +663,7 @@ def test_what_no_format_reads_is_ignored_and_status_says_why(place: Place) -> No
     write_format(place, "table", sql(header=HEADER.replace("jsonl, parquet, csv", "csv")))
     for file in ("a.csv", "litellm/a.csv.gz", "table/a.jsonl", "notes.txt"):
         place.write_raw(file, b"x")
-    ignored = status_of(place.store, place.now, "CHF").ignored
+    ignored = status_of(place.store, place.now, place.settings).ignored
     assert list(ignored) == ["a.csv", "litellm/a.csv.gz", "notes.txt", "table/a.jsonl"]
     assert "below the folder of a format that says '-- reads: csv'" in ignored["a.csv"]
     assert ignored["litellm/a.csv.gz"] == (

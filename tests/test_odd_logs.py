@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.contract.settings import Settings, SettingsError
 from pipeline.line import MAX_MAPPED_LINE_BYTES
+from pipeline.status import status_of
 from tests.conftest import Place, request
 
 WITH_REASONS = """-- reads: jsonl
@@ -55,7 +58,8 @@ def tally(place: Place, file: str = "house/a.jsonl") -> dict[tuple[str, str], in
 
 def test_what_a_format_leaves_out_is_counted_by_its_reason(place: Place) -> None:
     health, models = entry(8, path="/health"), entry(9, path="/models")
-    write(place, WITH_REASONS, entry(1), health, health, models, entry(2, organization_id="no id"))
+    entries = [entry(10 + number) for number in range(9)]
+    write(place, WITH_REASONS, *entries, health, health, models, entry(2, organization_id="no id"))
     report = place.roll_up()
     assert not report.has_findings
     assert tally(place) == {
@@ -64,7 +68,7 @@ def test_what_a_format_leaves_out_is_counted_by_its_reason(place: Place) -> None
         ("quarantined", "bad_id"): 1,
     }
     (ingested,) = report.as_json()["ingested"]
-    assert (ingested["lines"], ingested["accepted"], ingested["quarantined"], ingested["skipped"]) == (5, 1, 1, 3)
+    assert (ingested["lines"], ingested["accepted"], ingested["quarantined"], ingested["skipped"]) == (13, 9, 1, 3)
 
 
 def test_a_record_of_which_such_a_format_says_nothing_is_not_of_it(place: Place) -> None:
@@ -96,6 +100,39 @@ def test_a_log_of_which_no_line_counts_is_a_finding(place: Place, file: str) -> 
     report = place.roll_up()
     assert report.has_findings
     assert [(odd.file, odd.what) for odd in report.odd] == [(file, "of 2 lines none counts")]
+
+
+@pytest.mark.parametrize(
+    ("limit", "rejected", "what"),
+    [
+        ("", 1, None),
+        ("", 2, "2 of 11 lines do not count: more than 10 %"),
+        ("18.2%", 2, None),
+        ("18%", 2, "2 of 11 lines do not count: more than 18 %"),
+        ("0%", 1, "1 of 10 lines does not count: more than 0 %"),
+        ("100%", 40, None),
+    ],
+)
+def test_a_log_of_which_too_many_lines_do_not_count_is_a_finding(
+    tmp_path: Path, limit: str, rejected: int, what: str | None
+) -> None:
+    place = Place(tmp_path / "data", KEYTALLY_REJECTED_LIMIT=limit)
+    # Neither what the format leaves out nor a line of tomorrow makes the share another.
+    others = [*[entry(50, path="/health")] * 30, entry(60, timestamp="2025-11-16T12:00:00Z")]
+    bad = [entry(100 + number, organization_id="no id") for number in range(rejected)]
+    write(place, WITH_REASONS, *[entry(number) for number in range(9)], *others, *bad)
+    report = place.roll_up()
+    assert [odd.what for odd in report.odd] == ([what] if what else [])
+    assert report.has_findings is bool(what)
+    status = status_of(place.store, place.now, place.settings)
+    assert [odd.what for odd in status.odd] == ([what] if what else [])
+    assert not place.roll_up().has_findings, "a run that does not read the log has nothing to say of it"
+
+
+@pytest.mark.parametrize("value", ["10", "101%", "-1%", "a tenth", "0.1", "%"])
+def test_a_wrong_share_is_named(value: str) -> None:
+    with pytest.raises(SettingsError, match="KEYTALLY_REJECTED_LIMIT is .*, but must be a share of a log's lines"):
+        Settings.from_environment({"KEYTALLY_REJECTED_LIMIT": value})
 
 
 def test_a_log_of_tomorrow_is_no_finding(place: Place) -> None:

@@ -65,7 +65,7 @@ def test_a_request_that_a_price_makes_too_dear_has_none_and_that_is_told(shop: P
     assert (day.requests, day.missing) == (1, ["a price by which no request costs 1000000 or more"])
     assert shop.costs() == {("gpt", "2025-11-10"): (2, price, 1)}
     shop.write_book("gpt,2025-01-01,0.5,1,CHF")
-    told = status_of(shop.store, shop.now, "CHF").unpriced
+    told = status_of(shop.store, shop.now, shop.settings).unpriced
     assert [day.missing for day in told] == [[]], "the next run prices it"
     assert not shop.roll_up().has_findings
     assert shop.costs() == {("gpt", "2025-11-10"): (2, "500000.5", 0)}

@@ -83,7 +83,7 @@ def test_an_ignored_file_that_looks_like_a_log_is_a_finding(place: Place, file: 
     report = place.roll_up()
     assert report.has_findings
     assert report.as_json()["ignored"] == [{"file": file, "reason": found.reason}]
-    assert status_of(place.store, place.now, "CHF").as_json()["ignored_logs"] == [file]
+    assert status_of(place.store, place.now, place.settings).as_json()["ignored_logs"] == [file]
     if renamed:
         (place.layout.raw / file).rename(place.layout.raw / renamed)
         assert not place.roll_up().ignored

@@ -61,14 +61,16 @@ def test_a_file_that_was_touched_is_read_once_more_and_waits_no_longer(
     monkeypatch.setattr(pipeline.arrivals, "hash_raw", lambda raw_file: read.append(raw_file.file) or honest(raw_file))
     for _ in range(3):
         assert not place.roll_up().published
-        assert status_of(place.store, place.now, "CHF").waiting == ()
+        assert status_of(place.store, place.now, place.settings).waiting == ()
     assert read == ["a.jsonl"]
 
     place.write_raw("b.jsonl", request(2))
     place.roll_up()
     assert place.ledger().files["a.jsonl"].signature.startswith(f"{path.stat().st_size}:{path.stat().st_mtime_ns}:")
     place.write_raw("a.jsonl", request(3))
-    assert [waiting.raw_file.file for waiting in status_of(place.store, place.now, "CHF").waiting] == ["a.jsonl"]
+    assert [waiting.raw_file.file for waiting in status_of(place.store, place.now, place.settings).waiting] == [
+        "a.jsonl"
+    ]
     assert place.roll_up().replaced == [("a.jsonl", 1, 1)]
 
 
@@ -95,7 +97,7 @@ def test_a_file_that_was_emptied_takes_nothing_back_and_waits_for_nothing(place:
     for hours in (0, 2):
         place.now += timedelta(hours=hours)
         assert not place.roll_up().has_findings
-        assert status_of(place.store, place.now, "CHF").waiting == ()
+        assert status_of(place.store, place.now, place.settings).waiting == ()
     assert requests(place) == {"2025-11-01": 2}
     (place.layout.raw / "_z.jsonl").rename(place.layout.raw / "z.jsonl")
     path.unlink()

@@ -86,7 +86,7 @@ def test_the_states_are_those_that_customers_are_told(place: Place) -> None:
     assert run
     basis = Basis.of(date(2025, 11, 1), None, run.started, run.findings)
     told = {day.day: day.state for day in cover(basis, {date(2025, 11, day) for day in (10, 13, 15)}, [])}
-    found = status_of(place.store, place.now, "CHF").days
+    found = status_of(place.store, place.now, place.settings).days
     assert len(found) == 6
     assert {day.day: day.state for day in found} == {day.day: told[day.day] for day in found}
 
@@ -269,7 +269,7 @@ def test_nothing_is_written_to_look(place: Place) -> None:
     place.write_raw("a.jsonl", on(10))
     place.roll_up()
     before = everything()
-    status_of(place.store, place.now, "CHF")
+    status_of(place.store, place.now, place.settings)
     assert everything() == before
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -73,7 +74,8 @@ class Settings:
     what is not finished. cache_size: bytes of copies that stay. keys: the registry of reading keys. schedule: cron line
     of the nightly flow, UTC. rate_limit: None when switched off. refresh_seconds: a server sees a publication within
     this time. answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served;
-    None: where everything else is. memory_limit: bytes the rollup engine may use. dask: address of the scheduler over
+    None: where everything else is. keep_alive: seconds for which a server keeps an idle connection open. rejected_limit: percent of a log's
+    lines that may be rejected before the log is a finding. memory_limit: bytes the rollup engine may use. dask: address of the scheduler over
     whose workers a run's steps are fanned out. dask_lost: what is done where it does not answer, `fail` or `local`.
     """
 
@@ -88,6 +90,8 @@ class Settings:
     refresh_seconds: float
     answer_cache: int
     metrics: Address | None
+    keep_alive: int
+    rejected_limit: Decimal
     memory_limit: int
     threads: int
     dask: str | None
@@ -167,6 +171,12 @@ class Settings:
             ),
             answer_cache=read("KEYTALLY_ANSWER_CACHE", "64MiB", _size_from(10**6), "a size of at least 1MB, as 64MiB"),
             metrics=read("KEYTALLY_METRICS", " ", _address, "a host and a port, as 127.0.0.1:9100")[0],
+            keep_alive=read(
+                "KEYTALLY_KEEP_ALIVE", "75", _whole_seconds, "a whole number of seconds from 1 to 3600, as 75"
+            ),
+            rejected_limit=read(
+                "KEYTALLY_REJECTED_LIMIT", "10%", _percent, "a share of a log's lines from 0% to 100%, as 10% or 2.5%"
+            ),
             memory_limit=read(
                 "KEYTALLY_MEMORY_LIMIT",
                 f"{_machine_memory() // 2}B",
@@ -331,6 +341,16 @@ def _seconds(value: str) -> float | None:
         return None
     seconds = float(value)
     return seconds if 0.1 <= seconds <= 3600 else None
+
+
+def _whole_seconds(value: str) -> int | None:
+    return int(value) if re.fullmatch(r"[0-9]{1,4}", value) and 1 <= int(value) <= 3600 else None
+
+
+def _percent(value: str) -> Decimal | None:
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%", value)
+    percent = Decimal(match[1]) if match else Decimal(-1)
+    return percent if 0 <= percent <= 100 else None
 
 
 def _address(value: str) -> tuple[Address | None] | None:

@@ -82,7 +82,7 @@ def test_a_bucket_gives_what_a_folder_gives(place: BucketPlace, folder: Place) -
     assert answers_of(place) == answers_of(folder)
     assert answers_of(place.elsewhere("a server")) == answers_of(folder)
     assert list(Quarantine(place.store).lines()) == list(Quarantine(folder.store).lines())
-    status = [status_of(each.store, each.now, "CHF").as_json() for each in (place, folder)]
+    status = [status_of(each.store, each.now, each.settings).as_json() for each in (place, folder)]
     assert status[0] == status[1]
 
 
