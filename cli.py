@@ -27,7 +27,7 @@ from pipeline.contract.layout import FIRST_DAY, LAST_DAY, Layout, last_day_of, m
 from pipeline.contract.settings import Settings, SettingsError, misspelling_of
 from pipeline.contract.store import Store, StoreError, open_store
 from pipeline.contract.text_encoding import UTF16_ADVICE, is_utf16
-from pipeline.contract.wording import count_of, duration_text, instant_text, visible
+from pipeline.contract.wording import age_of, ago_text, count_of, duration_text, instant_text, visible
 from pipeline.errors import InterruptedRunError, KeytallyError
 from pipeline.terminal import json_text, keep_logs_visible, output_error, prepare_streams
 
@@ -219,7 +219,8 @@ def _print_json(document: Any) -> None:
 @click.option(
     "--new-currency", is_flag=True, help="Publish all days in KEYTALLY_CURRENCY, where it was another before."
 )
-def rollup(new_currency: bool, as_json: bool) -> int:
+@click.option("--clock-is-right", is_flag=True, help="Work although the newest run began later: its clock was wrong.")
+def rollup(new_currency: bool, clock_is_right: bool, as_json: bool) -> int:
     """Take in what is new, roll up the days it touches, publish.
 
     The nightly job: it reads what lies below raw/. Run it as often as you like: it costs what changed, and with nothing
@@ -235,7 +236,12 @@ def rollup(new_currency: bool, as_json: bool) -> int:
         start_run(settings, utc_now, watch, publishes=True) as run,
         fan_out_of(settings) as fan_out,
     ):
-        report = roll_up(run, PLAIN_STEPS._replace(fan_out=fan_out), new_currency=new_currency)
+        report = roll_up(
+            run,
+            PLAIN_STEPS._replace(fan_out=fan_out),
+            new_currency=new_currency,
+            clock_is_right=clock_is_right,
+        )
     return _tell(report, settings, as_json)
 
 
@@ -1252,7 +1258,10 @@ def _bar(value: Decimal, most: Decimal, longest: int) -> str:
 @command(main, "status")
 @click.option("--days", "all_days", is_flag=True, help="List every day.")
 @click.option("--files", "all_files", is_flag=True, help="List every file.")
-def status(all_days: bool, all_files: bool, as_json: bool) -> int:
+@click.option(
+    "--check", "only_check", is_flag=True, help="One line for each thing to look at; exit 0 for none, 1 or 3 as a run."
+)
+def status(all_days: bool, all_files: bool, only_check: bool, as_json: bool) -> int:
     """Show where things stand, and what to do next.
 
     What is published, through which moment, and what is waiting, held back or ignored; with the days of the newest
@@ -1262,26 +1271,19 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
 
     settings = Settings.from_environment()
     found = status_of(_data_of(settings), utc_now(), settings)
+    if only_check:
+        return _check_up(found, as_json)
     if as_json:
         _print_json(found.as_json())
         return 0
-    if found.failed:
-        ago = duration_text(found.now - found.failed.failed)
-        click.echo(f"FAILED      the newest run, {ago} ago: {visible(found.failed.why)}")
-    if found.killed_at:
-        ago = duration_text(found.now - found.killed_at)
-        click.echo(f"KILLED      a run, {ago} ago, before it was done; what it finished is kept")
-    if found.under_way_since:
-        click.echo(f"Under way   a run on this machine, begun {duration_text(found.now - found.under_way_since)} ago")
-    if found.lost:
-        click.echo(
-            f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
-            " in raw/"
-        )
+    _show_runs(found)
     if not found.ledger.publication.files:
         click.echo(f"Nothing is published yet from {visible(str(settings.data))}.")
     else:
         _show_published(found)
+    for each in found.reported[:SHOWN_FILES]:
+        click.echo(f"{each.kind:<11} {visible(each.what)}. {visible(_sentence(each.what_to_do))}")
+    _echo_rest("LOWERED    ", found.reported, SHOWN_FILES, "--json lists all")
     for odd in found.odd[:SHOWN_FILES]:
         click.echo(f"ODD LOG     {visible(odd.file)}: {visible(odd.what)}")
     _echo_rest("ODD LOG    ", found.odd, SHOWN_FILES, "--json lists all")
@@ -1299,6 +1301,35 @@ def status(all_days: bool, all_files: bool, as_json: bool) -> int:
     _show_files(found, all_files)
     click.echo(f"Next        {_next_step(found)}")
     return 0
+
+
+def _show_runs(found: Status) -> None:
+    if found.failed:
+        ago = ago_text(found.failed.failed, found.now)
+        click.echo(f"FAILED      the newest run, {ago}: {visible(found.failed.why)}")
+    if found.killed_at:
+        ago = ago_text(found.killed_at, found.now)
+        click.echo(f"KILLED      a run, {ago}, before it was done; what it finished is kept")
+    if found.under_way_since:
+        click.echo(f"Under way   a run on this machine, begun {ago_text(found.under_way_since, found.now)}")
+    if found.lost:
+        click.echo(
+            f"LOST        {found.lost}: restore rollups/ from a copy, or run 'keytally rollup' to publish anew what is"
+            " in raw/"
+        )
+
+
+def _check_up(found: Status, as_json: bool) -> int:
+    from pipeline.check_up import exit_code_of, matters_of
+
+    matters = matters_of(found)
+    code = exit_code_of(matters)
+    if as_json:
+        _print_json({"exit_code": code, "matters": [matter.as_json() for matter in matters]})
+        return code
+    for matter in matters:
+        click.echo(f"{matter.kind:<11} {visible(matter.what)}. {visible(_sentence(matter.what_to_do))}")
+    return code
 
 
 def _next_step(found: Status) -> str:
@@ -1320,6 +1351,7 @@ def _next_step(found: Status) -> str:
         (found.held_back, "put right what the files held back need, or deliver them again; then keytally rollup"),
         (found.bad_prices, "mend prices.csv or fx.csv, then keytally rollup"),
         (any(day.finding for day in found.days), "what the findings say"),
+        (found.reported, found.reported[0].what_to_do if found.reported else ""),
         (found.raw_missing, "mount raw/, then keytally rollup; nothing, if its logs were deleted on purpose"),
         (found.is_late, "keytally rollup; and see why no run has done its work since: its schedule, and what it said"),
         (found.waiting, "keytally rollup"),
@@ -1354,7 +1386,7 @@ def _show_published(found: Status) -> None:
         of_range += f"; {number:,} {words}" if number else ""
     click.echo(f"Version     {shown['version']}, published {shown['published_at']}")
     if found.confirmed_at:
-        as_of = f"{shown['as_of']}, {duration_text(found.now - found.confirmed_at)} ago"
+        as_of = f"{shown['as_of']}, {ago_text(found.confirmed_at, found.now)}"
     else:
         as_of = "unknown: last_run.json is gone or cannot be read; the next run writes it anew"
     click.echo(f"As of       {as_of}")
@@ -1376,12 +1408,13 @@ def _show_waiting(found: Status) -> None:
         else "Waiting     nothing"
     )
     for each in waiting[:SHOWN_FILES]:
-        how_long = f" for {duration_text(found.now - each.since)}" if each.since else ""
+        age = age_of(each.since, found.now)
+        how_long = "" if age is None else f" for {duration_text(age)}"
         click.echo(f"              {visible(each.raw_file.file)} ({each.why}{how_long})")
     _echo_rest("            ", waiting, SHOWN_FILES, "--files lists all")
     for held in found.held_back[:SHOWN_LINES]:
-        since = found.held_since.get(held.file)
-        told = f" (for {duration_text(found.now - since)})" if since else ""
+        age = age_of(found.held_since.get(held.file), found.now)
+        told = "" if age is None else f" (for {duration_text(age)})"
         click.echo(f"HELD BACK   {visible(held.file)}: {visible(held.reason)}{told}")
     _echo_rest("HELD BACK  ", found.held_back, SHOWN_LINES, "--json lists all")
     for log in found.ignored_logs[:SHOWN_FILES]:

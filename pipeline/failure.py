@@ -7,16 +7,13 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.contract.last_run import instant
 from pipeline.contract.seam import step
 from pipeline.contract.settings import SettingsError
-from pipeline.contract.store import Store, StoreError
-from pipeline.contract.wording import in_a_line, instant_text
+from pipeline.contract.store import StoreError
+from pipeline.contract.wording import in_a_line
 from pipeline.errors import KeytallyError
 
 if TYPE_CHECKING:
@@ -25,18 +22,6 @@ if TYPE_CHECKING:
 OUR_DISK = "the disk of the data root"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that published nothing. started, failed: UTC. why: the sentence it ended with."""
-
-    started: datetime
-    failed: datetime
-    why: str
-
-    def as_json(self) -> dict[str, str | None]:
-        return {"started": instant_text(self.started), "failed": instant_text(self.failed), "why": self.why}
 
 
 def note_failure(run: Run, error: Exception) -> None:
@@ -63,16 +48,6 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
-
-
-def read_failure(store: Store) -> FailedRun | None:
-    """The newest failure noted; None where there is none, or none that can be read or may be."""
-    try:
-        with store.open(store.layout.failed_run) as file:
-            note = json.load(file)
-        return FailedRun(instant(note["started"]), instant(note["failed"]), str(note["why"]))
-    except (StoreError, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        return None
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 from pipeline.contents import events_by_day, held_back_by_day, is_still, needs_reading, quarantined_by_day
 from pipeline.contract.coverage import DayState, state_of
-from pipeline.contract.last_run import LATE, LastRun, read_last_run
+from pipeline.contract.last_run import LATE, FailedRun, LastRun, Outcome, ReportedFinding, read_failure, read_last_run
 from pipeline.contract.layout import days_between
 from pipeline.contract.published import run_of
 from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import Store
-from pipeline.contract.wording import count_of, instant_text
+from pipeline.contract.wording import age_of, count_of, instant_text
 from pipeline.errors import BadPrices, HeldBack
-from pipeline.failure import FailedRun, read_failure
 from pipeline.ignored import IgnoredLog, ignored_logs
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.odd_logs import OddLog, odd_logs
@@ -117,7 +116,7 @@ class Status:
     odd: files that the version counts and of which something may be wrong. disagreeing: the days on which copies differ
     in a billed value. unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price
     book or the rates cannot be used. raw_missing: a sentence on raw/ that is not there, or is empty, although it had
-    files.
+    files. has_raw: whether raw/ is there. reported: what runs of the last 26 hours reported and nothing else tells of.
     failed: the newest run, where it published nothing. under_way_since: when the oldest run on this machine began that
     is not done, a recount too; None where there is none. killed_at: about when one here ended without a word; None once
     the next has cleared it away or, wherever that was, done its work.
@@ -139,6 +138,8 @@ class Status:
     unpriced: tuple[Unpriced, ...]
     bad_prices: str | None
     raw_missing: str | None
+    has_raw: bool
+    reported: tuple[ReportedFinding, ...]
     failed: FailedRun | None
     under_way_since: datetime | None
     killed_at: datetime | None
@@ -146,7 +147,8 @@ class Status:
     @property
     def is_late(self) -> bool:
         """Whether a night has passed without a run that did its work."""
-        return self.confirmed_at is not None and self.now - self.confirmed_at > LATE
+        age = age_of(self.confirmed_at, self.now)
+        return age is not None and age > LATE
 
     @property
     def absent_day(self) -> date | None:
@@ -203,6 +205,7 @@ class Status:
             "unpriced": [day.as_json() for day in self.unpriced],
             "bad_prices": self.bad_prices,
             "raw_missing": self.raw_missing,
+            "reported": [each.as_json() for each in self.reported],
             "failed": self.failed and self.failed.as_json(),
             "under_way": self.under_way_since is not None,
             "under_way_since": instant_text(self.under_way_since),
@@ -213,8 +216,8 @@ class Status:
         }
 
     def _since(self, since: datetime | None) -> dict[str, Any]:
-        seconds = None if since is None else max(int((self.now - since).total_seconds()), 0)
-        return {"since": instant_text(since), "seconds": seconds}
+        age = age_of(since, self.now)
+        return {"since": instant_text(since), "seconds": None if age is None else int(age.total_seconds())}
 
 
 def status_of(store: Store, now: datetime, settings: Settings) -> Status:
@@ -259,6 +262,10 @@ def status_of(store: Store, now: datetime, settings: Settings) -> Status:
         unpriced=unpriced_days(ledger.days, prices),
         bad_prices=bad_prices,
         raw_missing=missing_raw(store, ledger, listing),
+        has_raw=store.has_folder(store.layout.raw),
+        reported=tuple(
+            each for each in (note.outcome.reported if note and note.outcome else ()) if now - each.started <= LATE
+        ),
         failed=failed,
         under_way_since=under_way_since,
         killed_at=killed_at,
@@ -389,11 +396,12 @@ def write_last_run(
     findings: frozenset[date],
     confirmed: Mapping[tuple[str, str], str],
     quarantined: int,
+    outcome: Outcome | None = None,
 ) -> None:
     """Note that this run published or confirmed `version`, but for these files.
 
-    held_back: reasons by file and signature. findings: days of which something is held back. confirmed,
-    quarantined: see LastRun.
+    held_back: reasons by file and signature. findings: days of which something is held back. confirmed, quarantined,
+    outcome: see LastRun.
     """
     started, currency = run.started, run.settings.currency
     before = read_last_run(run.store)
@@ -407,6 +415,6 @@ def write_last_run(
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    note = LastRun(started, version, held_back, findings, confirmed, quarantined, currency)
+    note = LastRun(started, version, held_back, findings, confirmed, quarantined, currency, outcome)
     unfinished.write_text(note.as_json(), encoding="utf-8")
     run.store.write(unfinished, run.layout.last_run)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from pipeline.artifacts import keep
 from pipeline.buckets import is_large, roll_up_in_buckets
 from pipeline.contents import days_touched, events_by_day, quarantined_by_day
 from pipeline.contract.data_root import check_raw
-from pipeline.contract.last_run import read_last_run
+from pipeline.contract.last_run import Outcome, read_last_run
 from pipeline.contract.layout import checksum_of, day_of, days_between, month_name, month_of, stated_checksum
 from pipeline.contract.published import FINDINGS
 from pipeline.contract.store import StoreError
 from pipeline.contract.tables import API_KEY_DAY, DAY_LEDGER, FILE_LEDGER, RESTATEMENT, Table
-from pipeline.contract.wording import count_of
+from pipeline.contract.wording import count_of, instant_text
 from pipeline.disagreements import disagreements
 from pipeline.errors import CommitRefused, HeldBack, KeytallyError
 from pipeline.falls import LOWERED, lowered_days, note_of, unreported
@@ -36,6 +36,7 @@ from pipeline.ignored import ignored_logs
 from pipeline.intake import EventFile, TakeIn, take_in
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger, write_day_ledger, write_file_ledger
 from pipeline.odd_logs import odd_logs
+from pipeline.outcome import outcome_of
 from pipeline.prices import Prices, read_prices
 from pipeline.publish import Partition, make_durable, publish
 from pipeline.raw import RawFile, RawListing, list_raw
@@ -43,12 +44,13 @@ from pipeline.report import Pace, Report, unpriced_days
 from pipeline.restate import restate
 from pipeline.rollup import DayInputs, RolledMonth, fingerprint_of, grouped, roll_up_days, roll_up_month, same_rows
 from pipeline.run import Run
-from pipeline.status import lost_versions, missing_raw, write_last_run
+from pipeline.status import lost_versions, missing_raw, newest_run, write_last_run
 from pipeline.sweep import start_grace, start_grace_of_all, sweep, sweep_log
 
 log = logging.getLogger(__name__)
 
 COMMIT_ATTEMPTS = 8
+MOST_BEHIND = timedelta(days=1)  # a run may begin before the newest one by this, by its own clock
 
 
 class Steps(NamedTuple):
@@ -67,13 +69,17 @@ class Steps(NamedTuple):
 PLAIN_STEPS = Steps()
 
 
-def roll_up(run: Run, steps: Steps = PLAIN_STEPS, *, new_currency: bool = False) -> Report:
+def roll_up(
+    run: Run, steps: Steps = PLAIN_STEPS, *, new_currency: bool = False, clock_is_right: bool = False
+) -> Report:
     """Take in what is new in raw/, roll up the days and months it touches, and publish them together.
 
     With nothing new, nothing is published. new_currency: publish in another currency than before, all days of it.
+    clock_is_right: work although the newest run began long after this one, because the clock of that run was wrong.
     Raises KeytallyError when nothing could be published.
     """
-    return _until_committed(_Update(run, steps, frozenset(), new_currency=new_currency))
+    update = _Update(run, steps, frozenset(), new_currency=new_currency, clock_is_right=clock_is_right)
+    return _until_committed(update)
 
 
 def backfill(run: Run, first_day: date, last_day: date, steps: Steps = PLAIN_STEPS) -> Report:
@@ -105,15 +111,29 @@ def _until_committed(update: _Update) -> Report:
 class _Update:
     """One update under way, over as many attempts as it takes."""
 
-    def __init__(self, run: Run, steps: Steps, redo: frozenset[date], *, new_currency: bool = False) -> None:
-        """redo: days to roll up even if nothing about them changed. new_currency: as in `roll_up`."""
+    def __init__(
+        self,
+        run: Run,
+        steps: Steps,
+        redo: frozenset[date],
+        *,
+        new_currency: bool = False,
+        clock_is_right: bool = False,
+    ) -> None:
+        """redo: days to roll up even if nothing about them changed. new_currency, clock_is_right: as in `roll_up`."""
         self.run = run
         self.steps = steps
         self.redo = redo
         self.new_currency = new_currency
+        self.clock_is_right = clock_is_right
         self.last_run = read_last_run(run.store)  # the newest before this one
+        # By a clock that is a little behind, what counted already is from the future; it counts all the same.
+        latest = run.started if clock_is_right or not self.last_run else max(run.started, self.last_run.started)
         self.arrivals = Arrivals(
-            run, steps.take_in, steps.fan_out, dict(self.last_run.confirmed) if self.last_run else {}
+            replace(run, started=latest),
+            steps.take_in,
+            steps.fan_out,
+            dict(self.last_run.confirmed) if self.last_run else {},
         )
         self.inspection = Inspection(run.store, thorough=bool(redo))
         self.healing = Healing(run, steps.take_in, self.inspection, thorough=bool(redo))
@@ -133,6 +153,7 @@ class _Update:
         # With each attempt: who published meanwhile may have done so by another book.
         self.run = replace(self.run, prices=read_prices(self.run.store, self.run.settings.currency))
         refuse_what_would_reprice_all(ledger, self.run.prices, new_currency=self.new_currency)
+        self._refuse_a_clock_that_is_behind(ledger)
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -155,9 +176,24 @@ class _Update:
             # The run that published it may have died before it did so itself.
             make_durable(self.run.store, report.version)
             sweep_log(self.run.store, report.version)
+        outcome = outcome_of(report, files, days, self.run.started, self.last_run)
         in_ledger = files if any(partition.table is FILE_LEDGER for partition in partitions) else ledger.files
-        self._note(report, self.arrivals.still_confirmed(in_ledger, listing.files))
+        self._note(report, self.arrivals.still_confirmed(in_ledger, listing.files), outcome)
         return report
+
+    def _refuse_a_clock_that_is_behind(self, ledger: Ledger) -> None:
+        """Raise KeytallyError if the newest run began more than a day after this one.
+
+        To such a clock, the lines of published days are lines from the future, which do not count.
+        """
+        newest = newest_run(self.run.store, self.last_run, ledger.publication.version)
+        if newest is None or self.clock_is_right or newest.started - self.run.started <= MOST_BEHIND:
+            return
+        raise KeytallyError(
+            f"the clock says {instant_text(self.run.started)}, but the newest run began at"
+            f" {instant_text(newest.started)}: set the clock right, then run again; if that run's clock was wrong, run"
+            " 'keytally rollup --clock-is-right'. Nothing was changed"
+        )
 
     def _list_raw(self, ledger: Ledger) -> RawListing:
         store = self.run.store
@@ -236,11 +272,11 @@ class _Update:
         report.published = True
         sweep(self.run, files, days)
 
-    def _note(self, report: Report, confirmed: Mapping[tuple[str, str], str]) -> None:
+    def _note(self, report: Report, confirmed: Mapping[tuple[str, str], str], outcome: Outcome) -> None:
         """Note that everything is published in the report's version, but for the files held back."""
         held_back = self.arrivals.held_back
         try:
-            write_last_run(self.run, report.version, held_back, self.findings, confirmed, report.quarantined)
+            write_last_run(self.run, report.version, held_back, self.findings, confirmed, report.quarantined, outcome)
         except (OSError, StoreError) as error:  # what is published stays published
             name = self.run.store.name_of(self.run.layout.last_run)
             log.warning("%s cannot be written: %s", name, getattr(error, "strerror", error))

@@ -6,6 +6,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from pipeline.contract.tables import ORGANIZATION_DAY
+from pipeline.contract.wording import age_of
 from serving.answer import Answer, Body
 from serving.clock import Clock
 from serving.errors import KeysUnavailable, UsageUnavailable
@@ -37,11 +38,12 @@ class Readyz:
         """Answers. Raises UsageUnavailable."""
         confirmed = await self._reader.files.read_in(None, self._readable)
         as_of, text = confirmed.as_of, confirmed.as_of_text
+        age = age_of(as_of, self._clock())
         ready = {
             "status": "ready",
             "version": confirmed.publication.version,
             "data_as_of": text.decode("ascii") if text else None,
-            "age_seconds": round((self._clock() - as_of).total_seconds(), 3) if as_of else None,
+            "age_seconds": None if age is None else round(age.total_seconds(), 3),
         }
         await Answer(Body(msgspec.json.encode(ready), lasting=False)).send(scope, send)
 

@@ -13,12 +13,22 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Receive, Scope, Send
 
+from pipeline.contract.wording import age_of
 from serving.answer import Answer, Body
 from serving.clock import Clock
-from serving.reader import Reader
+from serving.reader import Confirmed, Reader
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # in the environment, where several workers serve: each keeps its counts in a file
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# What the note of the newest run counts, each a figure of its own.
+COUNTED = {
+    "held_back_files": "Raw files that the newest run held back.",
+    "ignored_logs": "Files below raw/ that look like logs and are not read.",
+    "lowered_days": "Published days that lost requests, by the runs of the last 26 hours.",
+    "conflicting_copies": "Copies of requests that differ from the one that counts, of the published version.",
+    "disagreeing_copies": "Those of them that differ in a billed value.",
+    "unpriced_requests": "Requests of which no cost is known, of the published version.",
+}
 _Counted = tuple[Callable[[], None], Callable[[float], None]]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -104,11 +114,11 @@ class State(Collector):
             "Version that is served; 0: nothing is published.",
             confirmed.publication.version,
         )
-        if confirmed.as_of is not None:
+        if (age := age_of(confirmed.as_of, self._clock())) is not None:
             yield GaugeMetricFamily(
                 "keytally_data_age_seconds",
                 "Seconds since the start of the newest run that published or confirmed the data.",
-                (self._clock() - confirmed.as_of).total_seconds(),
+                age.total_seconds(),
             )
         if confirmed.last_run is not None:
             yield GaugeMetricFamily(
@@ -116,6 +126,35 @@ class State(Collector):
                 "Lines that the newest run quarantined, of the files it took in.",
                 confirmed.last_run.quarantined,
             )
+        yield from self._of_runs(confirmed)
+
+    def _of_runs(self, confirmed: Confirmed) -> Iterator[Metric]:
+        """How the newest run ended, and what there is to look at by its note."""
+        failed = self._reader.failed_run()
+        outcome = confirmed.last_run.outcome if confirmed.last_run else None
+        if failed or outcome:
+            yield GaugeMetricFamily(
+                "keytally_last_run_exit_code",
+                "Exit code of the newest run: 0 done, 1 failed and published nothing, 3 done with findings.",
+                1 if failed or outcome is None else outcome.exit_code,
+            )
+        if (age := age_of(failed.started if failed else confirmed.as_of, self._clock())) is not None:
+            yield GaugeMetricFamily(
+                "keytally_last_run_age_seconds",
+                "Seconds since the start of the newest run, also of one that failed.",
+                age.total_seconds(),
+            )
+        if outcome is None:
+            return
+        for name, about in COUNTED.items():
+            if name in outcome.counts:
+                yield GaugeMetricFamily(f"keytally_{name}", about, outcome.counts[name])
+        quarantined = GaugeMetricFamily(
+            "keytally_quarantined_lines", "Lines in quarantine of the published version, by reason.", labels=["reason"]
+        )
+        for reason, lines in outcome.quarantined_for.items():
+            quarantined.add_metric([reason], lines)
+        yield quarantined
 
 
 class ShowMetrics:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline.contract.data_root import NoDataRoot, check_data
-from pipeline.contract.last_run import LastRun, read_last_run
+from pipeline.contract.last_run import FailedRun, LastRun, read_failure, read_last_run
 from pipeline.contract.layout import month_of
 from pipeline.contract.published import (
     NOTHING_PUBLISHED,
@@ -151,6 +151,12 @@ class Reader:
     def as_of(self) -> bytes | None:
         """Data-as-of, as RFC 3339 writes it; None when nobody knows."""
         return None if self._confirmed is None else self._confirmed.as_of_text
+
+    def failed_run(self) -> FailedRun | None:
+        """The newest run that failed; None where none did, or a run that started later has done its work."""
+        failed = read_failure(self._store)
+        done = self._confirmed.as_of if self._confirmed else None
+        return None if failed is None or (done is not None and failed.started <= done) else failed
 
     def refresh(self) -> None:
         """Looks for a newer version, and for a run that confirmed it: about a millisecond when there is neither.

@@ -131,7 +131,7 @@ def test_a_log_of_which_too_many_lines_do_not_count_is_a_finding(
 
 @pytest.mark.parametrize("value", ["10", "101%", "-1%", "a tenth", "0.1", "%"])
 def test_a_wrong_share_is_named(value: str) -> None:
-    with pytest.raises(SettingsError, match="KEYTALLY_REJECTED_LIMIT is .*, but must be a share of a log's lines"):
+    with pytest.raises(SettingsError, match=r"KEYTALLY_REJECTED_LIMIT is .*, but must be a share of a log's lines"):
         Settings.from_environment({"KEYTALLY_REJECTED_LIMIT": value})
 
 

@@ -1,6 +1,7 @@
-"""The newest run's note: that it published or confirmed everything, but for the files it held back.
+"""What runs note: the newest one, that it published or confirmed everything, but for the files it held back; and one
+that failed, why.
 
-A run that finds nothing new publishes nothing. Only this note says that it looked.
+A run that finds nothing new publishes nothing. Only its note says that it looked.
 """
 
 from __future__ import annotations
@@ -9,10 +10,58 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
-from pipeline.contract.store import Store
+from pipeline.contract.store import Store, StoreError
+from pipeline.contract.wording import instant_text
 
 LATE = timedelta(hours=26)  # since the newest run began: a day, and what a run takes
+
+
+@dataclass(frozen=True)
+class ReportedFinding:
+    """A finding that nothing but the run that reported it tells of.
+
+    kind: the word that the run printed before it. what, what_to_do: sentences. started: start of that run, UTC.
+    """
+
+    kind: str
+    what: str
+    what_to_do: str
+    started: datetime
+
+    def as_json(self) -> dict[str, str]:
+        return {**vars(self), "started": self.started.isoformat()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended that did its work.
+
+    exit_code: 0 or 3. counts: how much of each kind there is to look at, by a name in the plural. quarantined_for:
+    lines in quarantine of the version, by reason. reported: its findings that nothing else tells of, and those of
+    earlier runs of the same day.
+    """
+
+    exit_code: int
+    counts: Mapping[str, int]
+    quarantined_for: Mapping[str, int]
+    reported: tuple[ReportedFinding, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "reported": [each.as_json() for each in self.reported]}
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that published nothing. started, failed: UTC. why: the sentence it ended with."""
+
+    started: datetime
+    failed: datetime
+    why: str
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"started": instant_text(self.started), "failed": instant_text(self.failed), "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -24,7 +73,7 @@ class LastRun:
     file and signature, the content that the version's ledger says the file has, although it knows another signature:
     the file was touched and holds it still, or was emptied, which takes nothing back. quarantined: lines it
     quarantined, of the files it took in. currency: what all costs of the version are in; None where that was not
-    written down yet.
+    written down yet. outcome: how it ended; None where that was not written down yet.
     """
 
     started: datetime
@@ -34,6 +83,7 @@ class LastRun:
     confirmed: Mapping[tuple[str, str], str] = field(default_factory=dict)
     quarantined: int = 0
     currency: str | None = None
+    outcome: Outcome | None = None
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -51,6 +101,7 @@ class LastRun:
             ],
             "quarantined": self.quarantined,
             "currency": self.currency,
+            "outcome": self.outcome and self.outcome.as_json(),
         }
         return json.dumps(note, indent=2) + "\n"
 
@@ -68,8 +119,33 @@ def read_last_run(store: Store) -> LastRun | None:
             confirmed={(one["file"], one["signature"]): one["content"] for one in note.get("confirmed", ())},
             quarantined=int(note.get("quarantined", 0)),
             currency=note.get("currency"),
+            outcome=_outcome(note.get("outcome")),
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _outcome(noted: Mapping[str, Any] | None) -> Outcome | None:
+    if noted is None:
+        return None
+    return Outcome(
+        exit_code=int(noted["exit_code"]),
+        counts={str(name): int(count) for name, count in noted["counts"].items()},
+        quarantined_for={str(reason): int(lines) for reason, lines in noted["quarantined_for"].items()},
+        reported=tuple(
+            ReportedFinding(each["kind"], each["what"], each["what_to_do"], instant(each["started"]))
+            for each in noted["reported"]
+        ),
+    )
+
+
+def read_failure(store: Store) -> FailedRun | None:
+    """The newest failure noted; None where there is none, or none that can be read or may be."""
+    try:
+        with store.open(store.layout.failed_run) as file:
+            note = json.load(file)
+        return FailedRun(instant(note["started"]), instant(note["failed"]), str(note["why"]))
+    except (StoreError, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -74,9 +74,10 @@ class Settings:
     what is not finished. cache_size: bytes of copies that stay. keys: the registry of reading keys. schedule: cron line
     of the nightly flow, UTC. rate_limit: None when switched off. refresh_seconds: a server sees a publication within
     this time. answer_cache: bytes of finished answers that a server process keeps. metrics: where /metrics is served;
-    None: where everything else is. keep_alive: seconds for which a server keeps an idle connection open. rejected_limit: percent of a log's
-    lines that may be rejected before the log is a finding. memory_limit: bytes the rollup engine may use. dask: address of the scheduler over
-    whose workers a run's steps are fanned out. dask_lost: what is done where it does not answer, `fail` or `local`.
+    None: where everything else is. keep_alive: seconds for which a server keeps an idle connection open.
+    rejected_limit: percent of a log's lines that may be rejected before the log is a finding. memory_limit: bytes the
+    rollup engine may use. dask: address of the scheduler over whose workers a run's steps are fanned out. dask_lost:
+    what is done where it does not answer, `fail` or `local`.
     """
 
     data: Path | Bucket

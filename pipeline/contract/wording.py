@@ -40,6 +40,29 @@ def backfill_of(artifact: str) -> str:
     return f"'keytally backfill --from {year}-{month}-{day or '01'} --to {year}-{month}-{last}'"
 
 
+CLOCK_SKEW = timedelta(minutes=5)  # two machines' clocks may differ by this
+
+
+def age_of(moment: datetime | None, now: datetime) -> timedelta | None:
+    """How long ago a moment was, never less than nothing.
+
+    Returns:
+        None if nobody knows: no moment is given, or it is still to come by this clock, so that one of two clocks is
+        wrong.
+    """
+    if moment is None or moment - now > CLOCK_SKEW:
+        return None
+    return max(now - moment, timedelta(0))
+
+
+def ago_text(moment: datetime, now: datetime) -> str:
+    """`5 minutes ago`; or that the age is unknown."""
+    age = age_of(moment, now)
+    if age is None:
+        return f"age unknown: by this clock, {instant_text(moment)} is still to come"
+    return f"{duration_text(age)} ago"
+
+
 def duration_text(duration: timedelta) -> str:
     """`3 days`, `1 hour`, `5 minutes`: the largest unit of which there is one, rounded down."""
     minutes = max(duration // timedelta(minutes=1), 0)

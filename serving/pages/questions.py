@@ -334,12 +334,14 @@ def _days_missing(basis: Basis, reader: Reader) -> int:
 class Overview(NamedTuple):
     """Every organization in a month, and the state of what is published: for operators.
 
-    is_late: whether a night has passed without a run that did its work.
+    is_late: whether a night has passed without a run that did its work. is_ahead: whether the newest run began at a
+    moment that is still to come by this clock, so that its age is unknown.
     """
 
     month: date
     viewer: Viewer
     is_late: bool
+    is_ahead: bool = False
 
     @property
     def is_wide(self) -> bool:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.contract.last_run import LATE
 from pipeline.contract.layout import month_of
 from pipeline.contract.settings import RateLimit
+from pipeline.contract.wording import age_of
 from serving.answer import Answer, Header
 from serving.answer_cache import AnswerCache, ClientGone, Question
 from serving.auth import Gate
@@ -159,7 +160,9 @@ class Pages:
 
     def _overview_of(self, month: date, now: datetime) -> Overview:
         as_of = self._reader.confirmed.as_of
-        return Overview(month, Viewer(self._currency, True), as_of is not None and now - as_of > LATE)
+        age = age_of(as_of, now)
+        is_late, is_ahead = age is not None and age > LATE, as_of is not None and age is None
+        return Overview(month, Viewer(self._currency, True), is_late, is_ahead)
 
     async def _answer(
         self, organization_id: str, question: Question, now: datetime, scope: Scope, receive: Receive, send: Send

@@ -12,11 +12,13 @@ import httpx
 import pytest
 
 from pipeline.contract.layout import Layout
+from pipeline.errors import KeytallyError
 from serving.checked_file import CheckedFile
 from tests.conftest import Place, request
 from tests.serving.conftest import NOW, LiveServer, Openings, eventually, settings_for
 from tests.serving.publishing import publish_days
 from tests.serving.test_errors import exchange, words_of
+from tests.serving.test_pages import Visitor
 
 NOVEMBER = date(2025, 11, 1)
 UNREADABLE = (
@@ -275,3 +277,62 @@ def test_no_registry_of_keys_is_made_below_a_mount_point(tmp_path: Path) -> None
         (data / "raw").mkdir()
         eventually(lambda: server.client.get("/readyz").status_code == 200)
         assert server.daily(server.create_key("org_abc123")).status_code == 200
+
+
+def test_the_age_of_what_a_clock_ahead_published_is_unknown(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    earlier = datetime(2025, 11, 15, 8, 30, tzinfo=UTC)
+    with LiveServer(settings_for(place.layout.root), clock=lambda: earlier) as server:
+        assert server.client.get("/readyz").json()["age_seconds"] is None
+        shown = metrics(server)
+        assert not [name for name in shown if name.endswith("age_seconds")]
+        operator = server.keys.create_operator("ops", now=earlier)
+        assert "The age of these numbers is unknown" in Visitor(server, operator).get("/").text
+
+
+def test_the_figures_count_what_there_is_to_look_at(place: Place) -> None:
+    place.write_raw("a.jsonl", request(1), request(2), request(1, cost="9"), "bad")
+    place.write_raw("c.jsonl", request(3, cost=-1))
+    place.roll_up()
+    place.write_raw("a.jsonl", request(1), request(1, cost="9"), "bad")
+    place.write_raw("b.jsonl.gz", b"no gzip")
+    place.write_raw("access.log", request(4))
+    place.roll_up()
+    later = datetime(2025, 11, 15, 11, 30, tzinfo=UTC)
+    with LiveServer(settings_for(place.layout.root), clock=lambda: later) as server:
+        shown = metrics(server)
+        assert {
+            name: value for name, value in shown.items() if not name.startswith(("keytally_request", "keytally_answer"))
+        } == {
+            "keytally_published_readable": 1,
+            "keytally_published_version": 2,
+            "keytally_data_age_seconds": 3600,
+            "keytally_last_run_quarantined_lines": 1,
+            "keytally_last_run_exit_code": 3,
+            "keytally_last_run_age_seconds": 3600,
+            "keytally_held_back_files": 1,
+            "keytally_ignored_logs": 1,
+            "keytally_lowered_days": 1,
+            "keytally_conflicting_copies": 1,
+            "keytally_disagreeing_copies": 1,
+            "keytally_unpriced_requests": 0,
+            'keytally_quarantined_lines{reason="negative_amount"}': 1,
+            'keytally_quarantined_lines{reason="not_json"}': 1,
+        }
+        place.now = datetime(2025, 11, 15, 11, 0, tzinfo=UTC)
+        place.layout.prices.write_text("rubbish\n")
+        with pytest.raises(KeytallyError):
+            place.roll_up()
+        failed = metrics(server)
+        assert failed["keytally_last_run_exit_code"] == 1
+        assert failed["keytally_last_run_age_seconds"] == 1800
+        assert failed["keytally_data_age_seconds"] == 3600
+        place.layout.prices.unlink()
+        for path in place.layout.raw.iterdir():
+            path.unlink()
+        place.now = later
+        place.write_raw("d.jsonl", request(9, timestamp="2025-11-12T12:00:00Z"))
+        place.roll_up()
+        eventually(lambda: metrics(server)["keytally_last_run_exit_code"] == 0)
+        assert metrics(server)["keytally_held_back_files"] == 0
