@@ -26,7 +26,7 @@ from pipeline.contract.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "docs/deploy"
-UNITS = ("keytally.service", "keytally-rollup.service", "keytally-rollup.timer")
+UNITS = ("keytally.service", "keytally-rollup.service", "keytally-alert.service", "keytally-rollup.timer")
 
 
 def unit(name: str) -> list[tuple[str, str]]:
@@ -69,7 +69,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
 
 
 def test_they_set_what_there_is_to_set_and_start_what_there_is_to_start() -> None:
-    for name in UNITS[:2]:
+    for name in UNITS[:3]:
         given = dict(value.split("=", 1) for key, value in unit(name) if key == "Environment")
         assert Settings.from_environment(given).data == Path("/var/lib/keytally")
         assert set(given) <= known_settings()
@@ -91,7 +91,7 @@ def known_settings() -> set[str]:
 
 
 def test_nothing_of_ours_runs_as_root_or_writes_where_it_need_not() -> None:
-    for name in UNITS[:2]:
+    for name in UNITS[:3]:
         given = unit(name)
         for line in (
             ("User", "keytally"),
@@ -116,6 +116,14 @@ def test_nothing_of_ours_runs_as_root_or_writes_where_it_need_not() -> None:
 def test_a_run_is_not_asked_whether_it_serves() -> None:
     assert "HEALTHCHECK" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert compose()["services"]["rollup"]["healthcheck"] == {"disable": True}
+
+
+def test_a_run_with_findings_is_told_from_one_without() -> None:
+    of_the_run = unit("keytally-rollup.service")
+    assert not [value for key, value in of_the_run if key == "SuccessExitStatus"], "3 would be as good as 0"
+    assert ("OnFailure", "keytally-alert.service") in of_the_run
+    (start,) = (value for key, value in unit("keytally-alert.service") if key == "ExecStart")
+    assert parsed(shlex.split(start)[1:])["only_check"]
 
 
 def test_the_server_is_given_the_time_it_takes_to_stop() -> None:
