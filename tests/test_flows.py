@@ -293,6 +293,7 @@ def test_a_nightly_run_publishes_and_shows_what_it_did(data: Path, tmp_path: Pat
         again.write("no request\n")
     home = tmp_path / "prefect"
     env = environment(home, KEYTALLY_RATE_LIMIT_STORE=SECRET, PREFECT_LOGGING_LEVEL="DEBUG")
+    env["KEYTALLY_REJECTED_LIMIT"] = "50%"  # the logs are short
     before = date.today()
     ran = completed([sys.executable, "-c", EPHEMERAL_RUN], env)
     assert ran.returncode == 0, ran.stderr

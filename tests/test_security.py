@@ -208,7 +208,7 @@ HOSTILE_NAMES = (
 def test_no_file_name_reaches_a_path_or_a_query(place: Place) -> None:
     taken = [name for name in HOSTILE_NAMES if not name.startswith((".", "_"))]
     for number, name in enumerate(taken):
-        place.write_raw(name, request(number), "bad")
+        place.write_raw(name, *[request(number)] * 9, "bad")
         folder, _, last = name.rpartition("/")
         written = io.BytesIO()
         row = {key: [value] for key, value in request(1000 + number).items()}

@@ -41,6 +41,13 @@ def stanza(name: str) -> str:
     return found
 
 
+# The command that logrotate runs, at the midnight that is played.
+AT_THE_CLOCK = """import datetime, pathlib, cli
+cli.utc_now = lambda: datetime.datetime.fromisoformat(pathlib.Path("{clock}").read_text())
+cli.main(["rollup"])
+"""
+
+
 class Night:
     """A log that nginx writes and logrotate rotates, and the data root above it."""
 
@@ -57,7 +64,9 @@ class Night:
         self.day = FIRST_DAY
         self.written = 0
         run = f"env PYTHONPATH={ROOT} KEYTALLY_DATA={self.place.layout.root} KEYTALLY_CURRENCY=USD"
-        text = text.replace(DOCUMENTED_RUN, f"{run} {sys.executable} -m cli rollup > {root}/run.out 2>&1")
+        self.clock, command = root / "clock", root / "run.py"
+        command.write_text(AT_THE_CLOCK.format(clock=self.clock), encoding="utf-8")
+        text = text.replace(DOCUMENTED_RUN, f"{run} {sys.executable} {command} > {root}/run.out 2>&1")
         text = re.sub(r"create 0640 \S+ \S+", "create", text)
         self.config.write_text(
             text.replace("/srv/keytally/data/raw/nginx/access.jsonl", str(self.log)), encoding="utf-8"
@@ -88,6 +97,7 @@ class Night:
 
     def rotate(self) -> None:
         """Run the real logrotate, and name its rotated log by the day that is played."""
+        self.clock.write_text((self.day + timedelta(days=1)).isoformat(), encoding="utf-8")
         command = [LOGROTATE or "", "--force", "--state", str(self.state), str(self.config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -22,7 +22,9 @@ PATH = "/v1/analytics/api-keys/daily/org_abc123"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(settings_for(tmp_path_factory.mktemp("data"))) as running:
+    data = tmp_path_factory.mktemp("data")
+    (data / "raw").mkdir()
+    with LiveServer(settings_for(data)) as running:
         yield running
 
 
@@ -91,8 +93,8 @@ def test_an_expired_key_is_told_so_and_a_revoked_one_first_of_all_that(server: L
     assert words_of(server.daily(both)) == REVOKED
 
 
-def test_too_many_requests_are_refused_with_the_time_to_wait(tmp_path: Path) -> None:
-    with LiveServer(settings_for(tmp_path, KEYTALLY_RATE_LIMIT="2/hour")) as server:
+def test_too_many_requests_are_refused_with_the_time_to_wait(data: Path) -> None:
+    with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT="2/hour")) as server:
         first, second, other = (server.create_key(name) for name in ("org_abc123", "org_abc123", "org_other"))
         assert server.daily(first).status_code == 200
         assert server.daily(second, organization="org_other").status_code == 403  # counted: by the key's organization

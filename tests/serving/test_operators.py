@@ -68,8 +68,8 @@ def test_what_no_organization_can_be_called_is_no_question(live_server: LiveServ
     assert words[4] == "org_id must be 1 to 128 letters, digits, '_' or '-'"
 
 
-def test_an_operator_s_requests_are_counted_as_its_own(tmp_path: Path) -> None:
-    with LiveServer(settings_for(tmp_path, KEYTALLY_RATE_LIMIT="2/hour")) as server:
+def test_an_operator_s_requests_are_counted_as_its_own(data: Path) -> None:
+    with LiveServer(settings_for(data, KEYTALLY_RATE_LIMIT="2/hour")) as server:
         first, second = server.keys.create_operator(now=NOW), server.keys.create_operator(now=NOW)
         own = server.create_key("org_abc123")
         namesake = server.create_key(first.id)  # an organization that is called as the key is
