@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from pipeline.contents import content_of, count_each_content_once, held_contents
 from pipeline.errors import HeldBack
 from pipeline.fan_out import FanOut
 from pipeline.format import NATIVE, folder_of
-from pipeline.intake import TakeIn, rule_of
+from pipeline.intake import TakeIn, days_in, days_of_rest, rule_of
 from pipeline.ledger import FileEntry, Ledger
-from pipeline.raw import RawFile, hash_raw
+from pipeline.raw import HalfLineError, RawFile, hash_raw, size_now
 from pipeline.report import Report
 from pipeline.run import Run
 
@@ -30,12 +32,15 @@ class Arrivals:
     fan_out: FanOut
     confirmed: dict[tuple[str, str], str]
     held_back: dict[tuple[str, str], str] = field(default_factory=dict)  # reasons by file and signature
+    waiting_days: set[date] = field(default_factory=set)  # of lines that wait: behind a part, or in a file held back
     made: set[Path] = field(default_factory=set)
     _taken: dict[RawFile, TakeIn] = field(default_factory=dict)
+    _days: dict[RawFile, frozenset[date]] = field(default_factory=dict)  # of the lines of a file that wait
 
     def added_to(self, ledger: Ledger, raw_files: Sequence[RawFile], report: Report) -> dict[str, FileEntry]:
         """The ledger's files and those that arrived; what cannot be taken in is reported and left."""
         self.held_back.clear()
+        self.waiting_days.clear()
         files = dict(ledger.files)
         known = {(entry.take_in.content, entry.take_in.rule): entry.take_in for entry in files.values()}
         sizes = {size_of(entry) for entry in files.values()}
@@ -47,17 +52,20 @@ class Arrivals:
         self.run.watch.begin("taking in", sum(raw_file.size for raw_file in waiting))
         read: list[str] = []
         for raw_file, taken in self._taken_in(waiting, known, sizes):
+            self.waiting_days |= self._days.get(raw_file, frozenset())
             if isinstance(taken, HeldBack):
                 self._hold_back(raw_file, taken, report)
                 continue
             before = ledger.files.get(raw_file.file)
+            is_whole = taken.size == raw_file.size
             if before and before.take_in.lines and not taken.lines:
                 # Emptied: as good as deleted, and a deleted file takes nothing back.
-                self.confirmed[raw_file.file, raw_file.signature] = before.take_in.content
+                if is_whole:
+                    self.confirmed[raw_file.file, raw_file.signature] = before.take_in.content
                 continue
-            if before and content_of(before.take_in) == content_of(taken):
+            if before and is_whole and content_of(before.take_in) == content_of(taken):
                 self.confirmed[raw_file.file, raw_file.signature] = taken.content
-            files[raw_file.file] = FileEntry(raw_file.file, raw_file.signature, None, taken)
+            files[raw_file.file] = FileEntry(raw_file.file, raw_file.signature_of(taken.size), None, taken)
             read.append(raw_file.file)
         for raw_file in raw_files:
             entry = files.get(raw_file.file)
@@ -107,16 +115,15 @@ class Arrivals:
             (others if raw_file.size in sizes else first).append(raw_file)
             sizes.add(raw_file.size)
         verdicts |= self._take_in(first, known)
-        contents = dict(zip(others, self.fan_out(self.run, _content_or_why_not, others), strict=True))
+        contents = dict(zip(others, self.fan_out(self.run, _content_or_none, others), strict=True))
+        verdicts |= self._take_in([raw_file for raw_file in others if contents[raw_file] is None], known)
+        others = [raw_file for raw_file in others if contents[raw_file] is not None]
         while others:
             unknown: dict[tuple[str, str], RawFile] = {}
             again: list[RawFile] = []
             for raw_file in others:
-                content = contents[raw_file]
-                key = (str(content), rule_of(raw_file.read_as, raw_file.format))
-                if isinstance(content, HeldBack):
-                    verdicts[raw_file] = content
-                elif key in unknown:
+                key = (contents[raw_file] or "", rule_of(raw_file.read_as, raw_file.format))
+                if key in unknown:
                     again.append(raw_file)
                 elif key in known and not self._heals(known[key]):
                     verdicts[raw_file] = known[key]
@@ -135,7 +142,9 @@ class Arrivals:
     ) -> dict[RawFile, TakeIn | HeldBack]:
         """What the files are made into, which is known from now on."""
         step = partial(_take_in_or_why_not, self.take_in)
-        verdicts = dict(zip(raw_files, self.fan_out(self.run, step, raw_files), strict=True))
+        verdicts: dict[RawFile, TakeIn | HeldBack] = {}
+        for raw_file, (verdict, days) in zip(raw_files, self.fan_out(self.run, step, raw_files), strict=True):
+            verdicts[raw_file], self._days[raw_file] = verdict, days
         made = [taken for taken in verdicts.values() if isinstance(taken, TakeIn)]
         known |= {(taken.content, taken.rule): taken for taken in made}
         self.made |= {event.path_in(self.run.layout) for taken in made for event in taken.events}
@@ -163,18 +172,23 @@ def _without_format(waiting: Sequence[RawFile], ledger: Ledger) -> dict[RawFile,
     }
 
 
-def _take_in_or_why_not(take_in: Callable[[Run, RawFile], TakeIn], run: Run, raw_file: RawFile) -> TakeIn | HeldBack:
+def _take_in_or_why_not(
+    take_in: Callable[[Run, RawFile], TakeIn], run: Run, raw_file: RawFile
+) -> tuple[TakeIn | HeldBack, frozenset[date]]:
+    """What the file is made into, or why it is held back; and the days of its lines that wait for the next run."""
     try:
-        return take_in(run, raw_file)
+        taken = take_in(run, raw_file)
     except HeldBack as held_back:
-        return held_back
+        return held_back, days_in(run, raw_file)
+    return taken, days_of_rest(run, raw_file, taken)
 
 
-def _content_or_why_not(_: Run, raw_file: RawFile) -> str | HeldBack:
-    try:
-        return hash_raw(raw_file)
-    except HeldBack as held_back:
-        return held_back
+def _content_or_none(_: Run, raw_file: RawFile) -> str | None:
+    """The content of a file; None where it is held back, or has grown: taking it in says more of it."""
+    with suppress(HeldBack, HalfLineError, OSError):
+        content = hash_raw(raw_file)
+        return content if size_now(raw_file) <= raw_file.size else None
+    return None
 
 
 def _report(entry: FileEntry, before: FileEntry | None, contents: set[tuple[str, str]], report: Report) -> None:

@@ -7,6 +7,8 @@ record but what a format makes of it: a log may name keys in clear that its form
 from __future__ import annotations
 
 import re
+import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -228,7 +230,8 @@ def _sample(path: Path, csv: Csv) -> tuple[pa.Table, bool]:
 def _loose(path: Path, format: Format) -> RawFile:
     """A file that lies anywhere, as one below raw/."""
     found = path.stat()
-    return RawFile(str(path.absolute()), format, found.st_size, str(found.st_size), found.st_mtime, this_machine())
+    size = found.st_size if stat.S_ISREG(found.st_mode) else sys.maxsize  # a pipe is read to its end
+    return RawFile(str(path.absolute()), format, size, f"{size}:", found.st_mtime, this_machine())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import verify
-from pipeline.contents import content_of, with_take_ins
+from pipeline.contents import content_of, size_of, with_take_ins
 from pipeline.contract.layout import month_of
 from pipeline.contract.store import Store
 from pipeline.contract.tables import API_KEY_DAY
@@ -171,10 +171,10 @@ class Healing:
 
 
 def _sources(raw_files: Sequence[RawFile], files: Mapping[str, FileEntry]) -> dict[tuple[str, str], list[RawFile]]:
-    """The raw files that lie there as they were taken in, by their content."""
+    """The raw files that lie there as they were ingested, by their content; of a log that has grown since, the part."""
     sources: dict[tuple[str, str], list[RawFile]] = defaultdict(list)
     for raw_file in raw_files:
         entry = files.get(raw_file.file)
-        if entry and entry.signature == raw_file.signature:
-            sources[content_of(entry.take_in)].append(raw_file)
+        if entry and raw_file.has_grown_since(entry.signature):
+            sources[content_of(entry.take_in)].append(raw_file.part(size_of(entry)))
     return sources

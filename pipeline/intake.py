@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 from pipeline import artifacts
 from pipeline.contract.layout import Layout
 from pipeline.contract.seam import step
+from pipeline.contract.store import StoreError
 from pipeline.contract.tables import EVENT, REJECTED, Table
 from pipeline.engine import statement
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, HeldBack
 from pipeline.format import NATIVE, Format
 from pipeline.judge import Judged, judge
 from pipeline.line import FUTURE_TOLERANCE
-from pipeline.raw import RawFile, RawPass
+from pipeline.raw import CSV_ENDINGS, HalfLineError, RawFile, RawPass, size_now
 from pipeline.run import Run
 from pipeline.spool import Spool
 from pipeline.traces import MERGED
@@ -88,6 +90,7 @@ class TakeIn:
     events: tuple[EventFile, ...]
     skipped: int = 0
     tally: tuple[Tally, ...] = ()
+    size: int = 0  # bytes of the content, as they lie in raw/
 
     def lines_of(self, kind: str, reason: str | None = None) -> int:
         """How many lines a kind of the tally has, or one reason of it."""
@@ -108,11 +111,45 @@ def rule_of(read_as: str, format: Format = NATIVE) -> str:
 def take_in(run: Run, raw_file: RawFile) -> TakeIn:
     """Read a raw file once, and keep its events by day and its rejected lines.
 
-    Raises HeldBack when the file cannot be read whole and right; then nothing of it is kept.
+    Of a log that grows meanwhile, these are the whole lines of what was there when it was listed. Raises HeldBack when
+    the file cannot be read whole and right; then nothing of it is kept.
     """
+    try:
+        return _take_in(run, raw_file)
+    except HalfLineError:
+        return _take_in(run, raw_file, whole_lines=True)
+
+
+def days_in(run: Run, raw_file: RawFile, start: int = 0) -> frozenset[date]:
+    """Return the days of the requests that can be read in a file that cannot be ingested, or behind its first bytes.
+
+    Nothing is kept. start: in bytes, at the beginning of a line.
+    """
+    days: set[date] = set()
+    latest = run.started + FUTURE_TOLERANCE
+    with suppress(HeldBack), RawPass(raw_file, start=start, as_far_as_readable=True) as opened:
+        for judged in judge(run.engine, opened, latest, run.scratch):
+            days |= {day for day, _ in judged.events}
+    return frozenset(days)
+
+
+def days_of_rest(run: Run, raw_file: RawFile, taken: TakeIn) -> frozenset[date]:
+    """Return the days of the lines that were appended to a log behind the part that was ingested."""
+    try:
+        size = size_now(raw_file)
+    except (OSError, StoreError):  # it was renamed or deleted meanwhile
+        return frozenset()
+    if size <= taken.size:
+        return frozenset()
+    # The rows of a CSV file mean nothing without its header.
+    start = 0 if raw_file.file.endswith(CSV_ENDINGS) else taken.size
+    return days_in(run, raw_file.part(size), start)
+
+
+def _take_in(run: Run, raw_file: RawFile, *, whole_lines: bool = False) -> TakeIn:
     latest = run.started + FUTURE_TOLERANCE
     with (
-        RawPass(raw_file, run.watch.advance) as opened,
+        RawPass(raw_file, run.watch.advance, whole_lines=whole_lines) as opened,
         Spool(run.scratch / "events.arrow", EVENT.arrow_schema) as events,
         Spool(run.scratch / "rejected.arrow", REJECTED.arrow_schema) as rejected,
     ):
@@ -158,6 +195,7 @@ def take_in(run: Run, raw_file: RawFile) -> TakeIn:
         events=event_files,
         skipped=skipped,
         tally=counts,
+        size=opened.size,
     )
 
 

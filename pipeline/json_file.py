@@ -46,6 +46,14 @@ def lines_of(plain: Plain) -> io.BufferedReader:
     return io.BufferedReader(_Joined(head, plain), 256 * 2**10)
 
 
+def begins_as_log(plain: Plain) -> bool:
+    """Return True if the first line of a `.json` file is a record by itself, so that the file is read line by line."""
+    while line := plain.readline(LONGEST_RECORD):
+        if line.strip(_WHITE):
+            return _is_one_value(bytearray(line))
+    return False
+
+
 def _make_one_line(value: bytearray) -> None:
     """Put spaces for the line ends of a value, in place: none of its strings has one, so they are white space."""
     for start in range(0, len(value), _PIECE):

@@ -144,6 +144,7 @@ def _file_entry(row: dict[str, Any]) -> FileEntry:
         events=tuple(EventFile(**event) for event in row["events"]),
         skipped=row["skipped"] or 0,  # a ledger of an older release has neither
         tally=tuple(Tally(**tally) for tally in row["tally"] or ()),
+        size=int(row["signature"].partition(":")[0]),
     )
     return FileEntry(row["file"], row["signature"], row["same_as"], take_in)
 

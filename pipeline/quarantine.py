@@ -23,7 +23,7 @@ from pipeline.ledger import FileEntry, read_ledger
 from pipeline.line import END_INSTANT, FUTURE_TOLERANCE, Rejected, parse, read_record
 from pipeline.mapping import FIELDS
 from pipeline.masking import LOOKED_AT, masked
-from pipeline.raw import CSV_ENDINGS, PARQUET_ENDING, RawFile, RawPass, list_raw, read_texts
+from pipeline.raw import CSV_ENDINGS, PARQUET_ENDING, RawFile, RawPass, list_raw, part_of, read_texts
 from pipeline.records import as_record, read_records
 
 TEXT_CHARACTERS = 2_000
@@ -182,9 +182,9 @@ class Quarantine:
         return False
 
     def _raw_file_of(self, entry: FileEntry) -> RawFile | None:
-        """The raw file as it was taken in; None when it is gone or was changed since."""
+        """The raw file as it was ingested, without what was appended since; None when it is gone or was changed."""
         raw_file = self._present.get(entry.file)
-        return raw_file if raw_file and raw_file.signature == entry.signature else None
+        return raw_file and part_of(raw_file, entry.signature, entry.take_in.content)
 
 
 @dataclass

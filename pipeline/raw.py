@@ -1,7 +1,8 @@
 """Raw files: which are there, and one streaming pass over each.
 
 The pass hashes the bytes as they lie on the disk, inflates them with their checksum checked, and hands them over in
-Arrow batches of bounded size. The bytes hashed are the bytes parsed: a file that was written to meanwhile is held back.
+Arrow batches of bounded size. The bytes hashed are the bytes parsed. Of a log that grows meanwhile, the pass reads the
+whole lines of what was there when it was listed. A file that changes inside the part that is read is held back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,10 @@ else:
 
 PARQUET_ENDING = ".parquet"
 CSV_ENDINGS = (".csv", ".csv.gz")
+# Whatever is compressed, and Parquet, is unreadable while it grows: its end says how to read it.
+GROWING_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv")
+CHANGING = "changing:"  # begins the reason to hold back a file that changed inside the part that was read
+TAIL_BYTES = 2**16  # of a file's end that are looked at together for the end of its last whole line
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -51,6 +56,32 @@ class RawFile:
     def read_as(self) -> str:
         """The format and the ending: what the same bytes hold depends on both. `native.jsonl.gz`"""
         return self.format.name + next(ending for ending in self.format.endings if self.file.endswith(ending))
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether lines may be appended to it while it is read."""
+        return self.file.endswith(GROWING_ENDINGS)
+
+    def part(self, size: int) -> RawFile:
+        """The first `size` bytes of the file, as a file of that size: what a ledger knows of a log that grows."""
+        return self if size == self.size else replace(self, size=size)
+
+    def signature_of(self, size: int) -> str:
+        """The signature for the ledger if only the first `size` bytes are ingested: a signature begins with the size.
+
+        No file ever has this signature: the file that was listed was longer.
+        """
+        return f"{size}:{self.signature.partition(':')[2]}"
+
+    def has_grown_since(self, signature: str) -> bool:
+        """Return True if the file may be a log that has had this signature and has only grown since.
+
+        Only the hash of the bytes it had then tells for certain.
+        """
+        if self.signature == signature:
+            return True
+        is_same_file = self.signature.rpartition(":")[2] == signature.rpartition(":")[2]
+        return self.may_grow and is_same_file and self.size >= int(signature.partition(":")[0])
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to another machine, it is opened by that machine's own store.
@@ -125,21 +156,53 @@ def _is_text(name: str) -> bool:
     return True
 
 
+class HalfLineError(Exception):
+    """A log has grown since it was listed, and what was read of it ends within a line: read its whole lines only."""
+
+
 class RawPass:
     """One pass over a raw file: first `batches()` to the end, then `content()`.
 
-    A context manager. Raises HeldBack for a file that is truncated, corrupt, unreadable, or written to meanwhile.
+    A context manager. Raises HeldBack for a file that is truncated, corrupt, unreadable, or changed meanwhile inside
+    the part that is read. size: bytes of that part: the file as it was listed, or its whole lines where it has grown.
     """
 
-    def __init__(self, raw_file: RawFile, on_read: Callable[[int], None] = lambda _: None) -> None:
-        """on_read: is told of every so many bytes that are read."""
+    def __init__(
+        self,
+        raw_file: RawFile,
+        on_read: Callable[[int], None] = lambda _: None,
+        *,
+        start: int = 0,
+        whole_lines: bool = False,
+        as_far_as_readable: bool = False,
+    ) -> None:
+        """Open a raw file.
+
+        Args:
+            raw_file: the file as it was listed.
+            on_read: is told of every so many bytes that are read.
+            start: where to begin, in bytes: at the beginning of a line.
+            whole_lines: leave out what stands behind the last end of a line.
+            as_far_as_readable: take an error for the end of the file. `content()` is of no use then.
+        """
         self.raw_file = raw_file
+        self.size = raw_file.size
         self._on_read = on_read
+        self._as_far_as_readable = as_far_as_readable
         self._hash = hashlib.sha256()
         step("open a raw file")
         with self._errors_as_held_back():
             # Unbuffered: what has been read is what has been hashed.
             self._source = raw_file.open()
+            try:
+                if whole_lines or not self._source.is_still(raw_file.signature):
+                    self._leave_out_half_line()
+                if start:
+                    self._source.seek(start)
+            except BaseException:
+                self._source.close()
+                raise
+        self._left = self.size - start
 
     def __enter__(self) -> RawPass:
         return self
@@ -158,6 +221,13 @@ class RawPass:
 
         Their numbers go up, from batch to batch too. Blank lines are left out.
         """
+        try:
+            yield from self._batches()
+        except HeldBack:
+            if not self._as_far_as_readable:
+                raise
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         with self._errors_as_held_back():
             if self.is_parquet:
                 # Parquet is read from its end: hash all of it first, and read it through a handle of its own.
@@ -172,15 +242,63 @@ class RawPass:
             yield from batches
 
     def content(self) -> str:
-        """SHA-256 (hex) of the whole file, which is the one that was listed and was at rest while it was read.
+        """Return the SHA-256 (hex) of the part that was read: `size` bytes of the file that was listed.
 
-        Raises HeldBack otherwise.
+        Raises:
+            HeldBack: the part has changed while it was read.
+            HalfLineError: the file has grown, and the part ends within a line.
         """
+        content = self._hash
         with self._errors_as_held_back():
             self._drain()
             if not self._source.is_still(self.raw_file.signature):
-                raise Changed
-        return self._hash.hexdigest()
+                if not self._only_grew(content.hexdigest()):
+                    raise Changed
+                if self._whole_lines() != self.size:
+                    raise HalfLineError
+        return content.hexdigest()
+
+    def _only_grew(self, content: str) -> bool:
+        """Return True if the file is a log whose first `size` bytes are what they were when they were read."""
+        if not self._is_growing():
+            return False
+        self._source.seek(0)
+        self._left = self.size
+        self._hash = hashlib.sha256()
+        self._drain()
+        # Looked at last: a log that was emptied meanwhile is shorter.
+        return self._hash.hexdigest() == content and self._source.has_grown(self.raw_file.signature)
+
+    def _is_growing(self) -> bool:
+        if not (self.raw_file.may_grow and self._source.has_grown(self.raw_file.signature)):
+            return False
+        if not self.raw_file.file.endswith(".json"):
+            return True
+        self._source.seek(0)
+        buffered = io.BufferedReader(self._source, TAIL_BYTES)
+        is_log = json_file.begins_as_log(buffered)  # not one record over many lines
+        buffered.detach()  # it would close the file
+        self._source.seek(0)
+        return is_log
+
+    def _leave_out_half_line(self) -> None:
+        if self._is_growing():
+            self.size = self._whole_lines()
+            self._source.seek(0)
+
+    def _whole_lines(self) -> int:
+        """Return how many of the first `size` bytes are whole lines."""
+        end = self.size
+        while end:
+            start = max(end - TAIL_BYTES, 0)
+            self._source.seek(start)
+            tail = bytearray()
+            while len(tail) < end - start and (piece := self._source.read(end - start - len(tail))):
+                tail += piece
+            if (found := tail.rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+        return 0
 
     def texts(self, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
         """Some lines, by their numbers in order, each cut at `characters`. Instead of `batches()`."""
@@ -203,12 +321,18 @@ class RawPass:
             return bytes(beginning[: self._plain().readinto(memoryview(beginning))])
 
     def _plain(self) -> rows.Plain:
-        hashed = io.BufferedReader(_Hashed(self._source, self._hash, self._on_read), 256 * 2**10)
+        plain = self._inflated()
+        return io.BufferedReader(_Readable(plain), 256 * 2**10) if self._as_far_as_readable else plain
+
+    def _inflated(self) -> rows.Plain:
+        hashed = io.BufferedReader(_Hashed(self), 256 * 2**10)
         if self.raw_file.size == 0:
             return hashed  # an empty file has no lines, whatever its name says
         if self.raw_file.file.endswith(".gz"):
             if not GZIP_MAGIC.startswith(hashed.peek(2)[:2]):  # of a short one the inflater says that it ended early
                 raise gzip.BadGzipFile("not gzip")
+            if self._as_far_as_readable:  # igzip keeps to itself what it inflated before an error
+                return gzip.GzipFile(fileobj=hashed)
             gzipped: rows.Plain = igzip.GzipFile(fileobj=hashed)  # type: ignore[no-untyped-call]
             return gzipped
         if self.raw_file.file.endswith(".zst"):
@@ -216,9 +340,19 @@ class RawPass:
         return hashed
 
     def _drain(self) -> None:
-        hashed = _Hashed(self._source, self._hash, self._on_read)
+        hashed = _Hashed(self)
         while hashed.read(rows.BLOCK_BYTES):
             pass
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes of the part as they lie on the disk, and hash them."""
+        step("read a raw file")
+        wanted = memoryview(buffer)[: self._left]
+        count = self._source.readinto(wanted) or 0 if len(wanted) else 0
+        self._hash.update(wanted[:count])
+        self._left -= count
+        self._on_read(count)
+        return count
 
     def _held_back(self, reason: str) -> HeldBack:
         return HeldBack(self.raw_file.file, reason)
@@ -235,9 +369,32 @@ class RawPass:
 
 
 def hash_raw(raw_file: RawFile) -> str:
-    """SHA-256 (hex) of a file's bytes, read but neither inflated nor parsed. Raises HeldBack."""
+    """SHA-256 (hex) of a file's bytes, read but neither inflated nor parsed. Raises HeldBack, HalfLineError."""
     with RawPass(raw_file) as opened:
         return opened.content()
+
+
+def size_now(raw_file: RawFile) -> int:
+    """Return how many bytes a log has now that may grow; 0 for any other file. Raises OSError, StoreError."""
+    if not raw_file.may_grow:
+        return 0
+    with raw_file.open() as opened:
+        return opened.size_now()
+
+
+def part_of(raw_file: RawFile, signature: str, content: str) -> RawFile | None:
+    """Return the part of a raw file that was ingested under a signature; None where the file has another content now.
+
+    The part is hashed where the file is not as it was then.
+    """
+    if raw_file.signature == signature:
+        return raw_file
+    if not raw_file.has_grown_since(signature):
+        return None
+    part = raw_file.part(int(signature.partition(":")[0]))
+    with suppress(HeldBack, HalfLineError):
+        return part if hash_raw(part) == content else None
+    return None
 
 
 def read_texts(raw_file: RawFile, lines: Iterable[int], characters: int) -> Iterator[tuple[int, str]]:
@@ -250,29 +407,44 @@ def read_texts(raw_file: RawFile, lines: Iterable[int], characters: int) -> Iter
 
 
 class _Hashed(io.RawIOBase):
-    """A file of which every byte that is read is hashed."""
+    """The part of a file that a pass reads; every byte that is read is hashed."""
 
-    def __init__(self, source: RawSource, digest: Any, on_read: Callable[[int], None]) -> None:
-        self._source = source
-        self._digest = digest
-        self._on_read = on_read
+    def __init__(self, opened: RawPass) -> None:
+        self._opened = opened
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        step("read a raw file")
-        count = self._source.readinto(buffer) or 0
-        self._digest.update(memoryview(buffer)[:count])
-        self._on_read(count)
-        return count
+        return self._opened.readinto(buffer)
+
+
+class _Readable(io.RawIOBase):
+    """What can be read of a file that cannot be read to its end."""
+
+    def __init__(self, plain: rows.Plain) -> None:
+        self._plain = plain
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            # One read below it: of several, what came before an error would be lost.
+            piece: bytes = self._plain.read1(len(buffer))  # type: ignore[attr-defined]  # every file object has it
+        except Exception as error:
+            if _reason_to_hold_back(error) is None:
+                raise
+            return 0
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def _reason_to_hold_back(error: Exception) -> str | None:
     # Arrow's messages can run over lines and name the path; the first line says it.
     first_line = str(error).split("\n", 1)[0][:200]
     if isinstance(error, Changed):
-        return "changing: it was written to while it was read; the next run tries again"
+        return f"{CHANGING} what was read of it was overwritten meanwhile; the next run tries again"
     if isinstance(error, (rows.UnusableParquet, tabular.UnusableCsv)):
         return str(error)
     if isinstance(error, EOFError):

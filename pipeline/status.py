@@ -21,7 +21,7 @@ from pipeline.ignored import IgnoredLog, ignored_logs
 from pipeline.ledger import DayEntry, FileEntry, Ledger, read_ledger
 from pipeline.odd_logs import OddLog, odd_logs
 from pipeline.prices import Prices, read_prices
-from pipeline.raw import RawFile, RawListing, list_raw
+from pipeline.raw import CHANGING, RawFile, RawListing, list_raw
 from pipeline.report import Unpriced, unpriced_days
 from pipeline.rollup import fingerprint_of
 from pipeline.run import Run, look_at_runs
@@ -111,7 +111,8 @@ class Status:
 
     confirmed_at: start of the newest run that published or confirmed it; None before the first run.
     held_back: files the newest run could not take, unchanged since. waiting: all others that are new or changed.
-    held_since: since when a held-back file lies there as it is. ignored: files that no format reads, with the reason.
+    held_since: since when a file is held back: the start of the
+    first run in a row that could not take it. ignored: files that no format reads, with the reason.
     days, files: all there are, in order. lost: a sentence on what that run published or confirmed and is there no more.
     odd: files that the version counts and of which something may be wrong. disagreeing: the days on which copies differ
     in a billed value. unpriced: days with requests of which no cost is known. bad_prices: a sentence on why the price
@@ -232,11 +233,14 @@ def status_of(store: Store, now: datetime, settings: Settings) -> Status:
     refused = note.held_back if note else {}
     confirmed = note.confirmed if note else {}
     unread = [raw_file for raw_file in listing.files if needs_reading(raw_file, ledger.files, confirmed, now)]
+    # A file that changes inside what is read has another signature each time, and is held back all the same.
+    changing = {file: reason for (file, _), reason in refused.items() if reason.startswith(CHANGING)}
     held = {
-        raw_file.file: HeldBack(raw_file.file, refused[raw_file.file, raw_file.signature])
+        raw_file.file: HeldBack(raw_file.file, reason)
         for raw_file in unread
-        if (raw_file.file, raw_file.signature) in refused
+        if (reason := refused.get((raw_file.file, raw_file.signature), changing.get(raw_file.file)))
     }
+    held_since = note.held_since if note else {}
     held_back = (*listing.held_back, *held.values())
     failed = read_failure(store)
     if failed and confirmed_at and failed.started <= confirmed_at:
@@ -245,17 +249,23 @@ def status_of(store: Store, now: datetime, settings: Settings) -> Status:
     if killed_at and confirmed_at and killed_at <= confirmed_at:
         killed_at = None  # another has done its work since, on another machine
     waiting = [_waiting(raw_file, ledger, confirmed, now) for raw_file in unread if raw_file.file not in held]
+    since = {
+        raw_file.file: held_since.get(raw_file.file, _as_it_is_since(raw_file))
+        for raw_file in unread
+        if raw_file.file in held
+    }
+    findings = newest.findings if newest else frozenset()
     return Status(
         ledger=ledger,
         now=now,
         confirmed_at=confirmed_at,
         waiting=tuple(waiting),
         held_back=held_back,
-        held_since={raw_file.file: _as_it_is_since(raw_file) for raw_file in unread if raw_file.file in held},
+        held_since=since,
         ignored=listing.ignored,
         ignored_logs=tuple(ignored_logs(listing)),
-        days=tuple(_days(ledger, prices, confirmed_at, newest.findings if newest else frozenset(), held_back)),
-        files=tuple(_files(ledger, listing.files, waiting, held)),
+        days=tuple(_days(ledger, prices, confirmed_at, findings, held_back, waiting)),
+        files=tuple(_files(ledger, listing.files, waiting, held, since)),
         lost=lost_versions(version, note) if note and note.version > version else None,
         odd=tuple(odd_logs((ledger.files[file] for file in sorted(ledger.files)), settings.rejected_limit)),
         disagreeing=tuple(entry for _, entry in sorted(ledger.days.items()) if entry.disagreeing),
@@ -327,6 +337,7 @@ def _days(
     confirmed_at: datetime | None,
     findings: frozenset[date],
     held_back: Sequence[HeldBack],
+    waiting: Sequence[Waiting],
 ) -> Iterator[DayStatus]:
     """Every day from the first loaded one to the last, or to the last that was over when the newest run began."""
     loaded = {day: entry for day, entry in ledger.days.items() if entry.accepted}
@@ -337,13 +348,14 @@ def _days(
     over = [first_open - timedelta(days=1)] if confirmed_at else []
     quarantined = quarantined_by_day(ledger.files)
     touched = held_back_by_day(ledger.files, {held.file for held in held_back})
+    grown = held_back_by_day(ledger.files, {each.raw_file.file for each in waiting if each.why == "changed"})
     known = {*loaded, *inputs}
     for day in days_between(min(known), max(*known, *over)):
         entry, made_from = loaded.get(day), inputs.get(day, {})
         published = ledger.days[day].fingerprint if day in ledger.days else None
         behind = bool(published or made_from) and published != fingerprint_of(made_from)
         behind |= entry is not None and prices is not None and not prices.is_current(day, entry.pricing)
-        finding = _finding(day, behind, day in findings, sorted(touched.get(day, ())))
+        finding = _finding(day, behind, day in findings, sorted(touched.get(day, ())), sorted(grown.get(day, ())))
         accepted = sum(event.accepted for event in made_from.values())
         yield DayStatus(
             day=day,
@@ -356,7 +368,7 @@ def _days(
         )
 
 
-def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> str | None:
+def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str], changed: Sequence[str]) -> str | None:
     if held_back:
         return f"held back: {', '.join(held_back)}"
     again = f"keytally backfill --from {day} --to {day}"
@@ -364,6 +376,8 @@ def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> 
         return (
             f"it is not what its files say: something it is made from is lost; '{again}' says which raw file it needs"
         )
+    if noted and changed:
+        return f"lines wait for the next run, in files that have changed since they were read: {', '.join(changed)}"
     if noted:
         return f"a file is held back, or something it is made from is lost; '{again}' says which"
     return (
@@ -372,7 +386,11 @@ def _finding(day: date, behind: bool, noted: bool, held_back: Sequence[str]) -> 
 
 
 def _files(
-    ledger: Ledger, raw_files: Sequence[RawFile], waiting: Sequence[Waiting], held_back: Mapping[str, HeldBack]
+    ledger: Ledger,
+    raw_files: Sequence[RawFile],
+    waiting: Sequence[Waiting],
+    held_back: Mapping[str, HeldBack],
+    held_since: Mapping[str, datetime],
 ) -> Iterator[FileStatus]:
     """Every file that the version counts, and every one that it does not count yet."""
     present = {raw_file.file: raw_file for raw_file in raw_files}
@@ -385,7 +403,7 @@ def _files(
             in_raw=file in present,
             waiting=wait.why if wait else None,
             held_back=held.reason if held else None,
-            since=wait.since if wait else _as_it_is_since(present[file]) if held else None,
+            since=wait.since if wait else held_since.get(file),
         )
 
 
@@ -415,6 +433,14 @@ def write_last_run(
         started = max(started, before.started)
     unfinished = run.scratch / run.layout.last_run.name
     step("write the note of the run")
-    note = LastRun(started, version, held_back, findings, confirmed, quarantined, currency, outcome)
+    held_since = {file: _held_since(before, file, run.started) for file, _ in held_back}
+    note = LastRun(started, version, held_back, findings, confirmed, quarantined, currency, outcome, held_since)
     unfinished.write_text(note.as_json(), encoding="utf-8")
     run.store.write(unfinished, run.layout.last_run)
+
+
+def _held_since(before: LastRun | None, file: str, started: datetime) -> datetime:
+    """Since when a file is held back that the run held back which began at `started`."""
+    if before is None or not any(held == file for held, _ in before.held_back):
+        return started
+    return min(before.held_since.get(file, before.started), started)

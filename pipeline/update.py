@@ -139,7 +139,7 @@ class _Update:
         self.healing = Healing(run, steps.take_in, self.inspection, thorough=bool(redo))
         self.rolled: dict[tuple[date, str], DayEntry] = {}  # by day and fingerprint
         self.paces: dict[date, Pace] = {}
-        self.findings: frozenset[date] = frozenset()  # days of which something is held back
+        self.findings: frozenset[date] = frozenset()  # days of which something waits or is held back
         self.lowered_note: str | None = None  # what the commit says of the days that it lowers
 
     @property
@@ -162,6 +162,7 @@ class _Update:
         files = self.arrivals.added_to(ledger, listing.files, report)
         self.inspection.trust(self.arrivals.made)
         self.findings = days_touched(files, {held_back.file for held_back in report.held_back})
+        self.findings |= self.arrivals.waiting_days
         files, days = self._roll_up_days(ledger, listing.files, files, report)
         self._look_for_lowered(ledger, Ledger(ledger.publication, files, days), listing, report)
         report.unpriced = unpriced_days(days, self.run.prices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ from pipeline.contract.store import FolderStore
 from pipeline.errors import HeldBack
 from pipeline.ignored import ignored_logs, readable_name
 from pipeline.quarantine import Quarantine
-from pipeline.raw import RawListing, RawPass, hash_raw, list_raw
+from pipeline.raw import HalfLineError, RawListing, RawPass, hash_raw, list_raw
 from pipeline.status import status_of
 from tests.conftest import Place, lines, request
 
@@ -238,35 +239,66 @@ def test_a_signature_changes_with_content_times_and_inode(place: Place) -> None:
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("change", ["append", "rewrite", "replace", "delete"])
+@pytest.mark.parametrize("change", ["rewrite", "rewrite and grow", "replace compressed"])
 def test_a_file_that_changes_while_it_is_read_is_held_back(place: Place, change: str) -> None:
     path = place.write_raw("a.jsonl", request(1), request(2))
-    (raw_file,) = list_raw(place.store).files
+    if change == "replace compressed":
+        path = place.write_raw("a.jsonl.gz", gzip.compress(path.read_bytes()))
+    raw_file = list_raw(place.store).files[-1]
     with RawPass(raw_file) as opened:
         batches = iter(opened.batches())
         next(batches)
-        if change == "append":
-            with path.open("ab") as file:
-                file.write(lines(request(3)))
-        elif change == "rewrite":
-            path.write_bytes(lines(request(4), request(5)))
-        elif change == "replace":
+        if change == "replace compressed":
             other = place.layout.raw / "_other"
             other.write_bytes(path.read_bytes())
             other.replace(path)
         else:
-            path.unlink()
+            path.write_bytes(lines(request(4), request(5), *([request(6)] if "grow" in change else [])))
         list(batches)
         with pytest.raises(HeldBack, match="changing"):
             opened.content()
 
 
-def test_a_file_that_grew_since_it_was_listed_waits_for_the_next_run(place: Place) -> None:
-    path = place.write_raw("a.jsonl", request(1))
+@pytest.mark.parametrize("change", ["append", "append half a line", "rename", "delete", "touch"])
+def test_a_log_of_which_what_is_read_stays_the_same_is_not_held_back(place: Place, change: str) -> None:
+    content = lines(request(1), request(2))
+    path = place.write_raw("a.jsonl", content)
     (raw_file,) = list_raw(place.store).files
-    path.write_bytes(path.read_bytes() + lines(request(2)))
-    with pytest.raises(HeldBack, match="changing"):
-        hash_raw(raw_file)
+    with RawPass(raw_file) as opened:
+        batches = iter(opened.batches())
+        read = next(batches).num_rows
+        if change == "rename":
+            path.rename(path.with_name("a.1.jsonl"))
+        elif change == "delete":
+            path.unlink()
+        elif change == "touch":
+            path.touch()
+        else:
+            with path.open("ab") as file:
+                file.write(lines(request(3))[: 5 if "half" in change else None])
+        assert read + sum(batch.num_rows for batch in batches) == 2
+        assert opened.content() == hashlib.sha256(content).hexdigest()
+        assert opened.size == len(content)
+
+
+def test_of_a_log_that_grew_since_it_was_listed_its_whole_lines_are_read(place: Place) -> None:
+    content = lines(request(1))
+    path = place.write_raw("a.jsonl", content + b'{"half')
+    (raw_file,) = list_raw(place.store).files
+    with path.open("ab") as file:
+        file.write(b" a line")
+    assert hash_raw(raw_file) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_log_that_grows_behind_half_a_line_is_read_again_without_it(place: Place) -> None:
+    path = place.write_raw("a.jsonl", lines(request(1)) + b'{"half')
+    (raw_file,) = list_raw(place.store).files
+    with RawPass(raw_file) as opened:
+        list(opened.batches())
+        with path.open("ab") as file:
+            file.write(b' a line"}')
+        with pytest.raises(HalfLineError):
+            opened.content()
 
 
 @pytest.mark.parametrize("content", [b"n", b"notgzip", b"no gzip, and too long to be taken for the head of one"])

@@ -40,7 +40,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "9f6b90101dbe2a1d"),
+    "TAKE_IN_RULE": (3, "a8b9c376d4badb04"),
     "ROLL_UP_RULE": (2, "d15d6408e9637722"),
 }
 

@@ -69,7 +69,8 @@ class LastRun:
     """What the note says.
 
     started: start of the newest run, UTC. version: the one it published or confirmed. held_back: the files it could
-    not take, reasons by file and signature. findings: the days of which something is held back. confirmed: by
+    not take, reasons by file and signature. held_since: by file, the start of the first of the runs in a row that could
+    not take it. findings: the days of which lines wait for the next run. confirmed: by
     file and signature, the content that the version's ledger says the file has, although it knows another signature:
     the file was touched and holds it still, or was emptied, which takes nothing back. quarantined: lines it
     quarantined, of the files it took in. currency: what all costs of the version are in; None where that was not
@@ -84,6 +85,7 @@ class LastRun:
     quarantined: int = 0
     currency: str | None = None
     outcome: Outcome | None = None
+    held_since: Mapping[str, datetime] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """The note as it is written."""
@@ -91,7 +93,12 @@ class LastRun:
             "started": self.started.isoformat(),
             "version": self.version,
             "held_back": [
-                {"file": file, "signature": signature, "reason": reason}
+                {
+                    "file": file,
+                    "signature": signature,
+                    "reason": reason,
+                    "since": self.held_since.get(file, self.started).isoformat(),
+                }
                 for (file, signature), reason in self.held_back.items()
             ],
             "findings": [str(day) for day in sorted(self.findings)],
@@ -120,6 +127,7 @@ def read_last_run(store: Store) -> LastRun | None:
             quarantined=int(note.get("quarantined", 0)),
             currency=note.get("currency"),
             outcome=_outcome(note.get("outcome")),
+            held_since={held["file"]: instant(held["since"]) for held in note["held_back"] if "since" in held},
         )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

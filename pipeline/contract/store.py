@@ -64,6 +64,17 @@ class RawSource(io.RawIOBase):
         """Whether all that was read, or else what is there, is the file that was listed with this signature."""
         raise NotImplementedError
 
+    def has_grown(self, signature: str) -> bool:  # noqa: ARG002  # an object never grows in place
+        """Return True if the open file is the one that was listed, and is now at least as long as it was then.
+
+        Whether its first bytes are still the same, only reading them again tells.
+        """
+        return False
+
+    def size_now(self) -> int:
+        """Return the size in bytes of the open file as it is now; 0 where that is not known."""
+        return 0
+
 
 @dataclass(frozen=True)
 class LogState:
@@ -420,3 +431,12 @@ class _RawFile(io.FileIO, RawSource):
         except OSError:
             return False
         return now == _raw_signature(os.fstat(self.fileno())) == signature
+
+    def has_grown(self, signature: str) -> bool:
+        # The handle, not the path: a log that is renamed meanwhile is still the log that was listed.
+        now = os.fstat(self.fileno())
+        size, _, inode = signature.partition(":")[0], *signature.rpartition(":")[1:]
+        return str(now.st_ino) == inode and now.st_size >= int(size)
+
+    def size_now(self) -> int:
+        return os.fstat(self.fileno()).st_size
