@@ -85,6 +85,9 @@ class Engine:
                 "temp_directory": str(self._scratch / "spilled"),
                 "preserve_insertion_order": False,  # every file we write says its own order
                 "enable_external_file_cache": False,  # it would hold on to every file ever read
+                # What was freed goes back to the system at once, and not only where there is 128 MiB and more of it.
+                "allocator_flush_threshold": "16MiB",
+                "allocator_bulk_deallocation_flush_threshold": "16MiB",
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 # Whatever lay in memory may stand in a block that is spilled, the text of rejected lines too. The key

@@ -33,7 +33,7 @@ from pipeline.rows import as_json_record, without_line_end
 from pipeline.traces import Traces
 
 FEW_BYTES = 8_192
-BLOCK_BYTES = 32 * 2**20  # of lines judged together
+BLOCK_BYTES = 8 * 2**20  # of lines judged together: what is made of them takes some twelve times as much
 SUSPECTS_AT_ONCE = 2_048  # lines that plain Python looks at together
 
 Lines = np.ndarray[Any, np.dtype[np.int64]]  # their numbers

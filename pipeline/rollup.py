@@ -32,6 +32,9 @@ from pipeline.run import Run
 LINES_AT_ONCE = 1_000_000  # of more, what is hashed no longer lies in the caches: 2 million took 5 % more
 FILES_AT_ONCE = 1_000  # DuckDB holds some 10 KB of each file a statement reads, and every statement opens all anew
 _REPEATED = ["organization_id", "day", "api_key_id", "model"]  # a dictionary of anything else is thrown away again
+STREAM_ROWS = (
+    16_384  # that are handed over at once: what is made of them on the way to a file takes memory several times
+)
 ROLL_UP_RULE = 2  # counts changes outside that SQL after which a day must be rolled up anew; tests/test_rules.py
 
 
@@ -274,7 +277,7 @@ def _written(run: Run, days: Sequence[DayInputs], rows: str) -> dict[date, Usage
     """What a statement makes of each of the days, and of any other that its rows are dated on."""
     used = {
         day: _write_day((part for _, part in parts), run.scratch / f"daily-{day}.parquet")
-        for day, parts in groupby(_by_day(run.engine.rows(rows, SCAN_ROWS)), itemgetter(0))
+        for day, parts in groupby(_by_day(run.engine.rows(rows, STREAM_ROWS)), itemgetter(0))
     }
     for day in (day.day for day in days if day.day not in used):
         used[day] = _write_day((), run.scratch / f"daily-{day}.parquet")

@@ -199,3 +199,64 @@ def test_lines_of_40_mib_of_mapped_formats_are_read_within_the_limit(place: Plac
     place.write_raw("otel-genai/a.jsonl", export, export)
     assert (place.layout.raw / "otel-genai/a.jsonl").stat().st_size > 2 * 38 * MIB
     assert counts(rolled_up(place, limit_mb=512)) == (3 + 2 * 42_000, 3 + 2 * 42_000, 0)
+
+
+def keys_of_their_own(place: Place, days: int, keys: int) -> None:
+    """As many requests a day, each of another key."""
+    line = (
+        '{"request_id":"r%d","timestamp":"2025-11-%02dT12:00:00Z","organization_id":"org_%d","api_key_id":"key_%d_%d",'
+        '"cost":"0.25","model":"m","input_tokens":10,"output_tokens":5}\n'
+    )
+    for day in range(1, days + 1):
+        with (place.layout.raw / f"{day}.jsonl").open("w") as file:
+            file.writelines(
+                line % (number, day, number % 1000, number * 7919 % keys, day % 2) for number in range(keys)
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit_mb", [150, 256, 512])
+def test_any_number_of_keys_stays_within_the_limit(place: Place, limit_mb: int) -> None:
+    keys_of_their_own(place, days=5, keys=500_000)
+    assert counts(rolled_up(place, limit_mb)) == (2_500_000, 2_500_000, 0)
+
+
+def group_of(limit: int) -> Path | None:
+    """A new control group that may use so many bytes; None where none can be made here."""
+    for top, name in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup", top, f"keytally-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / name).write_text(str(limit))
+        except OSError:
+            group.rmdir()
+            continue
+        return group
+    return None
+
+
+@pytest.mark.slow
+def test_a_run_with_the_default_limit_is_not_killed_in_a_group_of_600_mb(place: Place) -> None:
+    group = group_of(600 * MB)
+    if group is None:
+        pytest.skip("no control group can be made here")
+    keys_of_their_own(place, days=2, keys=500_000)
+    join = f"open('{group}/cgroup.procs', 'w').write('0')\n"
+    environment = {**os.environ, "KEYTALLY_DATA": str(place.layout.root), "KEYTALLY_THREADS": "2"}
+    environment.pop("KEYTALLY_MEMORY_LIMIT", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", join + SCRIPT],
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        group.rmdir()
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.splitlines()[-1]) * 1024 <= 600 * MB

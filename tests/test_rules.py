@@ -40,8 +40,8 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "a8b9c376d4badb04"),
-    "ROLL_UP_RULE": (2, "d15d6408e9637722"),
+    "TAKE_IN_RULE": (3, "a6f3ee830c4cb069"),
+    "ROLL_UP_RULE": (2, "6b73502e889ee19a"),
 }
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
+from pipeline.contract.memory import LEAST_ENGINE_BYTES, default_engine_bytes
+
 _T = TypeVar("_T")
 
 
@@ -180,8 +182,8 @@ class Settings:
             ),
             memory_limit=read(
                 "KEYTALLY_MEMORY_LIMIT",
-                f"{_machine_memory() // 2}B",
-                _size_from(128 * 10**6),
+                f"{default_engine_bytes()}B",
+                _size_from(LEAST_ENGINE_BYTES),
                 "a size of at least 128MB, as 4GB or 512MiB",
             ),
             threads=read("KEYTALLY_THREADS", str(_cores()), _threads, "a whole number from 1 to 1024"),
@@ -378,13 +380,3 @@ def _threads(value: str) -> int | None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _machine_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its control group's where that is less."""
-    memory: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return memory
-    return min(memory, int(limit)) if limit.isdigit() else memory
