@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ from pipeline.contract.store import Store
 from pipeline.contract.tables import Table, published_schema
 from pipeline.errors import CommitRefused, NotDurable
 from pipeline.run import Run
+
+log = logging.getLogger(__name__)
 
 PARTITIONS = ["rollup", "month"]
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)  # see checkpoint.py
@@ -108,9 +111,27 @@ def publish(run: Run, before: Publication, partitions: Sequence[Partition], note
     store.check_commits()
     step("commit")
     store.tried("committing", store.layout.log_entry(version), commit)
+    _check_that_it_stands(store, version, commit_name)
     make_durable(store, version)
     shorten_log(store, version)
+    # Once more: another commit may have overwritten ours a moment later.
+    _check_that_it_stands(store, version, commit_name)
     return version
+
+
+def _check_that_it_stands(store: Store, version: int, commit_name: str) -> None:
+    """Raise CommitRefused if the log holds the commit of another run in the place of ours.
+
+    Some stores check the condition of a PUT before they write: of two commits at one moment both are told that they
+    succeeded, and one of them is overwritten.
+    """
+    if (stands := _commit_of(store, version)) != commit_name:
+        log.warning(
+            "version %d is %s in the log, although the store said that our commit succeeded",
+            version,
+            "not there" if stands is None else "the commit of another run",
+        )
+        raise CommitRefused(version - 1)
 
 
 def _open_or_create(store: Store, before: Publication) -> DeltaTable:

@@ -493,18 +493,25 @@ class BucketStore(Store):
         for found in self._objects(self.layout.raw, on_nameless=lambda key: nameless.append(key.removeprefix("raw/"))):
             file = found["path"].removeprefix("raw/")
             names = file.split("/")
-            # What consoles make to show a folder is an empty object, whose name has no ending.
-            is_folder = not found["size"] and "." not in names[-1]
-            if not is_folder and not any(name.startswith((".", "_")) for name in names):
+            if any(name.startswith((".", "_")) for name in names):
+                continue
+            if found["size"] or not self._is_folder_marker(names[-1], found["path"]):
                 yield RawFound(
                     file,
                     size=found["size"],
                     signature=":".join(map(str, _signature(found))),
                     changed_at=found["last_modified"].timestamp(),
                 )
-        for file in nameless:
+        for file in (file for file in nameless if not file.endswith("/")):
             log.warning("raw/%s is ignored: its key has an empty part, . or .. for one, or a control character", file)
             yield RawFound(file, is_file=False)
+
+    def _is_folder_marker(self, name: str, key: str) -> bool:
+        """Return True if an empty object only shows a folder, as consoles and Spark make them: its key ends in a slash.
+
+        The client leaves the slash out, so an object without it is looked for.
+        """
+        return "." not in name or self._look_at(self.layout.root / key) is None
 
     def open_raw(self, file: str, signature: str) -> RawSource:
         return _RawObject(self, file, signature, ahead=BLOCK_BYTES)

@@ -528,6 +528,58 @@ def test_a_commit_of_another_is_never_taken_for_our_own(place: BucketPlace, monk
     assert place.usage()["org_a", "2025-11-10"][0] == 3, "the other one had seen all three files"
 
 
+@pytest.mark.parametrize("attempts", [8, 1])
+def test_a_commit_that_another_overwrites_is_made_again_or_reported(
+    place: BucketPlace, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    """As in a store that checks the condition of a PUT before it writes: both runs are told that they succeeded."""
+    monkeypatch.setattr("pipeline.update.COMMIT_ATTEMPTS", attempts)
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    other = place.elsewhere("other")
+    overwritten = []
+
+    def overwrite(call: s3.Call) -> Any:
+        if call.method == "PUT" and call.path.endswith(f"_delta_log/{2:020d}.json") and not overwritten:
+            overwritten.append(call)
+            other.roll_up()
+            place.write_raw("mine.jsonl", request(2))  # the other run did not see it
+            return 200, b""
+        return None
+
+    place.write_raw("theirs.jsonl", request(3))
+    with s3.Line(place.server, overwrite) as line:
+        behind = place.elsewhere("behind the line", AWS_ENDPOINT_URL=line.url)
+        if attempts == 1:
+            with pytest.raises(CommitRefused):
+                behind.roll_up()
+        else:
+            assert behind.roll_up().version == 3
+    assert overwritten
+    if attempts == 1:
+        assert place.publication().version == 2
+        place.roll_up()
+    assert place.usage()["org_a", "2025-11-10"][0] == 3
+
+
+def test_a_commit_that_is_overwritten_a_moment_later_is_noticed(
+    place: BucketPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.write_raw("a.jsonl", request(1))
+    place.roll_up()
+    place.write_raw("b.jsonl", request(2))
+
+    def overwrite(*_: Any) -> None:
+        entry = f"rollups/_delta_log/{2:020d}.json"
+        ours = bytes(obstore.get(place.client, entry).bytes())
+        obstore.put(place.client, entry, re.sub(rb'("keytally.commit":)"\w+"', rb'\1"00"', ours))
+
+    monkeypatch.setattr("pipeline.publish.shorten_log", overwrite)
+    report = place.roll_up()
+    assert (report.version, report.published) == (2, False), "the other commit has everything already"
+    assert "version 2 is the commit of another run" in caplog.text
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for a second, not for two minutes."""

@@ -298,9 +298,17 @@ def listing(*keys: str) -> s3.Answer:
 
 
 def test_what_a_console_makes_to_show_a_folder_is_no_log(place: BucketPlace, line: s3.Line) -> None:
+    """Also of a folder of Parquet files: it is named as a log is, and the client leaves the slash of its key out."""
+    place.write_raw("logs.parquet/part-0.parquet", b"x")
+    place.write_raw("eu/a.jsonl", b"")
     raw = f"{place.prefix}/raw"
-    line.fate = lambda _: listing(f"{raw}/", f"{raw}/eu/", f"{raw}/eu/a.jsonl", f"{raw}/.x/b.jsonl", f"{raw}/_c.jsonl")
+    keys = [
+        f"{raw}/{name}" for name in ("", "eu/", "eu/a.jsonl", "logs.parquet/", "x.jsonl.gz/", ".x/b.jsonl", "_c.jsonl")
+    ]
+    line.fate = lambda call: listing(*keys) if "list-type" in call.path else None
     assert [found.file for found in store_over(line, place).list_raw()] == ["eu/a.jsonl"]
+    listed = list_raw(store_over(line, place))
+    assert (listed.held_back, dict(listed.ignored)) == ((), {})
 
 
 def test_a_key_that_no_path_can_have_is_ignored_and_told(
