@@ -17,7 +17,13 @@ from deltalake.exceptions import DeltaError
 
 from pipeline import artifacts
 from pipeline.contract.layout import Layout, month_of
-from pipeline.contract.published import NOTHING_PUBLISHED, Publication, open_published, publication_of
+from pipeline.contract.published import (
+    NOTHING_PUBLISHED,
+    Publication,
+    foreign_commits,
+    open_published,
+    publication_of,
+)
 from pipeline.contract.seam import step
 from pipeline.contract.store import Store
 from pipeline.contract.tables import DAY_LEDGER, FILE_LEDGER, Table
@@ -98,10 +104,28 @@ def newest_publication(store: Store) -> Publication:
         table = open_published(store)
         return publication_of(table) if table else NOTHING_PUBLISHED
     except (DeltaError, ValueError, OSError) as error:
+        if foreign := _foreign(store):
+            raise KeytallyError(foreign) from error
         raise KeytallyError(
             f"the published table cannot be read ({str(error).splitlines()[0]}); restore rollups/_delta_log from a"
             f" copy, or the rights to it, or {PUBLISH_ANEW}"
         ) from error
+
+
+def _foreign(store: Store) -> str | None:
+    """A sentence on the newest entries of the log, where another program wrote them; None where it is keytally's."""
+    try:
+        foreign = foreign_commits(store)
+    except OSError:
+        return None
+    if not foreign:
+        return None
+    which = ", ".join(f"{commit.version} ({commit.by})" for commit in foreign)
+    entries = " and ".join(store.name_of(store.layout.log_entry(commit.version)) for commit in foreign)
+    return (
+        f"the published table cannot be read: another program than keytally wrote to it, version {which};"
+        f" move {entries} away, which loses nothing of what keytally published, and keep that program from writing here"
+    )
 
 
 def read_ledger(store: Store) -> Ledger:

@@ -447,11 +447,25 @@ def _reason_to_hold_back(error: Exception) -> str | None:
         return f"{CHANGING} what was read of it was overwritten meanwhile; the next run tries again"
     if isinstance(error, (rows.UnusableParquet, tabular.UnusableCsv)):
         return str(error)
-    if isinstance(error, EOFError):
-        return "truncated: the compressed data ends early, or has something behind it"
-    if isinstance(error, (gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):  # type: ignore[arg-type]
-        return f"corrupt: {first_line}"
+    if isinstance(error, (EOFError, gzip.BadGzipFile, IsalError, zlib.error, zstd.ZstdError)):  # type: ignore[arg-type]
+        return _reason_of_compressed(error, first_line)
     # A column's name that is no text: Arrow reads it, Python does not.
     if isinstance(error, (OSError, pa.ArrowException, UnicodeDecodeError)):
         return f"unreadable: {getattr(error, 'strerror', None) or first_line}"
     return None
+
+
+def _reason_of_compressed(error: Exception, first_line: str) -> str:
+    if isinstance(error, EOFError):
+        return "truncated: the compressed data ends early, or has something behind it"
+    if "too much memory" in first_line:
+        return (
+            "unreadable: reading it takes a window of more than 128 MiB (zstd --long=28 or more); compress it anew with"
+            " --long=27 or less"
+        )
+    if first_line.startswith("Not a gzipped file"):  # else it would have been refused before it was inflated
+        return (
+            "corrupt: something that is no gzip stands behind the end of the gzip data; 'gzip -t' ignores it, and it"
+            " may be lines that were appended: compress the file anew"
+        )
+    return f"corrupt: {first_line}"

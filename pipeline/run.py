@@ -16,7 +16,7 @@ from pipeline.contract.data_root import check_raw
 from pipeline.contract.layout import Layout
 from pipeline.contract.seam import step
 from pipeline.contract.settings import Settings
-from pipeline.contract.store import Store, open_store
+from pipeline.contract.store import Store, StoreError, open_store
 from pipeline.engine import Engine
 from pipeline.errors import InterruptedRunError
 from pipeline.failure import is_interruption, note_failure
@@ -78,6 +78,8 @@ def start_run(
     store = open_store(settings, PATIENCE)
     if not is_part:
         check_raw(store)
+    if publishes:
+        store.check_rights()
     step("make the folder of scratches")
     store.layout.scratch.mkdir(parents=True, exist_ok=True)
     store.check()
@@ -85,6 +87,8 @@ def start_run(
     started = clock()
     scratch, lock = _locked_scratch(store.layout.scratch, started)
     try:
+        if publishes:
+            _check_hard_links(scratch)
         engine = Engine(settings, store, scratch)
         prices = Prices(settings.currency)
         run = Run(scratch.name, settings, store, clock, started, scratch, engine, watch or Watch(), prices)
@@ -123,6 +127,21 @@ def _locked_scratch(folder: Path, started: datetime) -> tuple[Path, int]:
                 return scratch, lock
             os.close(lock)
         # Another run, starting now, took it for abandoned before it was locked.
+
+
+def _check_hard_links(scratch: Path) -> None:
+    """Raise StoreError where the file system has no hard links, as exFAT: a version is committed by means of one."""
+    probe, link = scratch / "a file", scratch / "a link to it"
+    probe.touch()
+    try:
+        link.hardlink_to(probe)
+    except OSError as error:
+        raise StoreError(
+            f"the file system of {scratch.parent} has no hard links ({error.strerror}), and keytally commits a version"
+            " by means of one: put the data root on another file system, as ext4 or XFS. Nothing was changed"
+        ) from error
+    link.unlink()
+    probe.unlink()
 
 
 def look_at_runs(folder: Path) -> tuple[datetime | None, datetime | None]:

@@ -40,7 +40,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "a6f3ee830c4cb069"),
+    "TAKE_IN_RULE": (3, "6f61a34883c39c90"),
     "ROLL_UP_RULE": (2, "6b73502e889ee19a"),
 }
 

@@ -135,6 +135,40 @@ def notes_of(store: Store, version: int) -> Mapping[str, str]:
         return {}
 
 
+@dataclass(frozen=True)
+class ForeignCommit:
+    """An entry of the log that is not keytally's. by: what the entry says of who made it."""
+
+    version: int
+    by: str
+
+
+def foreign_commits(store: Store) -> list[ForeignCommit]:
+    """Return the newest entries of the log that keytally did not write, the newest first.
+
+    Raises OSError, StoreError.
+    """
+    versions = {
+        int(found.path.stem)
+        for found in store.list(store.layout.log)
+        if found.path.suffix == ".json" and found.path.stem.isdigit()
+    }
+    foreign = []
+    for version in sorted(versions - {0}, reverse=True):  # the first makes the table
+        try:
+            with store.open(store.layout.log_entry(version)) as entry:
+                actions = [json.loads(line) for line in entry]
+            if any(action.get("txn", {}).get("appId") == APPLICATION for action in actions):
+                break
+            info: dict[str, object] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+        except (ValueError, AttributeError, RecursionError):  # it is damaged, whoever wrote it
+            break
+        said = [str(info[name]) for name in ("operation", "engineInfo", "clientVersion") if info.get(name)]
+        by = " by ".join(said[:2]) or "it does not say by whom"
+        foreign.append(ForeignCommit(version, "".join(letter if letter.isprintable() else " " for letter in by)[:100]))
+    return foreign
+
+
 def run_of(store: Store, version: int) -> LastRun | None:
     """The run that committed `version`, as the commit tells of it: not which files it held back, but their days.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -175,6 +176,9 @@ class Store(ABC):
     def signature(self, path: Path) -> Signature | None:
         """The signature of the file as it is; None where there is none. It begins with the size."""
 
+    def check_rights(self) -> None:  # noqa: B027  # where the store itself says who may write
+        """Raise StoreError where a folder of ours is another user's, who alone may write into it."""
+
     # --- lasting through a power cut ---------------------------------------------------------------------------------
 
     def make_folder(self, folder: Path) -> None:  # noqa: B027  # where names need no folders
@@ -250,6 +254,15 @@ class FolderStore(Store):
                 f"the data folder {self.layout.root} does not exist; KEYTALLY_DATA says where it is:"
                 f" {self.how_to_begin()}"
             )
+
+    def check_rights(self) -> None:
+        layout = self.layout
+        flat = (layout.root, layout.scratch, layout.rejected, layout.buckets, layout.books)
+        levels = {**dict.fromkeys(flat, 0), layout.events: 1, layout.daily: 1, layout.rollups: 2}
+        for folder, depth in levels.items():
+            for path in _folders_in(folder, depth):
+                if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                    raise StoreError(_other_owner(path))
 
     def name_of(self, path: Path) -> str:
         return str(path)
@@ -368,6 +381,32 @@ class FolderStore(Store):
 
     def parquet_source(self, file: str, signature: str) -> Path:  # noqa: ARG002
         return self.layout.raw / file
+
+
+def _folders_in(folder: Path, depth: int) -> Iterator[Path]:
+    """A folder and those in it, so many levels deep; none where there is no such folder."""
+    if folder.is_dir():
+        yield folder
+        if depth:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield from _folders_in(Path(entry.path), depth - 1)
+
+
+def _other_owner(path: Path) -> str:
+    """A sentence on a folder that this process may not write into: whose it is, and whose it has to be."""
+    user = _user_named(os.geteuid())
+    return (
+        f"{path} belongs to {_user_named(path.stat().st_uid)}, and {user} may not write into it; a run as another user"
+        f" made it: 'chown -R {user} {path}' gives it back. Nothing was changed"
+    )
+
+
+def _user_named(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # a container's user often has no name
+        return str(number)
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[RawFound]:
