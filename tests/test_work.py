@@ -58,8 +58,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
         work.files.extend(files)
         named(self, table, files, schema, **how)
 
-    def open_raw(self: RawPass, raw_file: Any, *arguments: Any) -> None:
-        opened(self, raw_file, *arguments)
+    def open_raw(self: RawPass, raw_file: Any, *arguments: Any, **how: Any) -> None:
+        opened(self, raw_file, *arguments, **how)
         work.raw_files += 1
         on_read = self._on_read
 
