@@ -154,6 +154,7 @@ class _Update:
         self.run = replace(self.run, prices=read_prices(self.run.store, self.run.settings.currency))
         refuse_what_would_reprice_all(ledger, self.run.prices, new_currency=self.new_currency)
         self._refuse_a_clock_that_is_behind(ledger)
+        self._put_back_books(ledger)
         self.healing.begin_attempt()
         report = Report(version=ledger.publication.version)
         listing = self._list_raw(ledger)
@@ -195,6 +196,24 @@ class _Update:
             f" {instant_text(newest.started)}: set the clock right, then run again; if that run's clock was wrong, run"
             " 'keytally rollup --clock-is-right'. Nothing was changed"
         )
+
+    def _put_back_books(self, ledger: Ledger) -> None:
+        """Put a copy of a price book or of rates back below books/ that is missing, if exactly its content is in force.
+
+        The recount prices each day by the copy that the ledger names.
+        """
+        pricings = [entry.pricing for entry in ledger.days.values() if entry.pricing]
+        named = {file for pricing in pricings for file in (pricing.book, pricing.rates)}
+        store, folder = self.run.store, self.run.layout.books
+        missing = {
+            made_from: file
+            for made_from, file in self.run.prices.files.items()
+            if file.name in named and not store.signature(folder / file.name)
+        }
+        if missing:
+            replace(self.run.prices, files=missing).keep(store, self.run.scratch)
+            names = " and ".join(file.name for file in missing.values())
+            log.warning("%s was missing below books/, and is put back: its content is in force", names)
 
     def _list_raw(self, ledger: Ledger) -> RawListing:
         store = self.run.store
