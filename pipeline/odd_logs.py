@@ -11,6 +11,8 @@ from pipeline.ledger import FileEntry
 from pipeline.line import Reason
 from pipeline.traces import LOST_AGENT
 
+FEW_REJECTED = 10  # fewer bad lines than this are no finding: a run with a few quarantined lines exits with 0
+
 
 class OddLog(NamedTuple):
     """A file, what is odd about it, and what to do; both in words."""
@@ -31,7 +33,8 @@ def odd_logs(entries: Iterable[FileEntry], rejected_limit: Decimal) -> list[OddL
 
     Args:
         entries: the files.
-        rejected_limit: percent of a log's lines that may be rejected.
+        rejected_limit: percent of a log's lines that may be rejected. Above 0 it applies from
+            FEW_REJECTED rejected lines on.
     """
     return [odd for entry in entries if not entry.same_as and (odd := _odd(entry, rejected_limit))]
 
@@ -59,7 +62,7 @@ def _odd(entry: FileEntry, rejected_limit: Decimal) -> OddLog | None:
             f"of {count_of(taken.lines, 'line')} none counts",
             "'keytally quarantine' says why each is refused, and 'keytally inspect' which format the log is in",
         )
-    if refused * 100 > rejected_limit * meant:
+    if refused * 100 > rejected_limit * meant and (refused >= FEW_REJECTED or not rejected_limit):
         return OddLog(
             entry.file,
             f"{refused:,} of {count_of(meant, 'line')} {'does' if refused == 1 else 'do'} not count: more than"

@@ -105,11 +105,12 @@ def test_a_log_of_which_no_line_counts_is_a_finding(place: Place, file: str) -> 
 @pytest.mark.parametrize(
     ("limit", "rejected", "what"),
     [
-        ("", 1, None),
-        ("", 2, "2 of 11 lines do not count: more than 10 %"),
-        ("18.2%", 2, None),
-        ("18%", 2, "2 of 11 lines do not count: more than 18 %"),
-        ("0%", 1, "1 of 10 lines does not count: more than 0 %"),
+        ("", 9, None),
+        ("", 10, "10 of 99 lines do not count: more than 10 %"),
+        ("10.2%", 10, None),
+        ("10.1%", 10, "10 of 99 lines do not count: more than 10.1 %"),
+        ("1%", 9, None),
+        ("0%", 1, "1 of 90 lines does not count: more than 0 %"),
         ("100%", 40, None),
     ],
 )
@@ -118,9 +119,9 @@ def test_a_log_of_which_too_many_lines_do_not_count_is_a_finding(
 ) -> None:
     place = Place(tmp_path / "data", KEYTALLY_REJECTED_LIMIT=limit)
     # Neither what the format leaves out nor a line of tomorrow makes the share another.
-    others = [*[entry(50, path="/health")] * 30, entry(60, timestamp="2025-11-16T12:00:00Z")]
+    others = [*[entry(500, path="/health")] * 30, entry(600, timestamp="2025-11-16T12:00:00Z")]
     bad = [entry(100 + number, organization_id="no id") for number in range(rejected)]
-    write(place, WITH_REASONS, *[entry(number) for number in range(9)], *others, *bad)
+    write(place, WITH_REASONS, *[entry(number) for number in range(89)], *others, *bad)
     report = place.roll_up()
     assert [odd.what for odd in report.odd] == ([what] if what else [])
     assert report.has_findings is bool(what)
