@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import cli
 from pipeline.contract import seam
-from pipeline.failure import read_failure
+from pipeline.contract.last_run import read_failure
 from pipeline.terminal import json_text, keep_logs_visible
 from tests.conftest import Place, request
 
