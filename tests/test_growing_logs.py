@@ -81,7 +81,7 @@ def states(place: Place) -> dict[str, str]:
 
 
 def status(place: Place) -> Status:
-    return status_of(place.store, place.now, "CHF")
+    return status_of(place.store, place.now, place.settings)
 
 
 def equal(place: Place) -> bool:

@@ -87,7 +87,7 @@ def test_the_documented_rights_are_those_that_are_used(place: BucketPlace) -> No
         with start_run(there.settings, lambda: there.now) as run:
             assert reconcile(run, *NOVEMBER).equal
         anew = place.elsewhere("another", AWS_ENDPOINT_URL=line.url)  # without copies
-        status_of(anew.store, place.now, "CHF")
+        status_of(anew.store, place.now, place.settings)
         assert list(Quarantine(anew.store).lines())
         with serving(place, line) as server:
             assert daily(server) == [("2025-11-10", 2)]
