@@ -250,10 +250,10 @@ def test_what_a_killed_run_published_is_reported_by_the_next_one(place: Place, m
 
     def killed(name: str) -> None:
         if name == "write the note of the run":
-            raise KeyboardInterrupt
+            raise SystemExit
 
     monkeypatch.setattr(pipeline.contract.seam, "at_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         place.roll_up()
     monkeypatch.undo()
     report = place.roll_up()
