@@ -21,8 +21,10 @@ from pipeline.tabular import UnusableCsv, csv_records, separator_of
 
 BEGINNING_BYTES = 2**18
 
-_COMMA = re.compile("-?[0-9]+,[0-9]+")
-_POINT = re.compile(r"-?[0-9]+\.[0-9]+")
+# Numbers that show which sign stands before the decimals. `1.000` and `1,000` do not: they may be a thousand.
+_THOUSANDS = re.compile(r"-?[1-9][0-9]{0,2}((\.[0-9]{3})+|(,[0-9]{3})+)")
+_COMMA = re.compile(r"-?([0-9]+|[1-9][0-9]{0,2}(\.[0-9]{3})+),[0-9]+")
+_POINT = re.compile(r"-?([0-9]+|[1-9][0-9]{0,2}(,[0-9]{3})+)\.[0-9]+")
 # What an export of OpenTelemetry holds that is no span.
 _OTHER_SIGNALS = {"resourceLogs": "logs", "resourceMetrics": "metrics", "resourceProfiles": "profiles"}
 _WHY_NO_RECORD = {
@@ -53,7 +55,8 @@ def csv_of(beginning: bytes) -> Csv:
         return Csv(SEPARATORS[name])
     texts = (text for batch in batches for text in batch.column("text").to_pylist() if text)
     cells = [cell for text in texts for cell in json.loads(text).values()]
-    commas, points = (sum(bool(number.fullmatch(cell)) for cell in cells) for number in (_COMMA, _POINT))
+    clear = [cell for cell in cells if not _THOUSANDS.fullmatch(cell)]
+    commas, points = (sum(bool(number.fullmatch(cell)) for cell in clear) for number in (_COMMA, _POINT))
     return Csv(SEPARATORS[name], decimal_commas=commas > points)
 
 

@@ -100,7 +100,17 @@ def _batch(rows: list[tuple[int, str | None, str | None]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=LINES)
 
 
-_DECIMAL_COMMA = re.compile(r"\s*(-?[0-9]+),([0-9]+)\s*", re.ASCII)
+# `0,0021`, `1.234,50` and `1.000`: the points stand between groups of three digits.
+_DECIMAL_COMMA = re.compile(r"\s*(-?)(?:([0-9]+)|([1-9][0-9]{0,2}(?:\.[0-9]{3})+))(,[0-9]+)?\s*", re.ASCII)
+
+
+def _with_decimal_point(text: str) -> str:
+    """Return the cell of a file with decimal commas as JSON writes a number; another cell as it is."""
+    number = _DECIMAL_COMMA.fullmatch(text)
+    if not number or not (number[3] or number[4]):
+        return text
+    sign, digits, grouped, decimals = number.groups(default="")
+    return sign + (digits or grouped.replace(".", "")) + decimals.replace(",", ".")
 
 
 def _as_json(names: list[str], cells: list[bytes], decimal_commas: bool) -> tuple[str | None, Reason | None]:
@@ -109,9 +119,8 @@ def _as_json(names: list[str], cells: list[bytes], decimal_commas: bool) -> tupl
     record: dict[str, str] = {}
     for name, cell in zip(names, cells, strict=True):
         text = cell.decode("utf-8", "replace")
-        if decimal_commas and b"," in cell and (number := _DECIMAL_COMMA.fullmatch(text)):
-            text = f"{number[1]}.{number[2]}"
-        record.setdefault(name, text)  # of a repeated name the first counts
+        # Of a repeated name the first counts.
+        record.setdefault(name, _with_decimal_point(text) if decimal_commas else text)
     return msgspec.json.encode(record).decode(), None
 
 

@@ -738,14 +738,17 @@ def test_a_csv_with_semicolons_and_decimal_commas_is_read_as_its_format_says(pla
     columns |= {"input_tokens": "null", "output_tokens": "null"}
     write_format(place, "table", sql(header=f"{HEADER}-- csv: semicolons, decimal commas\n", **columns))
     rows = [f"1;{PRICED}0,0021;a,b", f'2;{PRICED}"1,5";"x;y"', f"3;{PRICED}1.234,56;m", f"4;{PRICED}-;m"]
+    rows += [f"5;{PRICED}1.000;1.000", f"6;{PRICED}1.00,5;m"]
     place.write_raw("table/a.csv", (first + COLUMNS_OF_CSV + "\n".join(rows)).encode())
     place.roll_up()
     assert [(row["request_id"], str(row["cost"]), row["model"]) for row in place.events("table/a.csv")] == [
         ("1", "0.002100000000", "a,b"),
         ("2", "1.500000000000", "x;y"),
+        ("3", "1234.560000000000", "m"),
+        ("5", "1000.000000000000", "1000"),
     ]
     header = 1 + first.count("\n")
-    assert place.rejected("table/a.csv") == [(header + 3, "bad_type"), (header + 4, "bad_type")]
+    assert place.rejected("table/a.csv") == [(header + 4, "bad_type"), (header + 6, "bad_type")]
     assert_reconciled(place)
 
 

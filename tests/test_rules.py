@@ -40,7 +40,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "24738f88485e7c90"),
+    "TAKE_IN_RULE": (3, "b1fe8867c78d701d"),
     "ROLL_UP_RULE": (2, "6b73502e889ee19a"),
 }
 
