@@ -19,16 +19,16 @@ Record = Mapping[str, Any]  # numbers as the text that they were written as
 
 # Names of each field in other logs, the likeliest first, without case and signs. A name may begin with its object's.
 NAMES = {
-    "request_id": "requestid xrequestid reqid callid litellmcallid eventid generationid xkongrequestid id uuid traceid"
-    " spanid",
+    "request_id": "requestid reqid callid litellmcallid eventid generationid xkongrequestid id uuid traceid spanid",
     "timestamp": "timestamp starttime startedat requeststarttime requestcreatedat requesttime eventtime createdat"
     " created time ts datetime date timeiso8601 msec gmtcreate",
-    "organization_id": "organizationid orgid userapikeyorgid httpxorgid xorgid organization org organisationid"
+    "organization_id": "organizationid orgid userapikeyorgid organization org organisationid"
     " organisation tenantid tenant customerid customer accountid account consumercustomid workspaceid workspace"
     " companyid company teamid team groupid projectid project",
-    "api_key_id": "apikeyid keyid httpxapikeyid apikeyhash userapikeyhash keyhash virtualkeyid authenticatedentityid"
-    " proxykeyid apikeyname keyname apikeyalias clientid credentialid apikey virtualkey accesskey key token consumerid"
-    " consumerusername consumercustomid",
+    "api_key_id": "apikeyid keyid apikeyuuid apikeyhash userapikeyhash keyhash hashedapikey hashedtoken virtualkeyid"
+    " authenticatedentityid proxykeyid gatewaykeyid accesskeyid apitokenid tokenid apikeyname keyname apikeyalias"
+    " userapikeyalias keyalias virtualkeyname clientid credentialid apikey userapikey virtualkey accesskey key token"
+    " consumerid consumerusername consumercustomid",
     "cost": "cost totalcost costtotal responsecost requestcost price amount charge spend usd",
     "synapses": "synapses",
     "neurons": "neurons",
@@ -38,14 +38,16 @@ NAMES = {
     " operation calltype",
     "status": "statuscode httpstatus httpstatuscode responsestatus responsestatuscode responsecode status code",
     "input_tokens": "inputtokens prompttokens nativetokensprompt tokensprompt genaitokensinput contexttokens tokensin"
-    " tokensinput requnits requesttokens promptlength numinputtokens inputtoken upstreamxprompttokens",
+    " tokensinput requnits requesttokens promptlength numinputtokens inputtoken llminputtoken"
+    " upstreamxprompttokens",
     "output_tokens": "outputtokens completiontokens nativetokenscompletion tokenscompletion genaitokensoutput"
     " generatedtokens tokensout tokensoutput resunits responsetokens numoutputtokens outputtoken"
-    " upstreamxcompletiontokens",
+    " llmoutputtoken upstreamxcompletiontokens",
     "cached_input_tokens": "cachedinputtokens cachedtokens nativetokenscached tokenscached cachereadinputtokens"
-    " cachereadtokens promptcachereadtokens promptcachehittokens inputcachedtokens cachedprompttokens",
+    " cachereadtokens promptcachereadtokens promptcachehittokens inputcachedtokens cachedprompttokens"
+    " genaitokenscachedinput genaitokenscached cachedinputtoken llmcachedinputtoken",
     "cache_write_tokens": "cachewritetokens cachewriteinputtokens cachecreationinputtokens cachecreationtokens"
-    " promptcachewritetokens",
+    " promptcachewritetokens genaitokenscachecreationinput cachecreationinputtoken llmcachecreationinputtoken",
     "reasoning_tokens": "reasoningtokens nativetokensreasoning tokensreasoning reasoningoutputtokens thinkingtokens",
     "deployed_model": "responsemodel modelpermaslug deployedmodel genaimodelnameoverride actualmodel upstreammodel"
     " litellmmodelname",
@@ -53,6 +55,8 @@ NAMES = {
     " aiorg vendor",
 }
 CURRENCIES = {"currency", "currencycode", "costcurrency", "pricecurrency", "billingcurrency"}
+# Anthropic's breakdown of `cache_creation_input_tokens`, whose sum these are.
+EPHEMERAL = ("ephemeral5minputtokens", "ephemeral1hinputtokens")
 TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 AMOUNTS = ("cost", "synapses", "neurons")
 
@@ -63,6 +67,8 @@ _OF_A_REQUEST = frozenset(
 _KNOWN = CURRENCIES.union(*(names.split() for names in NAMES.values()))
 _CURRENCY = re.compile("(usd|eur|chf|gbp)$")  # behind the name of a cost
 _CENTS = re.compile("(in)?cents?$")
+_HEADER = re.compile("^(http)?x(?=.)")  # before the name of a header: `x-api-key-id`
+_NAME_OF_KEY = re.compile("(id|name|alias)$")
 
 MISSING = ("", "-")  # texts that stand for a missing value: nginx and Envoy write '-'
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -95,10 +101,19 @@ class Field:
 
     @property
     def name(self) -> str:
-        """The name that it is known by: with the name of its object where `key.id` is a `keyid`."""
+        """The name that it is known by: with the name of its object where `key.id` is a `keyid`.
+
+        The `x-` before the name of a header is left out where the rest is a known name.
+        """
         words = self.words
-        joined = ("".join(words[-length:]) for length in range(min(3, len(words)), 0, -1))
+        as_header = [*words[:-1], *(_HEADER.sub("", word) for word in words[-1:])]
+        joined = ("".join(each[-length:]) for each in (words, as_header) for length in range(min(3, len(each)), 0, -1))
         return next((name for name in joined if name in _KNOWN), words[-1] if words else "")
+
+    @property
+    def names_a_key(self) -> bool:
+        """Whether its name says that it names a key, and does not hold the key itself."""
+        return bool(_NAME_OF_KEY.search(self.name))
 
     @property
     def shown(self) -> str:
@@ -110,6 +125,13 @@ class Field:
         if len(self.path) == 1 and re.fullmatch(r"[^$/.*\"]+", self.path[0]):
             return f"record->>'{quoted[0]}'"
         return "record->>'$" + "".join(f'."{name}"' if not name.isidentifier() else f".{name}" for name in quoted) + "'"
+
+    @property
+    def may_be_cached_tokens(self) -> bool:
+        """Whether its name and some value look like tokens that were read from a cache or written to it."""
+        words = "".join(self.words)
+        named = words.endswith(EPHEMERAL) or ("cache" in words and "token" in words)
+        return named and any(map(_is_count, self.values))
 
     def value_in(self, record: Record) -> str | None:
         """The field's value in one record."""
@@ -137,6 +159,14 @@ def fields_of(records: Sequence[Record]) -> list[Field]:
             else:
                 each.values.append(str(value))
     return sorted(found.values(), key=lambda each: (len(each.path), -each.count))
+
+
+def names_in(record: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the names in a record without case and signs, also those of objects, of true and of false."""
+    if isinstance(record, dict) and depth < DEEPEST:
+        for name, part in record.items():
+            yield re.sub(r"[^a-z0-9]", "", re.split(r"\.|__", name)[-1].lower())
+            yield from names_in(part, depth + 1)
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -221,7 +251,7 @@ def moment_kind(value: str) -> str | None:
 
 
 def _is_count(value: str) -> bool:
-    return bool(re.fullmatch(r"[0-9]+(\.0+)?", value))
+    return bool(re.fullmatch(r"[0-9]+(\.0{1,2})?", value))  # `1.000` may be a thousand
 
 
 def _is_status(value: str) -> bool:

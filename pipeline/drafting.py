@@ -15,6 +15,7 @@ from pipeline.contract.wording import count_of
 from pipeline.draft_fields import (
     AMOUNTS,
     CURRENCIES,
+    EPHEMERAL,
     FAILURE,
     MISSING,
     NAMES,
@@ -29,27 +30,12 @@ from pipeline.draft_fields import (
     is_in_cents,
     moment_kind,
     named_like,
+    names_in,
 )
 from pipeline.format import Csv
 
 Found = Mapping[str, Sequence[Field]]  # for each field of a request the candidates, the likeliest first
 
-_NO_SECRETS = {
-    "apikeyid",
-    "keyid",
-    "httpxapikeyid",
-    "virtualkeyid",
-    "authenticatedentityid",
-    "proxykeyid",
-    "apikeyname",
-    "keyname",
-    "apikeyalias",
-    "clientid",
-    "credentialid",
-    "consumerid",
-    "consumerusername",
-    "consumercustomid",
-}
 _OPTIONAL = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "deployed_model", "provider")
 _NO_LINE = "no field looks like it, and no line counts without one"
 _NOT_FOUND = {
@@ -67,10 +53,14 @@ _REFUSED = {"timestamp": "bad_timestamp"}  # else bad_type
 
 
 class _Producer(NamedTuple):
-    """A producer whose costs are in US dollars, known by the names of some fields. cents: they are in cents."""
+    """A producer whose costs are in US dollars.
+
+    fields: The names by which it is known. ids: How each id of a request begins. cents: The costs are in cents.
+    """
 
     name: str
     fields: frozenset[str]
+    ids: str = ""
     cents: bool = False
 
 
@@ -78,6 +68,8 @@ _PRODUCERS = (
     _Producer("LiteLLM", frozenset({"requestid", "calltype", "apikey", "spend", "starttime"})),
     _Producer("OpenRouter", frozenset({"generationid", "costtotal", "tokensprompt"})),
     _Producer("OpenRouter", frozenset({"totalcost", "nativetokensprompt"})),
+    _Producer("OpenRouter", frozenset({"isbyok", "cost"})),  # the body of a response, or a part of it
+    _Producer("OpenRouter", frozenset({"usage", "cost"}), ids="gen-"),
     _Producer("Portkey", frozenset({"aimodel", "requnits", "resunits", "cost"}), cents=True),
     _Producer("Helicone", frozenset({"requestcreatedat", "responsestatus", "prompttokens", "cost"})),
 )
@@ -109,8 +101,8 @@ class _Drafting:
         self._csv = csv
         self._fields = fields_of(records)
         self._found = _found(self._fields)
-        names = {each.words[-1] for each in self._fields if each.words}
-        self._producer = next((each for each in _PRODUCERS if each.fields <= names), None)
+        self._producer = _producer_of(records, self._found)
+        self._ephemeral = _ephemeral(self._fields, self._found)
         used = [candidates[0] for candidates in self._found.values() if candidates]
         self._empty = kind == "csv" or any("" in each.missing for each in used)
         self._dash = any("-" in each.missing for each in self._fields)
@@ -123,7 +115,7 @@ class _Drafting:
         columns = [
             self._column(name, candidates)
             for name, candidates in self._found.items()
-            if candidates or name not in _OPTIONAL
+            if candidates or name not in _OPTIONAL or (name == "cache_write_tokens" and self._ephemeral)
         ]
         body = ",\n".join(
             ["    line", *(f"    -- {comment}\n    {sql}" if comment else f"    {sql}" for sql, comment in columns)]
@@ -139,7 +131,7 @@ class _Drafting:
         cost = self._found["cost"]
         # Of a cost in another currency than the draft's, the book must not make one of its own.
         stated = self._currency.stated if self._currency else None
-        by_record = bool(cost) and (cost[0].count == len(self._records) or stated is not None)
+        by_record = self._is_priced_by_record
         yield f"-- A draft, made from the names of the fields of {file}: see that each is what it says."
         yield f"-- reads: {self._kind}"
         if self._csv != Csv():
@@ -165,21 +157,31 @@ class _Drafting:
             yield "-- Some records have no cost: with '-- prices: record' they would not count."
         if self._dash:
             yield "-- '-' stands for a missing value, as Envoy and nginx write it."
+        if not by_record:
+            yield from self._cached_and_unused()
         yield from self._unused()
+
+    @property
+    def _is_priced_by_record(self) -> bool:
+        """Whether the price book prices no record."""
+        cost = self._found["cost"]
+        stated = self._currency.stated if self._currency else None
+        return bool(cost) and (cost[0].count == len(self._records) or stated is not None)
 
     def _cached(self) -> Iterator[str]:
         """Where the cached tokens stand, if not in the input, which is the default."""
         names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
         given, cached, written = (next(iter(self._found[name]), None) for name in names)
-        if not given or not (cached or written):
+        parts_of_input = [each for each in (cached, written, *self._ephemeral) if each]
+        if not given or not parts_of_input:
             return
         with_cached, more = 0, 0
         for record in self._records:
-            whole, *parts = (_number(each, record) for each in (given, cached, written))
+            whole, *parts = (_number(each, record) for each in (given, *parts_of_input))
             if sum(part or 0 for part in parts):
                 with_cached += 1
                 more += sum(part or 0 for part in parts) > (whole or 0)
-        if any(each and _is_anthropic(given, each) for each in (cached, written)):
+        if any(_is_anthropic(given, each) for each in parts_of_input):
             yield "-- cached: beside input"
             yield "-- The usage is Anthropic's: input_tokens hold no tokens read from the cache or written to it."
         elif 2 * more > with_cached:
@@ -191,8 +193,34 @@ class _Drafting:
                 " these records are refused (bad_type), unless the draft says '-- cached: beside input'."
             )
 
+    def _cached_and_unused(self) -> Iterator[str]:
+        """What the price book leaves out: fields that look like cached or written tokens and give no column."""
+        known = [each for name in ("cached_input_tokens", "cache_write_tokens") for each in self._found[name]]
+        known += [candidates[0] for candidates in self._found.values() if candidates] + self._ephemeral
+        parts = [each for each in self._fields if each.words and each.words[-1] in EPHEMERAL]
+        hours = [each for each in parts if each.words[-1] == EPHEMERAL[1] and set(each.values) - {"0"}]
+        if hours:
+            yield self._warning(
+                f"{hours[0].shown} are written for an hour, which Anthropic charges more for than for five minutes:"
+                " prices.csv has one price for all tokens written to the cache"
+            )
+        written = self._found["cache_write_tokens"]
+        if written and written[0].words[-1] == "cachecreationinputtokens":  # it is the sum of its parts
+            known += parts
+        unused = [each.shown for each in self._fields if each.may_be_cached_tokens and each not in known]
+        if unused:
+            yield self._warning(
+                f"{', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''} may hold tokens that were read from the"
+                " cache or written to it, which have prices of their own. The draft does not use what it cannot tell"
+                " apart: give it as cached_input_tokens or as cache_write_tokens"
+            )
+
+    def _warning(self, what: str) -> str:
+        self._notes.append(f"WARNING: {what}.")
+        return f"-- WARNING (prices): {what}."[:1000]  # `WARNING:` would be an entry of the header
+
     def _unused(self) -> Iterator[str]:
-        used = [candidates[0] for candidates in self._found.values() if candidates]
+        used = [candidates[0] for candidates in self._found.values() if candidates] + self._ephemeral
         used += [self._currency.stated] if self._currency and self._currency.stated else []
         unused = sorted({each.shown for each in self._fields} - {each.shown for each in used})
         if unused:
@@ -214,6 +242,10 @@ class _Drafting:
 
     def _column(self, name: str, candidates: Sequence[Field]) -> tuple[str, str | None]:
         """A column of the select, and what is to be said of it."""
+        if not candidates and name == "cache_write_tokens" and self._ephemeral:
+            shown = " and ".join(each.shown for each in self._ephemeral)
+            what = "the sum of" if len(self._ephemeral) > 1 else "is"
+            return f"{_sum_of(list(map(self._source, self._ephemeral)))} as {name}", f"{name}: {what} {shown}"
         if not candidates:
             return f"null as {name}", self._why_none(name)
         best, *others = candidates
@@ -223,7 +255,7 @@ class _Drafting:
             source, said = _moment(best, source)
         elif name == "cost":
             source, said = self._cost(best, source)
-        elif name == "api_key_id" and best.name not in _NO_SECRETS:
+        elif name == "api_key_id" and not best.names_a_key:
             said = ["api_key_id: hashed unless it is a SHA-256 already, for it may be a key in clear"]
             is_hash = f"regexp_full_match({source}, '(sha256:)?[0-9a-fA-F]{{64}}')"
             source = (
@@ -237,7 +269,7 @@ class _Drafting:
             )
             said = ["status: 200 for a success, 500 for a failure"]
         elif name in TOKENS and any("." in value for value in best.values):
-            source = f"regexp_replace({source}, '\\.0+$', '')"
+            source = f"regexp_replace({source}, '\\.0{{1,2}}$', '')"
         elif name == "model" and others and best.count < len(self._records):
             source = f"coalesce({source}, {self._source(others[0])})"
             said = [f"model: where {best.shown} is missing, {others[0].shown}"]
@@ -291,6 +323,33 @@ class _Drafting:
                 f"{'' if said else 'cost: '}missing where it is in another currency, which takes a format of its own"
             )
         return source, said
+
+
+def _producer_of(records: Sequence[Record], found: Found) -> _Producer | None:
+    names = {name for record in records for name in names_in(record)}
+    ids = found["request_id"][0].values if found["request_id"] else []
+    begin = [each for each in _PRODUCERS if each.fields <= names]
+    return next((each for each in begin if not each.ids or (ids and all(id.startswith(each.ids) for id in ids))), None)
+
+
+def _ephemeral(fields: Sequence[Field], found: Found) -> list[Field]:
+    """Anthropic's two counts of tokens written to the cache, where no field has their sum."""
+    if found["cache_write_tokens"]:
+        return []
+    parts = [each for each in fields if each.words and each.words[-1] in EPHEMERAL and each.may_be_cached_tokens]
+    return [each for each in parts if each.path[:-1] == parts[0].path[:-1]]
+
+
+def _sum_of(sources: Sequence[str]) -> str:
+    """The SQL for the sum of whole numbers, of which some may be missing. Another value makes it `bad_type`."""
+    are_whole = " and ".join(
+        f"(({source}) is null or regexp_full_match({source}, '[0-9]{{1,18}}'))" for source in sources
+    )
+    numbers = " + ".join(f"coalesce(try_cast({source} as bigint), 0)" for source in sources)
+    return (
+        f"case when coalesce({', '.join(sources)}) is null then null when {are_whole}"
+        f" then cast({numbers} as varchar) else '[]' end"
+    )
 
 
 def _found(fields: Sequence[Field]) -> Found:
@@ -353,13 +412,10 @@ def _moment_of_number(unit: str, source: str, kinds: Counter[str], best: Field) 
 def _is_anthropic(given: Field, cached: Field) -> bool:
     """Whether two fields are those of Anthropic's usage block, which counts cached tokens beside the input."""
     is_otel = any(word in ("genai", "ai") for word in given.words)
-    names = ("cachereadinputtokens", "cachecreationinputtokens")
-    return (
-        given.name == "inputtokens"
-        and given.path[:-1] == cached.path[:-1]
-        and cached.words[-1] in names
-        and not is_otel
-    )
+    usage = given.path[:-1]
+    is_beside = cached.path[:-1] == usage and cached.words[-1] in ("cachereadinputtokens", "cachecreationinputtokens")
+    is_part = cached.path[:-1] in (usage, (*usage, "cache_creation")) and cached.words[-1] in EPHEMERAL
+    return given.name == "inputtokens" and (is_beside or is_part) and not is_otel
 
 
 def _is_transcript(fields: Sequence[Field]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.beginnings import csv_of
 from pipeline.first_look import FirstLook, look_at
 from pipeline.format import formats_of, write_format
 from tests.conftest import Place, Record, lines
@@ -146,6 +147,65 @@ def test_a_csv_with_semicolons_or_tabs_is_read(
     assert [event["model"] for event in usd.events("mine/a.csv")] == ["gpt-4o, the large one", "gpt-4o"]
 
 
+THOUSANDS = (
+    "Request ID;Timestamp;Organization;Key ID;Cost USD;Model;Prompt Tokens;Completion Tokens\n"
+    "1;2026-11-10T10:00:00Z;acme;k;0,0021;gpt-4o;1.000;60\n"
+    "2;2026-11-10T10:00:01Z;acme;k;1.234,50;gpt-4o;2.000;1.234.567\n"
+)
+
+
+def test_points_between_thousands_are_no_decimal_points(usd: Place, drafted: Drafted) -> None:
+    # 0.0021 + 1234.5; 1000 + 2000; 60 + 1234567
+    look = drafted(THOUSANDS.encode(), "a.csv")
+    assert "-- csv: semicolons, decimal commas\n" in look.text
+    day = day_of(usd)
+    assert (day["cost"], day["input_tokens"], day["output_tokens"]) == (Decimal("1234.5021"), 3000, 1234627)
+    assert recounted(usd).as_json()["differences"] == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "decimal_commas"),
+    [
+        (["1.000", "2.000", "0,5"], True),
+        (["1.234,50"], True),
+        (["1.234.567,5", "1.5"], False),  # as many of either
+        (["0,002"], True),
+        (["1,000", "2,000", "12"], False),
+        (["1,000", "2,000", "0.5"], False),
+        (["1,234.50"], False),
+        (["1.000", "2.000"], False),
+        (["1.000", "0.5", "2,000"], False),
+    ],
+)
+def test_a_number_that_may_be_a_thousand_does_not_say_which_sign_stands_before_decimals(
+    cells: list[str], decimal_commas: bool
+) -> None:
+    assert csv_of("\n".join(["a;b", *(f"{cell};x" for cell in cells), ""]).encode()).decimal_commas == decimal_commas
+
+
+@pytest.mark.parametrize(
+    ("tokens", "separator", "cost"),
+    [
+        ("1.000", ";", "12"),
+        ("1,000", ";", "12"),
+        ("1,000", ";", "0.5"),
+        ("1.000", ",", "0.5"),
+        ('"1,000"', ",", "0.5"),
+        ("1.000.000", ",", "0.5"),
+        ("1000.000", ",", "0.5"),
+    ],
+)
+def test_a_count_that_may_be_a_thousand_is_refused_and_never_one(
+    usd: Place, drafted: Drafted, tokens: str, separator: str, cost: str
+) -> None:
+    row = "{0};2026-11-10T10:00:00Z;acme;k;{1};gpt-4o;{2};60\n"
+    head = THOUSANDS.split("\n", 1)[0] + "\n" + row.format(1, cost, 500)
+    content = head.replace(";", separator) + row.replace(";", separator).format(2, cost, tokens)
+    drafted(content.encode(), "a.csv")
+    assert usd.rejected("mine/a.csv") == [(3, "bad_type")]
+    assert day_of(usd)["input_tokens"] == 500
+
+
 def test_a_csv_of_semicolons_is_not_taken_for_the_shipped_format_csv(
     look: Callable[[Path], FirstLook], tmp_path: Path
 ) -> None:
@@ -173,7 +233,7 @@ def test_a_draft_says_no_more_of_a_record_than_names(look: Callable[[Path], Firs
 # --- cached tokens, and responses that grow ---------------------------------------------------------------------------
 
 
-def anthropic(number: int, **usage: int) -> Record:
+def anthropic(number: int, **usage: Any) -> Record:
     return {
         **{"id": f"msg_{number}", "timestamp": f"2026-11-10T10:00:0{number}Z", "org": "acme", "key_id": "k"},
         **{"model": "claude", "usage": {"input_tokens": 100, "output_tokens": 10, **usage}},
@@ -191,6 +251,74 @@ def test_the_cached_tokens_of_anthropic_s_usage_are_beside_the_input(usd: Place,
     events = usd.events("mine/log.jsonl")
     names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
     assert [tuple(event[name] for name in names) for event in events] == [(1050, 900, 50), (100, 0, 0)]
+
+
+FIVE_MINUTES, HOUR = "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"
+
+
+def test_the_parts_of_anthropic_s_cache_writes_are_their_sum(usd: Place, drafted: Drafted) -> None:
+    # 100 + 900 + 30 + 20; 100 + 40
+    look = drafted(
+        lines(
+            anthropic(1, cache_read_input_tokens=900, cache_creation={FIVE_MINUTES: 30, HOUR: 20}),
+            anthropic(2, cache_creation={FIVE_MINUTES: 40}),
+            anthropic(3, cache_creation={FIVE_MINUTES: 40, HOUR: 1.5}),
+            anthropic(4),
+        )
+    )
+    assert "-- cached: beside input\n" in look.text
+    names = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
+    events = usd.events("mine/log.jsonl")
+    assert [tuple(event[name] for name in names) for event in events] == [
+        (1050, 900, 50),
+        (140, None, 40),
+        (100, None, None),
+    ]
+    assert usd.rejected("mine/log.jsonl") == [(3, "bad_type")]
+    assert recounted(usd).as_json()["differences"] == []
+
+
+def test_the_parts_of_cache_writes_are_not_added_to_their_sum(usd: Place, drafted: Drafted) -> None:
+    look = drafted(lines(anthropic(1, cache_creation_input_tokens=50, cache_creation={FIVE_MINUTES: 30, HOUR: 20})))
+    (event,) = usd.events("mine/log.jsonl")
+    assert (event["input_tokens"], event["cache_write_tokens"]) == (150, 50)
+    (warning,) = warnings(look)
+    assert "ephemeral_1h_input_tokens are written for an hour, which Anthropic charges more for" in warning
+
+
+def warnings(look: FirstLook) -> list[str]:
+    """The warnings of a draft. Its text has them too."""
+    found = [note for note in look.notes if note.startswith("WARNING: ")]
+    assert all(f"-- WARNING (prices): {warning.removeprefix('WARNING: ')}\n" in look.text for warning in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"cache_tokens": 900}, "cache_tokens"),
+        ({"usage": {"cache": {"tokens_5m": 900}}}, "usage.cache.tokens_5m"),
+        ({"cache_tokens": "a text"}, None),
+        ({"cache_hit": 1}, None),
+        ({"cached_tokens": 900, "cache_read_tokens": 900}, None),  # the same, twice
+        ({"cache_tokens": 900, "cost_usd": 1}, None),  # the record has the cost
+    ],
+)
+def test_a_field_that_looks_like_cached_tokens_and_is_not_used_is_a_warning(
+    drafted: Drafted, fields: Record, named: str | None
+) -> None:
+    found = warnings(drafted(lines({**call(1, prompt_tokens=1000), **fields})))
+    assert [warning.partition(" may hold tokens that were read from the cache")[0] for warning in found] == (
+        [f"WARNING: {named}"] if named else []
+    )
+
+
+def test_envoy_s_cached_tokens_are_used(usd: Place, drafted: Drafted) -> None:
+    record = {**call(1), "genai_tokens_input": 1000, "genai_tokens_cached_input": 900}
+    del record["prompt_tokens"]
+    assert warnings(drafted(lines(record))) == []
+    (event,) = usd.events("mine/log.jsonl")
+    assert (event["input_tokens"], event["cached_input_tokens"]) == (1000, 900)
 
 
 @pytest.mark.parametrize(

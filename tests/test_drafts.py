@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,30 @@ def test_the_flat_names_of_envoy_are_known_and_its_dash_is_a_missing_value(usd: 
     assert usd.rejected("mine/log.jsonl") == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x-api-key-id", "X-Api-Key-Id", "http_x_api_key_id", "xApiKeyId", "request.headers.x-api-key-id"),
+        *("x-key-id", "api_key_uuid", "x-api-key-name", "token_id", "key_alias"),
+    ],
+)
+def test_a_key_that_a_header_names_is_known_as_it_is(usd: Place, drafted: Drafted, name: str) -> None:
+    record = {**envoy(1, "500", "100"), "x-org-id": "acme", name: "key_7"}
+    del record["key_id"], record["organization_id"]
+    drafted(lines(record))
+    (event,) = usd.events("mine/log.jsonl")
+    assert (event["organization_id"], event["api_key_id"]) == ("acme", "key_7")
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "http_x_api_key", "hashed_token"])
+def test_a_header_that_holds_a_key_is_hashed(usd: Place, drafted: Drafted, name: str) -> None:
+    record = {**envoy(1, "500", "100"), name: "sk-in-clear"}
+    del record["key_id"]
+    drafted(lines(record))
+    (event,) = usd.events("mine/log.jsonl")
+    assert event["api_key_id"] == "sha256:" + sha256(b"sk-in-clear").hexdigest()
+
+
 def test_a_dash_for_a_key_or_a_model_is_none(usd: Place, drafted: Drafted) -> None:
     no_model = {"gen_ai.request.model": "-", "gen_ai.response.model": "-"}
     deployed = {"gen_ai.request.model": "-"}
@@ -221,6 +246,23 @@ def test_openrouter_s_activity_csv(usd: Place, drafted: Drafted) -> None:
     names = ("cached_input_tokens", "reasoning_tokens", "provider")
     events = usd.events("mine/activity.csv")
     assert [tuple(event[name] for name in names) for event in events] == [(800, 20, "OpenAI"), (0, 0, "OpenAI")]
+
+
+@pytest.mark.parametrize(
+    ("body", "currency"),
+    [
+        ({"id": "01A", "usage": {"cost": 0.0021, "is_byok": False}}, "USD"),
+        ({"id": "gen-1794268810-aB3", "usage": {"cost": 0.0021}}, "USD"),
+        ({"id": "chatcmpl-1", "usage": {"cost": 0.0021}}, None),
+    ],
+)
+def test_openrouter_s_response_bodies(usd: Place, drafted: Drafted, body: Record, currency: str | None) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 60, **body["usage"]}
+    record = {"object": "chat.completion", "created": 1794268810, "model": "openai/gpt-4o", "provider": "OpenAI"}
+    look = drafted(lines({**record, **body, "usage": usage, "organization_id": "acme", "key_id": "k"}))
+    assert ("-- OpenRouter writes its costs in US dollars." in look.text) == (currency is not None)
+    (event,) = usd.events("mine/log.jsonl")
+    assert (event["cost"], event["currency"], event["input_tokens"]) == (Decimal("0.0021"), currency, 1000)
 
 
 SPEND = {
