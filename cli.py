@@ -940,10 +940,11 @@ def inspect(files: tuple[Path, ...], name: str | None, as_json: bool) -> int:
             _show_look(look, settings.currency, is_written=bool(name))
     if name:
         written = write_format(store, name, looks[0].text)
-        if looks[0].accepted:
+        if looks[0].accepted and not _is_all_sessions(looks[0]):
             then = f"Check it, put such files below raw/{name}/, and run 'keytally rollup'."
         else:
-            then = f"No line counts yet: put it right, and inspect the file again before it goes below raw/{name}/."
+            none = "request" if looks[0].accepted else "line"
+            then = f"No {none} counts yet: put it right, and inspect the file again before it goes below raw/{name}/."
         click.echo(f"Wrote {visible(written)}. {then} When it changes, its files are ingested again.", err=True)
     return 0
 
@@ -980,12 +981,13 @@ def _show_look(look: FirstLook, currency: str, *, is_written: bool) -> None:
             f"No field says what the costs are in: they count as {currency}, unless you say it in the draft"
             " (-- currency: ...)."
         )
-    if any(row["cost"] is None for row in look.samples):
-        click.echo("Requests without a cost are priced by prices.csv in the data folder.")
+    _show_price_book(look)
+    if _is_all_sessions(look):
+        _show_sessions(look)
     if look.repeats:
         _show_repeats(look)
     for note in look.notes:
-        click.echo(f"Note: {visible(note)}")
+        click.echo(visible(note if note.startswith("WARNING") else f"Note: {note}"))
     if not is_written:
         click.echo(f"Next: {_next_for_look(look)}")
 
@@ -1000,6 +1002,40 @@ def _show_counts(look: FirstLook) -> None:
         click.echo(f"  {rejects.lines:,} {rejects.reason}{of}, the first at line {rejects.first_line}{visible(made)}")
     for reason, records in look.skipped.items():
         click.echo(f"  {records:,} left out: {visible(reason)}")
+    found = look.of_accepted
+    if found.merged_spans:
+        click.echo(
+            f"  {count_of(found.merged_spans, 'span')} merge into calls that other spans tell of: the"
+            f" {look.accepted:,} accepted lines are {count_of(found.requests, 'request')}"
+        )
+    if found.sessions and not _is_all_sessions(look):
+        click.echo(f"  {count_of(found.sessions, 'line')} without a key: sessions, which are kept and not counted")
+
+
+def _is_all_sessions(look: FirstLook) -> bool:
+    """Whether a log that is not in the native format would count nothing, because no request has a key."""
+    return look.format != "native" and 0 < look.accepted == look.of_accepted.sessions
+
+
+def _show_price_book(look: FirstLook) -> None:
+    """Say which requests without a cost the price book prices, and which it cannot."""
+    found = look.of_accepted
+    if found.without_cost > found.without_tokens:
+        click.echo("Requests without a cost are priced by prices.csv in the data folder.")
+    if found.without_tokens:
+        click.echo(
+            f"WARNING: {found.without_tokens:,} of {count_of(look.accepted, 'accepted line')} used a model, did not"
+            " fail and carry no token count: no price book can price them, and their cost stays unknown. Let the"
+            " producer write the tokens (OpenAI writes those of a stream for stream_options.include_usage)."
+        )
+
+
+def _show_sessions(look: FirstLook) -> None:
+    source = look.fields.get("api_key_id", "null")
+    why = "no field was found that names the key" if source == "null" else "no record has a key where the format looks"
+    click.echo(
+        f"WARNING: every request is a session: {why} (api_key_id). Requests without a key are kept and not counted."
+    )
 
 
 def _show_repeats(look: FirstLook) -> None:
@@ -1026,17 +1062,29 @@ def _next_for_look(look: FirstLook) -> str:
     folder = "anywhere below raw/" if look.format == "native" else f"below raw/{look.format or 'NAME'}/"
     if look.format is None:
         write = "run this again with --write NAME, put formats/NAME.sql right"
+        if _is_all_sessions(look):
+            return f"{write} (api_key_id first), and inspect the file again: no request counts yet."
         return f"{write}, and such files {folder}." if look.accepted else f"{write}, and inspect the file again."
+    own = f"a format of your own, formats/{look.format}.sql in the data folder, can read"
+    if _is_all_sessions(look):
+        return (
+            f"no request would count. Let the producer write the key where the format looks for api_key_id (see the"
+            f" table above), or {own} it from another field. Then inspect the file again."
+        )
     if look.accepted:
         return f"put such files {folder}, and run 'keytally rollup'."
     if not look.rejected:
-        return "no line counts, because the format leaves all of them out."
+        (reason, most), *_ = look.skipped.items()
+        share = f"all {count_of(most, 'line')}" if most == look.lines else f"all {look.lines:,} lines, {most:,} of them"
+        rest = "" if look.whole else " Only the beginning of the file was read: the rest may hold requests."
+        return (
+            f"no line would count. The format leaves out {share} as '{visible(reason)}'. If some of these lines are"
+            f" requests, {own} them; if none is one, this log needs no place below raw/.{rest}"
+        )
     first = look.rejected[0]
     of = f" ({first.field})" if first.field else ""
-    return (
-        f"no line would count. See first why {first.lines:,} of them are {first.reason}{of}; a format of your own,"
-        f" formats/{look.format}.sql in the data folder, can read the fields otherwise."
-    )
+    why = f"{first.lines:,} of them are {first.reason}{of}"
+    return f"no line would count. See first why {why}; {own} the fields otherwise."
 
 
 @command(main, "reconcile")

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipeline.beginnings import BEGINNING_BYTES, check_encoding, check_other_signals, csv_of, no_record
 from pipeline.contract.settings import Settings
 from pipeline.contract.store import this_machine
+from pipeline.draft_fields import TOKENS
 from pipeline.drafting import draft_of
 from pipeline.engine import Engine
 from pipeline.errors import FormatRefused, HeldBack, KeytallyError
@@ -60,6 +61,24 @@ class Rejects:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """How many of the accepted lines would count, and what a price book could say of them.
+
+    sessions: Lines without a key, which are kept and not counted.
+    requests: Different requests. Spans of one call are one request, and so are copies.
+    merged_spans: Spans that tell of a request of which another span tells too.
+    without_cost: Lines whose cost the price book has to give.
+    without_tokens: Those of them that name a model, did not fail and have no token count: no price book prices them.
+    """
+
+    sessions: int
+    requests: int
+    merged_spans: int
+    without_cost: int
+    without_tokens: int
+
+
+@dataclass(frozen=True)
 class FirstLook:
     """What a file looks like. lines: how many were looked at; whole: whether these are all.
 
@@ -67,6 +86,7 @@ class FirstLook:
     fields: for each field of a request what gives it. rejected: by reason and field, the most frequent first. skipped:
     how many records the format leaves out, by reason. lines = accepted + rejected + skipped. samples:
     the first accepted requests, as they would be stored. notes: what else the user of a draft needs to know.
+    of_accepted: what would become of the accepted lines.
     """
 
     file: str
@@ -81,6 +101,7 @@ class FirstLook:
     samples: Sequence[Mapping[str, Any]]
     repeats: Repeats | None
     notes: Sequence[str]
+    of_accepted: Accepted
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -96,6 +117,7 @@ class FirstLook:
             "samples": list(self.samples),
             "repeats": vars(self.repeats) if self.repeats else None,
             "notes": list(self.notes),
+            **vars(self.of_accepted),
         }
 
 
@@ -144,7 +166,36 @@ def look_at(path: Path, formats: Mapping[str, Format], now: datetime) -> FirstLo
             most_complete=format.terms.most_complete,
         ),
         notes=notes,
+        of_accepted=_of_accepted(verdicts),
     )
+
+
+def _of_accepted(verdicts: Sequence[_Judged]) -> Accepted:
+    accepted = [
+        (dict(zip(NAMES, each.verdict, strict=False)), each.record)
+        for each in verdicts
+        if isinstance(each.verdict, tuple)
+    ]
+    spans = {(_identity(request), record) for request, record in accepted}
+    without_cost = [request for request, _ in accepted if request["cost"] is None]
+    return Accepted(
+        sessions=sum(request["api_key_id"] is None for request, _ in accepted),
+        requests=len({identity for identity, _ in spans}),
+        merged_spans=len(spans) - len({identity for identity, _ in spans}),
+        without_cost=len(without_cost),
+        without_tokens=sum(map(_has_no_price, without_cost)),
+    )
+
+
+def _identity(request: Mapping[str, Any]) -> tuple[Any, ...]:
+    return request["organization_id"], request["request_id"], request["timestamp"].date()
+
+
+def _has_no_price(request: Mapping[str, Any]) -> bool:
+    """Whether no price book can price a request without a cost: it used a model, and no one knows how much."""
+    has_failed = request["status"] is not None and request["status"] >= 400
+    has_tokens = any(request[name] is not None for name in TOKENS)
+    return request["model"] is not None and not has_failed and not has_tokens
 
 
 @dataclass(frozen=True)

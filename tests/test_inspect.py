@@ -382,3 +382,96 @@ def test_in_which_currency_costs_are_and_who_prices_the_rest_is_said(
 def test_cached_tokens_beside_the_input_are_named_as_the_cause(keytally: Keytally) -> None:  # noqa: F811
     log = CASES / "otel_more_cached_than_input/log.jsonl"
     assert "add the line '-- cached: beside input'" in keytally("inspect", str(log)).output
+
+
+def said_of(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+def test_requests_that_no_price_book_can_price_are_a_warning(keytally: Keytally, tmp_path: Path) -> None:  # noqa: F811
+    log = tmp_path / "calls.jsonl"
+    failed = {**CALL, "id": "3", "status": 500}
+    log.write_bytes(lines({**CALL, "input_tokens": 5}, {**CALL, "id": "2"}, failed, {**CALL, "id": "4", "model": ""}))
+    said = said_of(keytally("inspect", str(log)))
+    assert "WARNING: 1 of 4 accepted lines used a model, did not fail and carry no token count" in said
+    assert "Requests without a cost are priced by prices.csv" in said
+    found = json.loads(keytally("inspect", str(log), "--json").stdout)[0]
+    assert (found["without_cost"], found["without_tokens"]) == (4, 1)
+    log.write_bytes(lines({**CALL, "id": "2"}))
+    said = said_of(keytally("inspect", str(log)))
+    assert "WARNING: 1 of 1 accepted line used a model" in said
+    assert "priced by prices.csv" not in said
+
+
+def test_a_stream_of_spans_without_usage_is_told(look: Look) -> None:
+    found = look(CASES / "otel_stream_without_usage/log.jsonl")
+    assert (found.accepted, found.of_accepted.without_tokens) == (2, 1)
+
+
+def test_spans_that_merge_are_told_with_the_requests_that_they_are(keytally: Keytally) -> None:  # noqa: F811
+    (log,) = (CASES / "genuine_otel_two_instrumentations").glob("*.jsonl")
+    said = said_of(keytally("inspect", str(log)))
+    assert "6 spans merge into calls that other spans tell of: the 12 accepted lines are 6 requests" in said
+    found = json.loads(keytally("inspect", str(log), "--json").stdout)[0]
+    assert (found["accepted"], found["merged_spans"], found["requests"]) == (12, 6, 6)
+    assert "merge into" not in keytally("inspect", str(CASES / "otel_genai/gateway.jsonl")).output
+
+
+def spans_of(path: Path, name: str) -> None:
+    """Write an export of two spans of this name that call no model."""
+    span = {"traceId": "0af7651916cd43dd8448eb211c80319c", "name": name, "startTimeUnixNano": "1762776000000000000"}
+    spans = [{**span, "spanId": f"00f067aa0ba902b{number}"} for number in range(2)]
+    path.write_bytes(lines({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}))
+
+
+def test_a_log_that_its_format_leaves_out_is_told_why_and_what_to_do(
+    keytally: Keytally,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "traces.jsonl"
+    spans_of(log, "GET /")
+    said = said_of(keytally("inspect", str(log)))
+    assert "the format otel-genai" in said
+    _, _, then = said.partition("Next: ")
+    assert then == (
+        "no line would count. The format leaves out all 2 lines as 'no model call'. If some of these lines are"
+        " requests, a format of your own, formats/otel-genai.sql in the data folder, can read them; if none is one,"
+        " this log needs no place below raw/."
+    )
+
+
+def test_a_log_without_keys_is_not_sent_below_raw(keytally: Keytally, tmp_path: Path) -> None:  # noqa: F811
+    log = tmp_path / "calls.jsonl"
+    without_key = {name: value for name, value in CALL.items() if name != "key_id"}
+    log.write_bytes(lines(without_key))
+    said = said_of(keytally("inspect", str(log)))
+    assert "WARNING: every request is a session: no field was found that names the key (api_key_id)." in said
+    _, _, then = said.partition("Next: ")
+    assert "put formats/NAME.sql right (api_key_id first), and inspect the file again: no request counts yet." in then
+    assert "such files" not in then
+    written = said_of(keytally("inspect", str(log), "--write", "mine"))
+    assert "No request counts yet: put it right" in written
+    assert "put such files" not in written
+    # The format that was written is known now, and still finds no key.
+    then = said_of(keytally("inspect", str(log))).partition("Next: ")[2]
+    assert "no request would count. Let the producer write the key" in then
+    assert "put such files" not in then
+
+
+def test_a_log_with_some_keys_counts_its_sessions(keytally: Keytally, tmp_path: Path) -> None:  # noqa: F811
+    log = tmp_path / "calls.jsonl"
+    log.write_bytes(lines(CALL, {**CALL, "id": "2", "key_id": ""}, {**CALL, "id": "3", "key_id": ""}))
+    said = said_of(keytally("inspect", str(log)))
+    assert "2 lines without a key: sessions, which are kept and not counted" in said
+    assert "every request is a session" not in said
+    assert "such files below raw/NAME/." in said
+    log.write_bytes(lines({**CALL, "key_id": ""}))
+    assert "every request is a session: " in said_of(keytally("inspect", str(log)))
+
+
+def test_sessions_of_the_native_format_are_meant(keytally: Keytally, tmp_path: Path) -> None:  # noqa: F811
+    log = tmp_path / "calls.jsonl"
+    log.write_bytes(lines(request(1, api_key_id=None)))
+    said = said_of(keytally("inspect", str(log)))
+    assert "1 line without a key: sessions" in said
+    assert "put such files anywhere below raw/" in said
