@@ -338,7 +338,7 @@ def _verdicts(format: Format, path: Path, lines: pa.Table, latest: datetime) -> 
 def _resolved(records: pa.Table) -> list[dict[str, Any]]:
     """Return records (schema MAPPED) as a run resolves the spans of traces, as if they were the whole file.
 
-    An agent above other calls is skipped. A second span of a failed call has the request id of the first.
+    An agent above other calls is skipped. Two spans of a failed call have one request id.
     """
     if records["record_id"].null_count == len(records):
         return records.to_pylist()  # type: ignore[no-any-return]
@@ -353,7 +353,7 @@ def _resolved(records: pa.Table) -> list[dict[str, Any]]:
     def resolved(row: dict[str, Any]) -> dict[str, Any]:
         if row["role"] == "agent" and row["record_id"] and row["record_id"] not in requests:
             return {**row, "skipped": AGENT}
-        if row["role"] == "call" and row["record_id"] and row["record_id"] == row["request_id"]:
+        if row["role"] and row["record_id"] and row["record_id"] == row["request_id"]:
             return {**row, "request_id": requests[row["record_id"]]}
         return row
 

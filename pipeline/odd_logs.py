@@ -11,6 +11,7 @@ from pipeline.ledger import FileEntry
 from pipeline.line import Reason
 from pipeline.traces import LOST_AGENT
 
+WITH_TOKENS = " with tokens"  # how a format ends the reason of a record that it skips although it has tokens
 FEW_REJECTED = 10  # fewer bad lines than this are no finding: a run with a few quarantined lines exits with 0
 
 
@@ -28,8 +29,9 @@ class OddLog(NamedTuple):
 def odd_logs(entries: Iterable[FileEntry], rejected_limit: Decimal) -> list[OddLog]:
     """What is odd about files that were taken in: one finding for each of them, the gravest.
 
-    Records that are unknown to the format; a log of which too many lines do not count, or none counts; spans that may
-    tell of the same call; agents whose tokens count nowhere.
+    Records that are unknown to the format; a log of which too many lines do not count, or none counts; a log of which
+    nothing counts although skipped records have tokens; spans that may tell of the same call; agents of whose tokens a
+    part counts nowhere.
 
     Args:
         entries: the files.
@@ -45,8 +47,6 @@ def _odd(entry: FileEntry, rejected_limit: Decimal) -> OddLog | None:
     unknown = taken.lines_of("quarantined", Reason.NOT_THIS_FORMAT)
     # Lines from the future are taken in when their moment comes.
     refused = taken.quarantined - taken.lines_of("quarantined", Reason.FUTURE_TIMESTAMP)
-    lost_agents = taken.lines_of("undecided", LOST_AGENT)
-    undecided = taken.lines_of("undecided") - lost_agents
     if unknown:
         return OddLog(
             entry.file,
@@ -70,6 +70,25 @@ def _odd(entry: FileEntry, rejected_limit: Decimal) -> OddLog | None:
             "'keytally quarantine' says why each is refused; if these lines are no requests, raise"
             " KEYTALLY_REJECTED_LIMIT",
         )
+    return _odd_spans(entry)
+
+
+def _odd_spans(entry: FileEntry) -> OddLog | None:
+    """Return what is odd about the spans of traces in a log."""
+    taken = entry.take_in
+    lost_agents = taken.lines_of("undecided", LOST_AGENT)
+    undecided = taken.lines_of("undecided") - lost_agents
+    with_tokens = sum(
+        each.lines for each in taken.tally if each.kind == "skipped" and each.reason.endswith(WITH_TOKENS)
+    )
+    if with_tokens and not taken.accepted:
+        return OddLog(
+            entry.file,
+            f"no span counts, although {count_of(with_tokens, 'skipped span')} {'has' if with_tokens == 1 else 'have'}"
+            " tokens",
+            "'keytally status --json' says which operations they name: have a model call's span written with its"
+            " gen_ai.operation.name and gen_ai.usage attributes",
+        )
     if undecided:
         return OddLog(
             entry.file,
@@ -80,7 +99,9 @@ def _odd(entry: FileEntry, rejected_limit: Decimal) -> OddLog | None:
     if lost_agents:
         return OddLog(
             entry.file,
-            f"the tokens of {count_of(lost_agents, 'skipped agent')} count nowhere: no model call below has any",
-            "have the instrumentation of the model calls write their tokens; in streams, ask the API for its usage",
+            f"{count_of(lost_agents, 'skipped agent')} {'has' if lost_agents == 1 else 'have'} more tokens than the"
+            " model calls below: the rest counts nowhere",
+            "have the instrumentation of the model calls write a span with tokens for each; in streams, ask the API for"
+            " its usage",
         )
     return None

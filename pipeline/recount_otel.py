@@ -15,26 +15,66 @@ from typing import Any
 
 from pipeline.recount_lines import Digits, Record, at, text_of
 
-_CALLS = ("chat", "text_completion", "generate_content", "embeddings")
-_AGENTS = ("invoke_agent", "create_agent")
+# "llm" and "agent" are OpenInference's kinds of spans, and so is "embedding".
+_CALLS = frozenset(
+    (
+        *("chat", "text_completion", "generate_content", "chat.completions", "text.completions"),
+        *("completion", "acompletion", "messages", "responses", "llm"),
+    )
+)
+_EMBEDDINGS = frozenset(("embeddings", "embedding"))
+_AGENTS = frozenset(("invoke_agent", "create_agent", "agent"))
 _TOKENS = {
-    "input_tokens": ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens"),
-    "output_tokens": ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.usage.completion_tokens"),
+    "input_tokens": (
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.prompt_tokens",
+        "llm.usage.prompt_tokens",
+        "llm.token_count.prompt",
+    ),
+    "output_tokens": (
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.completion_tokens",
+        "llm.usage.completion_tokens",
+        "llm.token_count.completion",
+    ),
     "cached_input_tokens": (
         "gen_ai.usage.cache_read.input_tokens",
         "gen_ai.usage.cache_read_input_tokens",
         "gen_ai.usage.cached_input_tokens",
+        "gen_ai.usage.cache_read_tokens",
+        "gen_ai.usage.cached_tokens",
+        "gen_ai.usage.input_cached_tokens",
+        "gen_ai.usage.input_tokens.cached",
+        "gen_ai.usage.input_tokens_details.cached_tokens",
+        "gen_ai.usage.prompt_tokens_details.cached_tokens",
+        "gen_ai.usage.prompt_tokens_details.cache_read",
+        "gen_ai.usage.details.cache_read_tokens",
+        "llm.token_count.prompt_details.cache_read",
     ),
     "cache_write_tokens": (
         "gen_ai.usage.cache_creation.input_tokens",
         "gen_ai.usage.cache_write.input_tokens",
         "gen_ai.usage.cache_creation_input_tokens",
         "gen_ai.usage.cache_write_input_tokens",
+        "gen_ai.usage.input_tokens.cache_write",
+        "gen_ai.usage.prompt_tokens_details.cache_write",
+        "gen_ai.usage.details.cache_write_tokens",
+        "llm.token_count.prompt_details.cache_write",
     ),
-    "reasoning_tokens": ("gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens"),
+    "reasoning_tokens": (
+        "gen_ai.usage.reasoning.output_tokens",
+        "gen_ai.usage.reasoning_tokens",
+        "gen_ai.usage.output_tokens.reasoning",
+        "gen_ai.usage.output_tokens_details.reasoning_tokens",
+        "gen_ai.usage.completion_tokens_details.reasoning_tokens",
+        "gen_ai.usage.completion_tokens_details.reasoning",
+        "gen_ai.usage.details.reasoning_tokens",
+        "llm.token_count.completion_details.reasoning",
+    ),
 }
 _ORGANIZATION, _API_KEY = "keytally.organization_id", "keytally.api_key_id"
-_USAGE = ("gen_ai.usage.", "llm.usage.")
+_USAGE = ("gen_ai.usage.", "llm.usage.", "llm.token_count.")
+_OUTER_USAGE = "ai.usage."  # of the Vercel AI SDK: the span that has it alone repeats the span below it
 _CODES = ("0", "1", "2", "0.0", "1.0", "2.0", "STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR")
 _ERRORS = ("2", "2.0", "STATUS_CODE_ERROR")
 Attributes = Mapping[str, str]
@@ -79,19 +119,16 @@ def _row(span: Any, attributes: Attributes, of_resource: Attributes, scope: str 
     trace_id, span_id, above, start = (
         text_of(at(span, name)) or None for name in ("traceId", "spanId", "parentSpanId", "startTimeUnixNano")
     )
-    operation, request_type = attributes.get("gen_ai.operation.name"), attributes.get("llm.request.type")
+    operation = attributes.get("gen_ai.operation.name") or attributes.get("openinference.span.kind")
+    request_type = attributes.get("llm.request.type")
     has_usage = any(name.startswith(_USAGE) for name in attributes)
     response, error = attributes.get("gen_ai.response.id"), attributes.get("error.type")
     odd = _odd_part(span, (trace_id, span_id, above, operation or request_type, response, error))
+    role = _role((operation or "").lower(), (request_type or "").lower(), has_usage)
     skipped = None
-    if operation in _CALLS or (operation is None and (has_usage or request_type is not None)):
-        role = "call"
-    elif operation in _AGENTS and has_usage:
-        role = "agent"
-    else:
-        role = None
-        if odd is None and (trace_id or span_id or start):
-            skipped = f"tokens of {operation}" if has_usage else "no model call"
+    if role is None and odd is None and (trace_id or span_id or start):
+        has_outer_usage = any(name.startswith(_OUTER_USAGE) for name in attributes)
+        skipped = f"tokens of {operation}" if has_usage or has_outer_usage else "no model call"
     return {
         "request_id": _joined(trace_id, response or span_id),
         "record_id": _joined(trace_id, span_id),
@@ -102,13 +139,26 @@ def _row(span: Any, attributes: Attributes, of_resource: Attributes, scope: str 
         "timestamp": _moment(start),
         "organization_id": attributes.get(_ORGANIZATION) or of_resource.get(_ORGANIZATION),
         "api_key_id": attributes.get(_API_KEY) or of_resource.get(_API_KEY),
-        "model": attributes.get("gen_ai.request.model") or attributes.get("gen_ai.response.model"),
+        "model": attributes.get("gen_ai.request.model")
+        or attributes.get("llm.model_name")
+        or attributes.get("gen_ai.response.model"),
         "deployed_model": attributes.get("gen_ai.response.model"),
-        "provider": attributes.get("gen_ai.provider.name") or attributes.get("gen_ai.system"),
+        "provider": attributes.get("gen_ai.provider.name")
+        or attributes.get("gen_ai.system")
+        or attributes.get("llm.provider"),
         "endpoint": operation or request_type,
         "status": odd or _status(span, attributes, error),
         **{name: _tokens(attributes, names) for name, names in _TOKENS.items()},
     }
+
+
+def _role(operation: str, request_type: str, has_usage: bool) -> str | None:
+    """Return what a span is in its trace, from its operation and its request type in lower case; empty if missing."""
+    if (operation or request_type) in _EMBEDDINGS:
+        return "embedding"
+    if operation in _CALLS or (not operation and (has_usage or request_type)):
+        return "call"
+    return "agent" if operation in _AGENTS and has_usage else None
 
 
 def _odd_part(span: Any, texts: Iterable[str | None]) -> str | None:

@@ -21,13 +21,14 @@ from pipeline.spool import Spool
 AGENT = "an agent whose model calls are in the log too"
 MERGED = "a second span of the same call"
 UNDECIDED = "a span below another one, or beside it, that may tell of the same call"
-LOST_AGENT = "an agent with tokens that was left out, although no model call below it has any"
+LOST_AGENT = "an agent that was left out, although it has more tokens than the model calls below it"
 COLUMNS = ("record_id", "parent_id", "role", "scope")
 
-_TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+_TOKENS = ("input_tokens", "output_tokens")
 _SPAN = pa.schema(
     [MAPPED.field(name) for name in (*COLUMNS, "organization_id", "request_id", "model", "status", *_TOKENS)]
 )
+_CALLS = pa.array(["call", "embedding"])
 
 
 class Traces:
@@ -58,7 +59,7 @@ class Traces:
     def undoubted(self, records: pa.Table) -> pa.Table:
         """Take in records (schema MAPPED), and return those of them that need not wait.
 
-        An agent waits for the calls below it. A failed call without a response id waits for the one above it.
+        An agent waits for the calls below it. A failed call without a response id waits for those above and below it.
         """
         if records["record_id"].null_count == len(records):
             return records
@@ -68,11 +69,10 @@ class Traces:
         self._engine.name_arrow("records", records.select(_SPAN.names))
         self._engine.run("add_trace_spans")
         is_unnamed_call = pc.and_kleene(
-            pc.equal(records["role"], "call"), pc.equal(records["request_id"], records["record_id"])
+            pc.is_in(records["role"], _CALLS), pc.equal(records["request_id"], records["record_id"])
         )
-        waits = pc.or_kleene(
-            pc.equal(records["role"], "agent"), pc.and_kleene(is_unnamed_call, pc.is_valid(records["parent_id"]))
-        )
+        is_failed = pc.match_substring_regex(records["status"], "^0*[45][0-9]{2}$")
+        waits = pc.or_kleene(pc.equal(records["role"], "agent"), pc.and_kleene(is_unnamed_call, is_failed))
         waits = pc.fill_null(waits, False)
         if pc.any(waits).as_py():
             for batch in records.filter(waits).combine_chunks().to_batches():

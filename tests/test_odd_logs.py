@@ -136,6 +136,24 @@ def test_a_wrong_share_is_named(value: str) -> None:
         Settings.from_environment({"KEYTALLY_REJECTED_LIMIT": value})
 
 
+@pytest.mark.parametrize("counted", [0, 1])
+def test_a_log_of_which_nothing_counts_although_skipped_records_have_tokens_is_a_finding(
+    place: Place, counted: int
+) -> None:
+    text = WITH_REASONS.replace("'a look at the models'", "'rerank with tokens'")
+    records = [entry(9, path="/models"), entry(10, path="/health"), *(entry(number) for number in range(counted))]
+    write(place, text, *records)
+    report = place.roll_up()
+    what = "no span counts, although 1 skipped span has tokens"
+    assert [odd.what for odd in report.odd] == ([] if counted else [what])
+    assert report.has_findings is not bool(counted)
+
+
+def test_a_log_of_which_nothing_counts_and_nothing_has_tokens_is_no_finding(place: Place) -> None:
+    write(place, WITH_REASONS, entry(8, path="/health"), entry(9, path="/models"))
+    assert not place.roll_up().has_findings
+
+
 def test_a_log_of_tomorrow_is_no_finding(place: Place) -> None:
     place.write_raw("a.jsonl", request(1, timestamp="2025-11-16T12:00:00Z"))
     report = place.roll_up()

@@ -38,6 +38,7 @@ ODD = st.one_of(
     st.sampled_from([None, "", "-", "0", "7", "-5", "07", "5.0", "1e2", "x", "success", "failure", "batch_1"]),
     st.sampled_from([0, 7, -5, 5.0, 5.5, 2**63, True, False, [], {}, [1], {"a": 1}, LONG, "\ud800"]),
     st.sampled_from(["200", 200, 429, "404", 99, 600, "retrieve_batch", "aget_responses", "chat", "invoke_agent"]),
+    st.sampled_from(["LLM", "AGENT", "Embedding", "CHAIN", "messages"]),
     st.sampled_from(
         ["0123", "4.0", "5_00", "+7", " 7", "0200", "10.00000000000000000001", "1.50e3", "true", "[Errno 1] x"]
     ),
@@ -72,7 +73,8 @@ ATTRIBUTES = [
     *("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"),
     *("gen_ai.usage.cache_read_input_tokens", "gen_ai.usage.cache_write.input_tokens"),
     *("keytally.organization_id", "gen_ai.usage.reasoning_tokens", "gen_ai.provider.name"),
-    *("llm.usage.total_tokens", "gen_ai.usage.cost"),
+    *("llm.usage.total_tokens", "gen_ai.usage.cost", "llm.token_count.prompt", "llm.model_name", "llm.provider"),
+    *("openinference.span.kind", "ai.usage.tokens", "gen_ai.usage.details.cache_read_tokens"),
 ]
 
 
@@ -196,12 +198,13 @@ ROWS = st.fixed_dictionaries(
     {
         "span": st.integers(0, 6),
         "parent": st.sampled_from([None, 0, 0, 1, 2, 3, 6, 7]),
-        "role": st.sampled_from(["call"] * 6 + ["agent", None]),
+        "role": st.sampled_from(["call"] * 6 + ["embedding", "agent", None]),
         "status": st.sampled_from(["500"] * 6 + [None, "200", "0429", "600", "x"]),
-        "input_tokens": st.sampled_from([None, None, "5"]),
-        "response": st.sampled_from([None] * 5 + ["resp_1"]),
+        "input_tokens": st.sampled_from([None, None, "5", "0", "70", "x"]),
+        "output_tokens": st.sampled_from([None, None, None, "5"]),
+        "response": st.sampled_from([None] * 5 + ["resp_1", "resp_2"]),
         "scope": st.sampled_from(["one", "two"]),
-        "model": st.sampled_from(["m", "n"]),
+        "model": st.sampled_from(["m", "m-2024-08-06", "p/m", "n"]),
         "organization_id": st.sampled_from(["a"] * 5 + ["b"]),
     }
 )

@@ -361,14 +361,31 @@ INPUT, OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 @pytest.mark.parametrize(
     ("column", "newest_first"),
     [
-        ("input_tokens", [INPUT, "gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens"]),
-        ("output_tokens", [OUTPUT, "gen_ai.usage.completion_tokens", "llm.usage.completion_tokens"]),
+        ("input_tokens", [INPUT, "gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens", "llm.token_count.prompt"]),
+        (
+            "output_tokens",
+            [
+                OUTPUT,
+                "gen_ai.usage.completion_tokens",
+                "llm.usage.completion_tokens",
+                "llm.token_count.completion",
+            ],
+        ),
         (
             "cached_input_tokens",
             [
                 "gen_ai.usage.cache_read.input_tokens",
                 "gen_ai.usage.cache_read_input_tokens",
                 "gen_ai.usage.cached_input_tokens",
+                "gen_ai.usage.cache_read_tokens",
+                "gen_ai.usage.cached_tokens",
+                "gen_ai.usage.input_cached_tokens",
+                "gen_ai.usage.input_tokens.cached",
+                "gen_ai.usage.input_tokens_details.cached_tokens",
+                "gen_ai.usage.prompt_tokens_details.cached_tokens",
+                "gen_ai.usage.prompt_tokens_details.cache_read",
+                "gen_ai.usage.details.cache_read_tokens",
+                "llm.token_count.prompt_details.cache_read",
             ],
         ),
         (
@@ -378,9 +395,25 @@ INPUT, OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
                 "gen_ai.usage.cache_write.input_tokens",
                 "gen_ai.usage.cache_creation_input_tokens",
                 "gen_ai.usage.cache_write_input_tokens",
+                "gen_ai.usage.input_tokens.cache_write",
+                "gen_ai.usage.prompt_tokens_details.cache_write",
+                "gen_ai.usage.details.cache_write_tokens",
+                "llm.token_count.prompt_details.cache_write",
             ],
         ),
-        ("reasoning_tokens", ["gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens"]),
+        (
+            "reasoning_tokens",
+            [
+                "gen_ai.usage.reasoning.output_tokens",
+                "gen_ai.usage.reasoning_tokens",
+                "gen_ai.usage.output_tokens.reasoning",
+                "gen_ai.usage.output_tokens_details.reasoning_tokens",
+                "gen_ai.usage.completion_tokens_details.reasoning_tokens",
+                "gen_ai.usage.completion_tokens_details.reasoning",
+                "gen_ai.usage.details.reasoning_tokens",
+                "llm.token_count.completion_details.reasoning",
+            ],
+        ),
     ],
 )
 def test_every_name_of_the_tokens_is_read(column: str, newest_first: list[str]) -> None:
@@ -447,6 +480,11 @@ def test_a_bare_value_counts() -> None:
         ("request_id", {"gen_ai.response.id": ""}, f"{TRACE}-00000000000000a1"),
         ("model", {"gen_ai.request.model": NOTHING}, "gpt-4o-2024-08-06"),
         ("model", {"gen_ai.request.model": ""}, "gpt-4o-2024-08-06"),
+        ("model", {"llm.model_name": "other"}, "gpt-4o"),
+        ("model", {"gen_ai.request.model": NOTHING, "llm.model_name": "gpt-4o-mini"}, "gpt-4o-mini"),
+        ("provider", {"llm.provider": "azure"}, "openai"),
+        ("provider", {"gen_ai.provider.name": NOTHING, "llm.provider": "azure"}, "azure"),
+        ("endpoint", {"gen_ai.operation.name": NOTHING, "openinference.span.kind": "LLM"}, "LLM"),
         ("deployed_model", {"gen_ai.response.model": NOTHING}, None),
         ("provider", {"gen_ai.provider.name": NOTHING, "gen_ai.system": "OpenAI"}, "OpenAI"),
         ("endpoint", {"gen_ai.operation.name": NOTHING, "llm.request.type": "completion"}, "completion"),
@@ -521,6 +559,7 @@ def test_a_text_that_looks_like_a_number_stays_as_it_is(value: str, is_bare: boo
         ({"error.type": {"kvlistValue": {"values": []}}}, {}, '{"kvlistValue":{"values":[]}}'),
         ({"gen_ai.response.id": {"arrayValue": {"values": []}}}, {}, '{"arrayValue":{"values":[]}}'),
         ({"gen_ai.operation.name": {"bytesValue": "YQ=="}}, {}, '{"bytesValue":"YQ=="}'),
+        ({"gen_ai.operation.name": NOTHING, "openinference.span.kind": {"boolValue": True}}, {}, '{"boolValue":true}'),
         ({"gen_ai.operation.name": NOTHING, "llm.request.type": {"boolValue": True}}, {}, '{"boolValue":true}'),
         ({}, {"attributes": {"a": 1}}, '{"attributes":{"a":1}}'),
         ({}, {"attributes": 200}, '{"attributes":200}'),
@@ -556,13 +595,32 @@ def test_the_span_before_its_resource_says_whose_call_it_was() -> None:
 
 
 NO_TOKENS = {INPUT: NOTHING, OUTPUT: NOTHING}
-CALLS = ("chat", "text_completion", "generate_content", "embeddings")
+CALLS = (
+    *("chat", "text_completion", "generate_content", "chat.completions", "text.completions"),
+    *("completion", "acompletion", "messages", "responses", "Chat", "TEXT_COMPLETION"),
+)
+OPENINFERENCE = {**NO_TOKENS, "gen_ai.operation.name": NOTHING, "llm.token_count.prompt": 5}
+VERCEL = {**NO_TOKENS, "gen_ai.operation.name": NOTHING, "ai.usage.promptTokens": 5}
 
 
 @pytest.mark.parametrize(
     ("changes", "role", "skipped"),
     [
         *(({"gen_ai.operation.name": name}, "call", None) for name in CALLS),
+        *(({"gen_ai.operation.name": name}, "embedding", None) for name in ("embeddings", "embedding", "Embeddings")),
+        ({"gen_ai.operation.name": NOTHING, "llm.request.type": "embedding"}, "embedding", None),
+        (OPENINFERENCE, "call", None),
+        ({**OPENINFERENCE, "openinference.span.kind": "LLM"}, "call", None),
+        ({**OPENINFERENCE, "openinference.span.kind": "LLM", "llm.token_count.prompt": NOTHING}, "call", None),
+        ({**OPENINFERENCE, "openinference.span.kind": "EMBEDDING"}, "embedding", None),
+        ({**OPENINFERENCE, "openinference.span.kind": "AGENT"}, "agent", None),
+        ({**OPENINFERENCE, "openinference.span.kind": "AGENT", "llm.token_count.prompt": {}}, None, "no model call"),
+        ({**OPENINFERENCE, "openinference.span.kind": "CHAIN"}, None, "CHAIN with tokens"),
+        ({**OPENINFERENCE, "openinference.span.kind": "CHAIN", "gen_ai.operation.name": "chat"}, "call", None),
+        (VERCEL, None, "ai.usage (Vercel) with tokens"),
+        ({**VERCEL, "ai.usage.promptTokens": {}}, None, "no model call"),
+        ({**VERCEL, "gen_ai.operation.name": "execute_tool"}, None, "execute_tool with tokens"),
+        ({**VERCEL, "gen_ai.usage.input_tokens": 5}, "call", None),
         (NO_TOKENS, "call", None),
         ({"gen_ai.operation.name": NOTHING}, "call", None),
         ({"gen_ai.operation.name": "", **NO_TOKENS, "gen_ai.usage.total_tokens": 5}, "call", None),
@@ -573,6 +631,7 @@ CALLS = ("chat", "text_completion", "generate_content", "embeddings")
         ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "gen_ai.usage.cost": {"doubleValue": 0.5}}, "call", None),
         ({"gen_ai.operation.name": NOTHING, **NO_TOKENS, "gen_ai.usage.cost": {}}, None, "no model call"),
         ({"gen_ai.operation.name": "invoke_agent"}, "agent", None),
+        ({"gen_ai.operation.name": "Invoke_Agent"}, "agent", None),
         ({"gen_ai.operation.name": "create_agent"}, "agent", None),
         ({"gen_ai.operation.name": "invoke_workflow"}, None, "invoke_workflow with tokens"),
         ({"gen_ai.operation.name": "invoke_agent", **NO_TOKENS}, None, "no model call"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.reconcile import reconcile
+from pipeline.run import start_run
 from tests.conftest import Place
 
 Span = dict[str, Any]
@@ -47,6 +50,8 @@ def export(*spans: Span) -> str:
 
 
 TOKENS = {"usage__input_tokens": 500, "usage__output_tokens": 150}
+ZERO = {"usage__input_tokens": 0, "usage__output_tokens": 0}
+TWICE = {"usage__input_tokens": 1000, "usage__output_tokens": 300}
 CACHED = {"usage__cache_read__input_tokens": 100}
 
 
@@ -73,6 +78,12 @@ def tally(place: Place) -> dict[tuple[str, str], int]:
 
 def lines_of(place: Place, kind: str) -> int:
     return place.ledger().files["otel-genai/a.jsonl"].take_in.lines_of(kind)
+
+
+def assert_recounted(place: Place) -> None:
+    """The plain reading of the log agrees."""
+    with start_run(place.settings, lambda: place.now) as run:
+        assert reconcile(run, date(2025, 11, 10), date(2025, 11, 10)).as_json()["differences"] == []
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one export", "an export a span"])
@@ -158,6 +169,19 @@ def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place
         [span(1, None, failed=True), span(2, 1, response__id="msg_1", **TOKENS)],
         [span(1, None, failed=True), span(2, 1, **TOKENS)],
         [span(1, 9, failed=True, scope="openai_v2"), span(2, 9, failed=True, scope="openllmetry")],
+        [
+            span(1, 9, failed=True, scope="x", request__model="openai/gpt-4o"),
+            span(2, 9, failed=True, scope="y", request__model="gpt-4o-2024-08-06"),
+        ],
+        [
+            span(1, 9, failed=True, scope="x", response__id="msg_1"),
+            span(2, 9, failed=True, scope="y"),
+        ],
+        [span(1, 9, scope="x", response__id="msg_1", **TOKENS), span(2, 9, scope="y", **TOKENS, **CACHED)],
+        [span(1, 9, scope="x", **TOKENS), span(2, 9, scope="y", **TOKENS)],
+        [span(1, 9, scope="x"), span(2, 9, scope="y")],
+        [span(1, None, **TOKENS), span(3, 1, None), span(4, 3, None), span(2, 4, response__id="msg_1", **TOKENS)],
+        [span(1, None, response__id="msg_1", **TOKENS), span(3, 1, None), span(2, 3, **TOKENS)],
     ],
     ids=[
         "one has no response id",
@@ -165,6 +189,13 @@ def test_a_failed_attempt_below_a_call_that_succeeded_is_a_request(traced: Place
         "the outer one failed",
         "the outer one failed, no ids",
         "failed side by side",
+        "failed side by side, one with the dated model",
+        "failed side by side, one with a response id",
+        "side by side, one has no response id",
+        "side by side, neither has",
+        "side by side, no tokens",
+        "two spans in between",
+        "a span in between, the inner one has no response id",
     ],
 )
 def test_what_cannot_be_decided_is_a_finding(traced: Place, spans: list[Span]) -> None:
@@ -173,6 +204,7 @@ def test_what_cannot_be_decided_is_a_finding(traced: Place, spans: list[Span]) -
     assert report.has_findings
     assert [odd.what for odd in report.odd] == ["1 span may tell of a call that counts already: no response id says so"]
     assert sum(day.counted for day in report.days) == 2
+    assert_recounted(traced)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +213,31 @@ def test_what_cannot_be_decided_is_a_finding(traced: Place, spans: list[Span]) -
         [span(1, 9, failed=True), span(2, 9, failed=True)],
         [span(1, 9, failed=True, scope="x"), span(2, 9, failed=True, request__model="claude", scope="y")],
         [span(1, None, response__id="msg_1", **TOKENS), span(2, 1, response__id="msg_2", **TOKENS)],
+        [span(1, 9, **TOKENS), span(2, 9, **TOKENS)],
+        [span(1, 9, scope="x", **TOKENS), span(2, 9, scope="y", usage__input_tokens=501, usage__output_tokens=150)],
+        [span(1, 9, scope="x", **TOKENS), span(2, 9, scope="y", request__model="claude", **TOKENS)],
+        [span(n, 9, scope=f"s{n}", response__id=f"msg_{n}", **TOKENS) for n in (1, 2)],
+        [span(1, 8, scope="x", **TOKENS), span(2, 9, scope="y", **TOKENS)],
+        [span(1, None, **TOKENS), span(3, 1, None), span(2, 3, failed=True)],
+        [span(1, None, response__id="msg_1", **TOKENS), span(3, 1, None), span(2, 3, response__id="msg_2", **TOKENS)],
     ],
-    ids=["attempts of one instrumentation", "attempts with two models", "two response ids"],
+    ids=[
+        "attempts of one instrumentation",
+        "attempts with two models",
+        "two response ids",
+        "side by side, one instrumentation",
+        "side by side, other tokens",
+        "side by side, other models",
+        "side by side, two response ids",
+        "side by side, other parents",
+        "a failed attempt further below",
+        "two response ids, a span in between",
+    ],
 )
 def test_what_can_be_decided_is_none(traced: Place, spans: list[Span]) -> None:
     assert published(traced, export(*spans))[0] == 2
     assert lines_of(traced, "undecided") == 0
+    assert_recounted(traced)
 
 
 def test_a_failed_span_that_is_exported_twice_is_merged_once(traced: Place) -> None:
@@ -227,6 +278,43 @@ def test_a_failed_span_below_one_that_is_merged_no_further_is_merged_with_that_o
     assert (lines_of(traced, "merged"), lines_of(traced, "undecided")) == (2, 1)
 
 
+@pytest.mark.parametrize("named", [1, 2, 3])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_failed_spans_of_which_one_has_a_response_id_are_one_request(
+    traced: Place, named: int, order: tuple[int, ...]
+) -> None:
+    """Three instrumentations of one broken stream; only one of them saw the id of the response."""
+    spans = [span(n, n - 1 or None, failed=True, **({"response__id": "msg_1"} if n == named else {})) for n in (1, 2)]
+    spans.append(span(3, 2, failed=True, **({"response__id": "msg_1"} if named == 3 else {}), **TOKENS))
+    assert published(traced, *(export(spans[number]) for number in order)) == (1, 1, "0.00275", 500)
+    assert tally(traced) == {("merged", "a second span of the same call"): 2}
+    assert {event["request_id"] for event in traced.events("otel-genai/a.jsonl")} == {f"{'a' * 32}-msg_1"}
+    assert_recounted(traced)
+
+
+def test_failed_spans_with_two_response_ids_are_two_requests_with_an_unnamed_one_between(traced: Place) -> None:
+    """The one between them belongs to the one above it."""
+    ids = {1: {"response__id": "msg_1"}, 2: {}, 3: {"response__id": "msg_3"}}
+    spans = [span(n, n - 1 or None, failed=True, usage__input_tokens=10**n, **ids[n]) for n in (1, 2, 3)]
+    assert published(traced, export(*spans)) == (2, 2, "0.00275", 1_100)
+    assert tally(traced) == {("merged", "a second span of the same call"): 1}
+
+
+def test_of_several_failed_spans_with_response_ids_below_one_without_the_first_names_it(traced: Place) -> None:
+    """2 names the request of 1; whether 3 is that request nobody can say."""
+    spans = [span(1, None, failed=True), *(span(n, 1, failed=True, response__id=f"msg_{n}", **TOKENS) for n in (3, 2))]
+    assert published(traced, export(*spans)) == (2, 2, "0.0055", 1000)
+    assert (lines_of(traced, "merged"), lines_of(traced, "undecided")) == (1, 1)
+    events = traced.events("otel-genai/a.jsonl")
+    assert sorted(event["request_id"][-5:] for event in events) == ["msg_2", "msg_2", "msg_3"]
+
+
+def test_failed_embeddings_one_below_the_other_are_one_request(traced: Place) -> None:
+    spans = [span(n, n - 1 or None, "embeddings", failed=True) for n in (1, 2)]
+    assert published(traced, export(*spans)) == (1, 1, "0", 0)
+    assert tally(traced) == {("merged", "a second span of the same call"): 1}
+
+
 def test_a_failed_span_counts_though_the_one_above_it_is_refused(traced: Place) -> None:
     outer = span(1, None, failed=True, usage__input_tokens="many")
     inner = span(2, 1, failed=True, **TOKENS)
@@ -255,6 +343,17 @@ def test_spans_of_two_organizations_are_two_requests(traced: Place) -> None:
     assert lines_of(traced, "merged") == 0
 
 
+# --- agents and embeddings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["embeddings", "Embedding"])
+def test_embeddings_do_not_hide_an_agent(traced: Place, operation: str) -> None:
+    """The agent's tokens are those of its chats, which are in no log: 500 of the embedding come on top."""
+    agent = span(1, None, "invoke_agent", usage__input_tokens=1000, usage__output_tokens=300)
+    assert published(traced, export(agent, span(2, 1, operation, usage__input_tokens=500))) == (2, 0, "0.00675", 1500)
+    assert tally(traced) == {}
+
+
 # --- agents whose calls have no tokens --------------------------------------------------------------------------------
 
 
@@ -266,18 +365,53 @@ def test_spans_of_two_organizations_are_two_requests(traced: Place) -> None:
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS), span(3, 2)], 2),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS)], 0),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", usage__cost="1")], 1),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, **ZERO)], 1),
+        ([span(1, None, "invoke_agent", **ZERO), span(2, 1)], 0),
+        ([span(1, None, "invoke_agent", **TWICE), span(2, 1, **TOKENS)], 1),
+        ([span(1, None, "invoke_agent", **TWICE), span(2, 1, **TOKENS), span(3, 1, **TOKENS)], 0),
+        (
+            [
+                span(1, None, "invoke_agent", **TWICE),
+                *(span(n, 1, response__id="msg_1", scope=f"s{n}", **TOKENS) for n in (2, 3)),
+            ],
+            1,
+        ),
+        (
+            [
+                span(1, None, "invoke_agent", **TWICE),
+                span(2, 1, "invoke_agent", **TOKENS),
+                *(span(n, n // 2, **TOKENS) for n in (3, 4)),
+            ],
+            0,
+        ),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "embeddings", **TOKENS), span(3, 1)], 1),
     ],
-    ids=["no tokens", "one with tokens", "two agents", "an inner agent has them", "a cost is no token count"],
+    ids=[
+        "no tokens",
+        "one with tokens",
+        "two agents",
+        "an inner agent has them",
+        "a cost is no token count",
+        "zero is no token",
+        "zero is no token of an agent",
+        "one of two calls is not in the log",
+        "both calls are",
+        "one call with two spans",
+        "a call of an inner agent and one beside it",
+        "an embedding's are not an agent's",
+    ],
 )
 def test_an_agent_whose_tokens_count_nowhere_is_a_finding(traced: Place, spans: list[Span], lost: int) -> None:
     traced.write_raw("otel-genai/a.jsonl", export(*spans))
     report = traced.roll_up()
     assert lines_of(traced, "undecided") == lost
-    what = f"the tokens of {lost} skipped agent{'s' * (lost > 1)} count nowhere: no model call below has any"
+    agents = f"{lost} skipped agents have" if lost > 1 else "1 skipped agent has"
+    what = f"{agents} more tokens than the model calls below: the rest counts nowhere"
     assert [odd.what for odd in report.odd] == ([what] if lost else [])
     assert lines_of(traced, "skipped") == sum(
         each["span"]["attributes"][3]["value"]["stringValue"] == "invoke_agent" for each in spans[:-1]
     )
+    assert_recounted(traced)
 
 
 def test_a_span_that_is_exported_twice_counts_once_and_is_not_merged(traced: Place, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@
 -- The organization and the key are attributes that you add to your spans or to their resource. If both have one, the span's counts.
 -- If your attributes have other names: copy this file to formats/ of the data folder, and change the two names in the first block.
 -- Instrumentations of different years name the same token count differently. For each count, the list below has the newest name
--- first, and the first name in this list that the span has counts.
+-- first, and the first name in this list that the span has counts. The names of OpenInference (llm.token_count) come last.
+-- The Vercel AI SDK's ai.usage is not read: the span that has it alone repeats the tokens of the span below it.
 -- A record is read only if everything above its spans has the shape that OTLP gives it: lists are lists, objects are objects,
 -- and a null stands for an empty one. Any other record, and one with the instrumentationLibrarySpans of OTLP before 2022, gives no row.
 -- A part of another shape is null in `resources`. Only then is the record looked at more closely, which takes longer.
@@ -115,6 +116,8 @@ chosen as (
             list_concat(from_json(given.attributes, '[{"key": "VARCHAR", "value": "JSON"}]'), resource_attributes),
             lambda attribute: starts_with(attribute.key, 'gen_ai.usage.')
             or starts_with(attribute.key, 'llm.usage.')
+            or starts_with(attribute.key, 'llm.token_count.')
+            or starts_with(attribute.key, 'ai.usage.')
             or attribute.key in (
                 organization_name,
                 api_key_name,
@@ -127,7 +130,10 @@ chosen as (
                 'gen_ai.system',
                 'http.response.status_code',
                 'http.status_code',
-                'llm.request.type'
+                'llm.model_name',
+                'llm.provider',
+                'llm.request.type',
+                'openinference.span.kind'
             )
         ) as attributes
     from span
@@ -164,10 +170,10 @@ read as (
                                 when regexp_matches(coalesce(content.exact, content.other), '^("|-?[0-9]+$)')
                                     and (
                                         content.exact is not null
-                                        or not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|http)\.')
+                                        or not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|llm\.token_count|http)\.')
                                     )
                                     then coalesce(content.exact, content.other)->>'$'
-                                when not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|http)\.')
+                                when not regexp_matches(attribute.key, '^((gen_ai|llm)\.usage|llm\.token_count|http)\.')
                                     then case
                                         when regexp_matches(attribute.value, '^[0-9-]')
                                             then '{"doubleValue":' || attribute.value || '}'
@@ -199,7 +205,7 @@ read as (
                 }
             ),
             lambda attribute: attribute.text is not null
-            and (attribute.text != '' or regexp_matches(attribute.name, '^(gen_ai|llm)\.usage\.'))
+            and (attribute.text != '' or regexp_matches(attribute.name, '^((gen_ai|llm)\.usage|llm\.token_count)\.'))
         ) as texts,
         list_transform(texts, lambda attribute: attribute.name) as names,
         list_transform(texts, lambda attribute: attribute.text) as contents
@@ -217,42 +223,80 @@ named as (
         nullif(start_time, '') as start_time,
         outcome,
         own_attributes,
+        names,
         contents[list_position(names, organization_name)] as organization_id,
         contents[list_position(names, api_key_name)] as api_key_id,
         contents[list_position(names, 'error.type')] as error_type,
-        contents[list_position(names, 'gen_ai.operation.name')] as operation,
+        coalesce(
+            contents[list_position(names, 'gen_ai.operation.name')], contents[list_position(names, 'openinference.span.kind')]
+        ) as operation,
         contents[list_position(names, 'llm.request.type')] as request_type,
-        contents[list_position(names, 'gen_ai.request.model')] as requested_model,
+        coalesce(
+            contents[list_position(names, 'gen_ai.request.model')], contents[list_position(names, 'llm.model_name')]
+        ) as requested_model,
         contents[list_position(names, 'gen_ai.response.model')] as deployed_model,
         contents[list_position(names, 'gen_ai.response.id')] as response_id,
-        coalesce(contents[list_position(names, 'gen_ai.provider.name')], contents[list_position(names, 'gen_ai.system')]) as provider,
+        coalesce(
+            contents[list_position(names, 'gen_ai.provider.name')],
+            contents[list_position(names, 'gen_ai.system')],
+            contents[list_position(names, 'llm.provider')]
+        ) as provider,
         coalesce(contents[list_position(names, 'http.response.status_code')], contents[list_position(names, 'http.status_code')]) as http_status,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.input_tokens')],
             contents[list_position(names, 'gen_ai.usage.prompt_tokens')],
-            contents[list_position(names, 'llm.usage.prompt_tokens')]
+            contents[list_position(names, 'llm.usage.prompt_tokens')],
+            contents[list_position(names, 'llm.token_count.prompt')]
         ) as input_tokens,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.output_tokens')],
             contents[list_position(names, 'gen_ai.usage.completion_tokens')],
-            contents[list_position(names, 'llm.usage.completion_tokens')]
+            contents[list_position(names, 'llm.usage.completion_tokens')],
+            contents[list_position(names, 'llm.token_count.completion')]
         ) as output_tokens,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.cache_read.input_tokens')],
             contents[list_position(names, 'gen_ai.usage.cache_read_input_tokens')],
-            contents[list_position(names, 'gen_ai.usage.cached_input_tokens')]
+            contents[list_position(names, 'gen_ai.usage.cached_input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cache_read_tokens')],
+            contents[list_position(names, 'gen_ai.usage.cached_tokens')],
+            contents[list_position(names, 'gen_ai.usage.input_cached_tokens')],
+            contents[list_position(names, 'gen_ai.usage.input_tokens.cached')],
+            contents[list_position(names, 'gen_ai.usage.input_tokens_details.cached_tokens')],
+            contents[list_position(names, 'gen_ai.usage.prompt_tokens_details.cached_tokens')],
+            contents[list_position(names, 'gen_ai.usage.prompt_tokens_details.cache_read')],
+            contents[list_position(names, 'gen_ai.usage.details.cache_read_tokens')],
+            contents[list_position(names, 'llm.token_count.prompt_details.cache_read')]
         ) as cached_input_tokens,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.cache_creation.input_tokens')],
             contents[list_position(names, 'gen_ai.usage.cache_write.input_tokens')],
             contents[list_position(names, 'gen_ai.usage.cache_creation_input_tokens')],
-            contents[list_position(names, 'gen_ai.usage.cache_write_input_tokens')]
+            contents[list_position(names, 'gen_ai.usage.cache_write_input_tokens')],
+            contents[list_position(names, 'gen_ai.usage.input_tokens.cache_write')],
+            contents[list_position(names, 'gen_ai.usage.prompt_tokens_details.cache_write')],
+            contents[list_position(names, 'gen_ai.usage.details.cache_write_tokens')],
+            contents[list_position(names, 'llm.token_count.prompt_details.cache_write')]
         ) as cache_write_tokens,
         coalesce(
             contents[list_position(names, 'gen_ai.usage.reasoning.output_tokens')],
-            contents[list_position(names, 'gen_ai.usage.reasoning_tokens')]
+            contents[list_position(names, 'gen_ai.usage.reasoning_tokens')],
+            contents[list_position(names, 'gen_ai.usage.output_tokens.reasoning')],
+            contents[list_position(names, 'gen_ai.usage.output_tokens_details.reasoning_tokens')],
+            contents[list_position(names, 'gen_ai.usage.completion_tokens_details.reasoning_tokens')],
+            contents[list_position(names, 'gen_ai.usage.completion_tokens_details.reasoning')],
+            contents[list_position(names, 'gen_ai.usage.details.reasoning_tokens')],
+            contents[list_position(names, 'llm.token_count.completion_details.reasoning')]
         ) as reasoning_tokens,
-        coalesce(len(list_filter(names, lambda name: regexp_matches(name, '^(gen_ai|llm)\.usage\.'))), 0) > 0 as has_usage
+        coalesce(
+            len(list_filter(
+                names,
+                lambda name: starts_with(name, 'gen_ai.usage.')
+                or starts_with(name, 'llm.usage.')
+                or starts_with(name, 'llm.token_count.')
+            )),
+            0
+        ) > 0 as has_usage
     from read
 ),
 
@@ -279,13 +323,27 @@ checked as (
 ),
 
 -- An older instrumentation names no operation: a request type or a token count shows the call of a model.
+-- OpenInference names the kind of a span instead: 'LLM', 'EMBEDDING', 'AGENT'.
 judged as (
     select
         *,
         case
-            when operation in ('chat', 'text_completion', 'generate_content', 'embeddings') then 'call'
+            when lower(coalesce(operation, request_type)) in ('embeddings', 'embedding') then 'embedding'
             when operation is null and (request_type is not null or has_usage) then 'call'
-            when operation in ('invoke_agent', 'create_agent') and has_usage then 'agent'
+            when lower(operation) in (
+                'chat',
+                'text_completion',
+                'generate_content',
+                'chat.completions',
+                'text.completions',
+                'completion',
+                'acompletion',
+                'messages',
+                'responses',
+                'llm'
+            )
+                then 'call'
+            when lower(operation) in ('invoke_agent', 'create_agent', 'agent') and has_usage then 'agent'
         end as role,
         error_type is not null or coalesce(code in ('2', '2.0', 'STATUS_CODE_ERROR'), false) as failed,
         coalesce(trace_id, span_id, start_time) is null as is_no_span
@@ -327,7 +385,8 @@ call as (
         reasoning_tokens,
         case
             when role is not null or is_no_span or odd_part is not null then null
-            when has_usage then left(operation, 64) || ' with tokens'
+            when has_usage or len(list_filter(names, lambda name: starts_with(name, 'ai.usage.'))) > 0
+                then coalesce(left(operation, 64), 'ai.usage (Vercel)') || ' with tokens'
             else 'no model call'
         end as skipped,
         trace_id || '-' || span_id as record_id,

@@ -1,9 +1,11 @@
 -- One row: how many records of calls tell of a request that another record tells of; of how many calls it cannot be decided whether
--- they are the call directly above them, or the one beside them; and how many agents were left out whose tokens count nowhere.
+-- they are the nearest call above them, or the one beside them; and how many agents were left out whose tokens do not all count.
 -- Inputs: trace_span, trace_failure, trace_agent.
--- Below: a failed call below one that did not fail is an attempt of its own. Two calls that both have response ids are decided.
--- Beside: failed calls of one model with the same parent, written by different instrumentations, may be one call each or the same one.
-with call as (
+-- Below: other spans may stand between the two. A failed call below one that did not fail is an attempt of its own. Two calls that
+-- both have response ids are decided.
+-- Beside: calls of one model with the same parent, written by different instrumentations, may be one call each or the same one. If
+-- they did not fail, they have the same numbers of tokens. Each call without a response id may be one of the others, no more.
+with recursive call as (
     select distinct
         trace_span.record,
         trace_span.parent,
@@ -12,52 +14,74 @@ with call as (
         trace_span.scope,
         trace_span.is_named,
         trace_span.is_failed,
+        trace_span.input_tokens,
+        trace_span.output_tokens,
         coalesce(trace_failure.is_below, false) as is_below_failure
     from trace_span
     left join trace_failure on trace_span.record = trace_failure.record
     where trace_span.role = 'call'
 ),
 
+-- Grain: record and the nearest call at it or above it.
+under as (
+    select
+        record as call,
+        record
+    from call
+
+    union
+
+    select
+        under.call,
+        child.record
+    from under
+    join trace_span as child on under.record = child.parent
+    where child.role is distinct from 'call'
+),
+
 below as (
     select count(*) as undecided
     from call as child
-    join call as parent on child.parent = parent.record
+    join under on child.parent = under.record
+    join call as outer_call on under.call = outer_call.record
     where
-        child.request != parent.request
-        and not (child.is_named and parent.is_named)
+        child.request != outer_call.request
+        and not (child.is_named and outer_call.is_named)
         and not child.is_failed
 ),
 
 beside as (
-    select coalesce(sum(calls - most), 0) as undecided
+    select coalesce(sum(least(calls - most, unnamed)), 0) as undecided
     from (
         select
             sum(calls) as calls,
-            max(calls) as most
+            max(calls) as most,
+            sum(unnamed) as unnamed
         from (
             select
                 parent,
                 model,
+                is_failed,
+                case when not is_failed then {'input': input_tokens, 'output': output_tokens} end as tokens,
                 scope,
-                count(*) as calls
+                count(distinct request) as calls,
+                count(distinct request) filter (not is_named) as unnamed
             from call
-            where is_failed and not is_named and not is_below_failure and parent is not null
-            group by
-                parent,
-                model,
-                scope
+            where parent is not null and not is_below_failure
+            group by all
         ) as of_scope
         group by
             parent,
-            model
-        having count(*) > 1
+            model,
+            is_failed,
+            tokens
     ) as of_parent
 ),
 
 below_failure as (
     select count(*) as undecided
     from trace_failure
-    where is_below and top_id = failed_id
+    where is_undecided
 )
 
 select

@@ -3,8 +3,8 @@
 -- Inputs: records (record_id), trace_agent, trace_failure.
 select distinct
     record_id,
-    trace_failure.top_id as request_id
+    trace_failure.request_id
 from records
 left join trace_agent on md5_number(record_id) = trace_agent.record
-left join trace_failure on md5_number(record_id) = trace_failure.record and trace_failure.top_id != record_id
+left join trace_failure on md5_number(record_id) = trace_failure.record and trace_failure.request_id != record_id
 where trace_agent.record is not null or trace_failure.record is not null
