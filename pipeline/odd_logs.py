@@ -11,7 +11,7 @@ from pipeline.ledger import FileEntry
 from pipeline.line import Reason
 from pipeline.traces import LOST_AGENT
 
-WITH_TOKENS = " with tokens"  # how a format ends the reason of a record that it skips although it has tokens
+WITH_TOKENS = ["with", "tokens"]  # how a format ends the reason of a record that it skips although it has tokens
 FEW_REJECTED = 10  # fewer bad lines than this are no finding: a run with a few quarantined lines exits with 0
 
 
@@ -79,7 +79,7 @@ def _odd_spans(entry: FileEntry) -> OddLog | None:
     lost_agents = taken.lines_of("undecided", LOST_AGENT)
     undecided = taken.lines_of("undecided") - lost_agents
     with_tokens = sum(
-        each.lines for each in taken.tally if each.kind == "skipped" and each.reason.endswith(WITH_TOKENS)
+        each.lines for each in taken.tally if each.kind == "skipped" and each.reason.split()[-2:] == WITH_TOKENS
     )
     if with_tokens and not taken.accepted:
         return OddLog(
@@ -99,9 +99,7 @@ def _odd_spans(entry: FileEntry) -> OddLog | None:
     if lost_agents:
         return OddLog(
             entry.file,
-            f"{count_of(lost_agents, 'skipped agent')} {'has' if lost_agents == 1 else 'have'} more tokens than the"
-            " model calls below: the rest counts nowhere",
-            "have the instrumentation of the model calls write a span with tokens for each; in streams, ask the API for"
-            " its usage",
+            f"the tokens of {count_of(lost_agents, 'skipped agent')} count nowhere: no model call below has any",
+            "have the instrumentation of the model calls write their tokens; in streams, ask the API for its usage",
         )
     return None

@@ -17,7 +17,7 @@ Of each span, a few numbers are kept until the end of the file. Of an agent and 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
@@ -54,7 +54,7 @@ class Traces:
     Attributes:
         merged: Spans of calls that share their request with another span.
         undecided: Spans of which these rules cannot say whether they are calls of their own, and agents that were
-            skipped although they have more tokens than all that counts below them.
+            skipped although they have tokens and nothing below them has any.
     """
 
     def __init__(self) -> None:
@@ -170,21 +170,11 @@ class Traces:
         return {agent for agent in self._agents if agent in above and agent not in self._above((agent,))}
 
     def _count_lost(self, skipped: set[int]) -> int:
-        """Count the skipped agents with more tokens than all requests below them together."""
-        requests: dict[tuple[int, tuple[int, int]], int] = {}  # tokens, by the nearest agent above a request
-        for span, call in self._all_calls():
-            agent = self._nearest(self._parents.get(span), self._agents)
-            if agent is not None and not call.is_embedding:
-                key = agent, self._request(span, call)
-                requests[key] = max(_sum(call.tokens), requests.get(key, 0))
-        counted = Counter({agent: tokens for agent, tokens in self._agents.items() if agent not in skipped})
-        for (agent, _), tokens in requests.items():
-            counted[agent] += tokens
-        below: Counter[int] = Counter()
-        for agent, tokens in counted.items():
-            for above in {agent, *self._above((agent,))}:
-                below[above] += tokens
-        return sum(self._agents[agent] > below[agent] for agent in skipped)
+        """Count the skipped agents that have tokens, although nothing that descends from them has any."""
+        with_tokens = [span for span, call in self._all_calls() if not call.is_embedding and _sum(call.tokens)]
+        with_tokens += [agent for agent, tokens in self._agents.items() if tokens]
+        fed = self._above(with_tokens)
+        return sum(bool(self._agents[agent]) and agent not in fed for agent in skipped)
 
     def _nearest(self, span: int | None, wanted: Container[int]) -> int | None:
         """Return the first of the wanted spans at this span or above it."""

@@ -21,14 +21,13 @@ from pipeline.spool import Spool
 AGENT = "an agent whose model calls are in the log too"
 MERGED = "a second span of the same call"
 UNDECIDED = "a span below another one, or beside it, that may tell of the same call"
-LOST_AGENT = "an agent that was left out, although it has more tokens than the model calls below it"
+LOST_AGENT = "an agent with tokens that was left out, although no model call below it has any"
 COLUMNS = ("record_id", "parent_id", "role", "scope")
 
 _TOKENS = ("input_tokens", "output_tokens")
 _SPAN = pa.schema(
     [MAPPED.field(name) for name in (*COLUMNS, "organization_id", "request_id", "model", "status", *_TOKENS)]
 )
-_CALLS = pa.array(["call", "embedding"])
 
 
 class Traces:
@@ -69,7 +68,8 @@ class Traces:
         self._engine.name_arrow("records", records.select(_SPAN.names))
         self._engine.run("add_trace_spans")
         is_unnamed_call = pc.and_kleene(
-            pc.is_in(records["role"], _CALLS), pc.equal(records["request_id"], records["record_id"])
+            pc.or_kleene(pc.equal(records["role"], "call"), pc.equal(records["role"], "embedding")),
+            pc.equal(records["request_id"], records["record_id"]),
         )
         is_failed = pc.match_substring_regex(records["status"], "^0*[45][0-9]{2}$")
         waits = pc.or_kleene(pc.equal(records["role"], "agent"), pc.and_kleene(is_unnamed_call, is_failed))

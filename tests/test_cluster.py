@@ -27,6 +27,7 @@ import pytest
 import pipeline
 from pipeline import errors
 from pipeline.contract import seam
+from pipeline.contract.data_root import NoDataRoot
 from pipeline.contract.layout import FIRST_DAY, LAST_DAY
 from pipeline.contract.settings import Settings, SettingsError
 from pipeline.contract.store import StoreError
@@ -612,6 +613,7 @@ def test_what_a_step_may_raise_comes_back_as_it_was() -> None:
         importlib.import_module(module.name)
     raised: list[Exception] = [
         KeytallyError("a sentence"),
+        errors.InterruptedRunError(),
         errors.HeldBack("a.jsonl", "corrupt"),
         errors.BadPrices("prices.csv", None, "model", "is empty"),
         errors.FormatRefused("formats/a.sql: is empty"),
@@ -622,6 +624,7 @@ def test_what_a_step_may_raise_comes_back_as_it_was() -> None:
         Unfit("tcp://10.0.0.5:1", "is not there"),
         NothingPublished("data"),
         StoreError("no answer"),
+        NoDataRoot("there is no raw/"),
         SettingsError("KEYTALLY_THREADS", "0", "a whole number"),
     ]
     for kind in (KeytallyError, StoreError, SettingsError):

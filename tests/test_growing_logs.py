@@ -267,7 +267,12 @@ def test_a_process_that_never_rests_loses_nothing_over_runs_kills_and_copytrunca
             if turn == 3:
                 # logrotate's copytruncate, with the writer halted: what it writes between the copy and the truncation
                 # is lost by logrotate, whoever reads the log.
+                # Halted in the middle of a line, the copy would have one half of it and the log the other.
                 writer.send_signal(signal.SIGSTOP)
+                while not path.read_bytes().endswith(b"\n"):
+                    writer.send_signal(signal.SIGCONT)
+                    time.sleep(0.03)
+                    writer.send_signal(signal.SIGSTOP)
                 (path.parent / "live-1.jsonl").write_bytes(path.read_bytes())
                 os.truncate(path, 0)
                 writer.send_signal(signal.SIGCONT)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import pipeline.format
 from cli import main
+from pipeline.engine import statement
 from pipeline.format import SHIPPED
 from pipeline.reconcile import Reconciliation, reconcile
 from pipeline.run import start_run
@@ -225,6 +226,7 @@ MUTANTS = [
 def columns_of(text: str) -> set[str]:
     """The columns that a format's SQL gives."""
     with duckdb.connect() as connection:
+        connection.execute(statement("format_functions"))
         connection.execute("create table records (line bigint, record json)")
         return {name for name, *_ in connection.execute(f"describe {text.rstrip().rstrip(';')}").fetchall()}
 

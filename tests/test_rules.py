@@ -40,7 +40,7 @@ ROLLED_UP_BY = (
 )
 
 PINNED = {
-    "TAKE_IN_RULE": (3, "0e6e3bfd8081f3f9"),
+    "TAKE_IN_RULE": (3, "093cdd0c0d657789"),
     "ROLL_UP_RULE": (2, "6b73502e889ee19a"),
 }
 

@@ -51,7 +51,6 @@ def export(*spans: Span) -> str:
 
 TOKENS = {"usage__input_tokens": 500, "usage__output_tokens": 150}
 ZERO = {"usage__input_tokens": 0, "usage__output_tokens": 0}
-TWICE = {"usage__input_tokens": 1000, "usage__output_tokens": 300}
 CACHED = {"usage__cache_read__input_tokens": 100}
 
 
@@ -362,28 +361,11 @@ def test_embeddings_do_not_hide_an_agent(traced: Place, operation: str) -> None:
     [
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1)], 1),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1), span(3, 1, **TOKENS)], 0),
-        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS), span(3, 2)], 2),
+        ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS), span(3, 2)], 1),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", **TOKENS)], 0),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "invoke_agent", usage__cost="1")], 1),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, **ZERO)], 1),
         ([span(1, None, "invoke_agent", **ZERO), span(2, 1)], 0),
-        ([span(1, None, "invoke_agent", **TWICE), span(2, 1, **TOKENS)], 1),
-        ([span(1, None, "invoke_agent", **TWICE), span(2, 1, **TOKENS), span(3, 1, **TOKENS)], 0),
-        (
-            [
-                span(1, None, "invoke_agent", **TWICE),
-                *(span(n, 1, response__id="msg_1", scope=f"s{n}", **TOKENS) for n in (2, 3)),
-            ],
-            1,
-        ),
-        (
-            [
-                span(1, None, "invoke_agent", **TWICE),
-                span(2, 1, "invoke_agent", **TOKENS),
-                *(span(n, n // 2, **TOKENS) for n in (3, 4)),
-            ],
-            0,
-        ),
         ([span(1, None, "invoke_agent", **TOKENS), span(2, 1, "embeddings", **TOKENS), span(3, 1)], 1),
     ],
     ids=[
@@ -394,10 +376,6 @@ def test_embeddings_do_not_hide_an_agent(traced: Place, operation: str) -> None:
         "a cost is no token count",
         "zero is no token",
         "zero is no token of an agent",
-        "one of two calls is not in the log",
-        "both calls are",
-        "one call with two spans",
-        "a call of an inner agent and one beside it",
         "an embedding's are not an agent's",
     ],
 )
@@ -405,8 +383,8 @@ def test_an_agent_whose_tokens_count_nowhere_is_a_finding(traced: Place, spans: 
     traced.write_raw("otel-genai/a.jsonl", export(*spans))
     report = traced.roll_up()
     assert lines_of(traced, "undecided") == lost
-    agents = f"{lost} skipped agents have" if lost > 1 else "1 skipped agent has"
-    what = f"{agents} more tokens than the model calls below: the rest counts nowhere"
+    agents = f"{lost} skipped agents" if lost > 1 else "1 skipped agent"
+    what = f"the tokens of {agents} count nowhere: no model call below has any"
     assert [odd.what for odd in report.odd] == ([what] if lost else [])
     assert lines_of(traced, "skipped") == sum(
         each["span"]["attributes"][3]["value"]["stringValue"] == "invoke_agent" for each in spans[:-1]

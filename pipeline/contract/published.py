@@ -163,6 +163,8 @@ def foreign_commits(store: Store) -> list[ForeignCommit]:
             info: dict[str, object] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
         except (ValueError, AttributeError, RecursionError):  # it is damaged, whoever wrote it
             break
+        if not info or any(name.startswith("keytally.") for name in info):  # ours, and cut at the end of a line
+            break
         said = [str(info[name]) for name in ("operation", "engineInfo", "clientVersion") if info.get(name)]
         by = " by ".join(said[:2]) or "it does not say by whom"
         foreign.append(ForeignCommit(version, "".join(letter if letter.isprintable() else " " for letter in by)[:100]))

@@ -13,8 +13,8 @@
 -- The Vercel AI SDK's ai.usage is not read: the span that has it alone repeats the tokens of the span below it.
 -- A record is read only if everything above its spans has the shape that OTLP gives it: lists are lists, objects are objects,
 -- and a null stands for an empty one. Any other record, and one with the instrumentationLibrarySpans of OTLP before 2022, gives no row.
--- A part of another shape is null in `resources`. Only then is the record looked at more closely, which takes longer.
-with export as (
+-- Only a record with a gap, where a list is null or a part is no object, is looked at more closely: that takes longer and more memory.
+with export as not materialized (
     select
         line,
         record,
@@ -23,10 +23,10 @@ with export as (
         from_json(
             record,
             '{"resourceSpans": [{
-                "resource": {"attributes": [{"key": "VARCHAR", "value": "JSON"}]},
+                "resource": "JSON",
                 "instrumentationLibrarySpans": "JSON",
                 "scopeSpans": [{
-                    "scope": {"name": "VARCHAR"},
+                    "scope": "JSON",
                     "spans": [{
                         "traceId": "VARCHAR",
                         "spanId": "VARCHAR",
@@ -38,20 +38,20 @@ with export as (
                 }]
             }]}'
         ).resourceSpans as resources,
-        len(list_filter(
+        list_bool_or(list_transform(
             resources,
-            lambda exported: exported.resource.attributes is null
-            or exported.scopeSpans is null
+            lambda exported: exported.scopeSpans is null
             or exported.instrumentationLibrarySpans is not null
-            or len(list_filter(exported.scopeSpans, lambda scoped: scoped.scope is null or scoped.spans is null)) > 0
-        )) > 0 as has_gap
-    from records
-),
-
-otlp as (
-    select *
-    from export
-    where
+            or not (
+                coalesce(exported.resource, 'null') = 'null'
+                or coalesce(json_type(exported.resource, '$.attributes'), left(exported.resource, 1)) in ('ARRAY', 'NULL', '{')
+            )
+            or coalesce(list_bool_or(list_transform(
+                exported.scopeSpans,
+                lambda scoped: scoped.spans is null
+                or not (coalesce(scoped.scope, 'null') = 'null' or starts_with(scoped.scope, '{'))
+            )), false)
+        )) as has_gap,
         resources is not null
         and case
             when has_gap then list_has_all(['OBJECT'], json_type(record, '$.resourceSpans[*]'))
@@ -63,16 +63,18 @@ otlp as (
                 and list_has_all(['ARRAY', 'NULL'], json_type(record, '$.resourceSpans[*].scopeSpans[*].spans'))
                 and list_has_all(['NULL'], json_type(record, '$.resourceSpans[*].instrumentationLibrarySpans'))
             else true
-        end
+        end as is_otlp
+    from records
 ),
 
+-- Not a filter: before a filter, DuckDB would read each record twice.
 resource as (
     select
         line,
         organization_name,
         api_key_name,
-        unnest(resources) as exported
-    from otlp
+        unnest(case when is_otlp then resources end) as exported
+    from export
 ),
 
 scope as (
@@ -81,7 +83,7 @@ scope as (
         organization_name,
         api_key_name,
         list_filter(
-            exported.resource.attributes,
+            from_json(exported.resource->'$.attributes', '[{"key": "VARCHAR", "value": "JSON"}]'),
             lambda attribute: attribute.key in (organization_name, api_key_name)
         ) as resource_attributes,
         unnest(exported.scopeSpans) as scoped
@@ -94,7 +96,7 @@ span as (
         organization_name,
         api_key_name,
         resource_attributes,
-        scoped.scope.name as scope_name,
+        scoped.scope->>'$.name' as scope_name,
         unnest(scoped.spans) as given
     from scope
 ),
@@ -398,8 +400,11 @@ call as (
 
 export_without_spans as (
     select line
-    from otlp
-    where coalesce(list_sum(json_array_length(record, '$.resourceSpans[*].scopeSpans[*].spans')), 0) = 0
+    from export
+    where
+        not contains(record, '"spanId"')
+        and is_otlp
+        and coalesce(list_sum(json_array_length(record, '$.resourceSpans[*].scopeSpans[*].spans')), 0) = 0
 )
 
 select * from call
