@@ -19,8 +19,10 @@ class KeytallyError(Exception):
 class InterruptedRunError(KeytallyError):
     """A person or a supervisor stopped the command before it was done."""
 
-    def __init__(self) -> None:
-        super().__init__("interrupted; readers see a whole version, and running the command again does what is left")
+    def __init__(
+        self, what: str = "interrupted; readers see a whole version, and running the command again does what is left"
+    ) -> None:
+        super().__init__(what)
 
 
 class HeldBack(KeytallyError):
