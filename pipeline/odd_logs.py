@@ -30,8 +30,8 @@ def odd_logs(entries: Iterable[FileEntry], rejected_limit: Decimal) -> list[OddL
     """What is odd about files that were taken in: one finding for each of them, the gravest.
 
     Records that are unknown to the format; a log of which too many lines do not count, or none counts; a log of which
-    nothing counts although skipped records have tokens; spans that may tell of the same call; agents of whose tokens a
-    part counts nowhere.
+    nothing counts although skipped records have tokens; spans that may tell of the same call; agents whose tokens count
+    nowhere.
 
     Args:
         entries: the files.
