@@ -261,9 +261,10 @@ class FolderStore(Store):
         levels = {**dict.fromkeys(flat, 0), layout.events: 1, layout.daily: 1, layout.rollups: 2}
         for folder, depth in levels.items():
             for path in _folders_in(folder, depth):
+                if os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                    continue
                 # A disk that is mounted read-only is told by the first write, in the system's own words.
-                is_read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-                if not is_read_only and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                if not os.statvfs(path).f_flag & os.ST_RDONLY:
                     raise StoreError(_other_owner(path))
 
     def name_of(self, path: Path) -> str:
